@@ -1,0 +1,18 @@
+//! Coinop, a NIP-90 provider node, as a library: the rooms of the house, each below naming what it does.
+//!
+//! A room imports only rooms below it: `protocol` and `store` are the ground; `repo` and `sandbox`
+//! stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in
+//! `main.rs` only parses arguments and hands over to `cli`.
+
+pub mod agent;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod job;
+pub mod market;
+pub mod node;
+pub mod protocol;
+pub mod relay;
+pub mod repo;
+pub mod sandbox;
+pub mod store;

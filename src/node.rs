@@ -1,0 +1,1 @@
+//! Puts the rooms together into one running node and owns the order of start and drain; decides nothing itself.

@@ -1,0 +1,1 @@
+//! Encoding and reading job results (kind 6xxx), within size limits.

@@ -1,0 +1,162 @@
+//! The judgement over one decoded request: taken, and on which terms, or refused with a typed reason.
+//! Pure: what depends on the node's state (its queue, its past) is judged in `job`.
+
+use std::sync::Arc;
+
+use nostr_sdk::prelude::PublicKey;
+
+use super::job_type::{Limits, Need};
+use super::{Catalog, Code, JobType, Refusal};
+use crate::config::RepoPattern;
+use crate::protocol::{Order, Request};
+use crate::sandbox::Policy;
+
+/// What the operator lets in.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub provider: PublicKey,
+    pub catalog: Catalog,
+    /// Repositories that may be named; empty = all that the URL rules let through.
+    pub allow_repos: Vec<RepoPattern>,
+    /// Customers who may order; empty = everybody not denied.
+    pub allow_customers: Vec<PublicKey>,
+    pub deny_customers: Vec<PublicKey>,
+    /// Oldest request taken, in seconds.
+    pub max_age_s: u64,
+    /// How far a request's clock may be ahead of ours, in seconds.
+    pub max_ahead_s: u64,
+    /// The most that any job may use, whatever its type allows.
+    pub ceiling: Policy,
+}
+
+/// A request that is taken, and on which terms.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    pub job_type: Arc<JobType>,
+    pub order: Order,
+    pub policy: Policy,
+    /// What the job costs at most. 0 as long as the node cannot be paid.
+    pub price_msat: u64,
+}
+
+/// Judges one request at `now_s` (Unix seconds, our clock).
+///
+/// # Errors
+/// The reason why not, the first that applies: whom it is for, when, from whom, what.
+pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, Refusal> {
+    let targeted = request.is_targeted(&rules.provider);
+    if !targeted && !request.providers.is_empty() {
+        return refuse(Code::NotForUs, "the request names other providers");
+    }
+    let Some(job_type) = rules.catalog.for_kind(request.kind) else {
+        return refuse(Code::Unsupported, format!("kind {} is not served here", request.kind));
+    };
+    let order = Order::read(request).map_err(|e| Refusal::new(Code::InvalidInput, e.to_string()));
+    let names_repo = order.as_ref().map_or(true, |o| o.repo.is_some());
+    if is_shared(request.kind) && !targeted && !names_repo {
+        return refuse(Code::Foreign, "others use this kind too, and the request names no repository");
+    }
+    judge_time(rules, request, now_s)?;
+    judge_customer(rules, &request.customer)?;
+    let order = order?;
+    judge_order(rules, job_type, &order)?;
+    let policy = policy(&job_type.manifest.limits, &rules.ceiling, &order)?;
+    Ok(Admission { job_type: Arc::clone(job_type), order, policy, price_msat: 0 })
+}
+
+/// Kinds of the public registry that we serve too: code, image and video work, content discovery.
+fn is_shared(kind: u16) -> bool {
+    matches!(kind, 5000 | 5100 | 5200 | 5300)
+}
+
+fn judge_time(rules: &Rules, request: &Request, now_s: u64) -> Result<(), Refusal> {
+    if request.is_expired(now_s) {
+        return refuse(Code::Expired, "the request's expiration has passed");
+    }
+    if request.created_at.saturating_add(rules.max_age_s) < now_s {
+        return refuse(Code::TooOld, format!("the request is older than {} s", rules.max_age_s));
+    }
+    if request.created_at > now_s.saturating_add(rules.max_ahead_s) {
+        let reason = format!("the request is dated over {} s ahead of our clock", rules.max_ahead_s);
+        return refuse(Code::FromTheFuture, reason);
+    }
+    Ok(())
+}
+
+fn judge_customer(rules: &Rules, customer: &PublicKey) -> Result<(), Refusal> {
+    let listed = rules.allow_customers.is_empty() || rules.allow_customers.contains(customer);
+    if !listed || rules.deny_customers.contains(customer) {
+        return refuse(Code::CustomerRefused, "this node does not work for this customer");
+    }
+    Ok(())
+}
+
+fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), Refusal> {
+    let manifest = &job_type.manifest;
+    if let Some(repo) = &order.repo {
+        if !rules.allow_repos.is_empty() && !rules.allow_repos.iter().any(|p| p.matches(repo)) {
+            return refuse(Code::RepoRefused, format!("{repo} is not among the repositories allowed here"));
+        }
+    } else if manifest.input.repo == Need::Required {
+        return refuse(Code::InvalidInput, "no repository: give an `i` url with marker `repo`");
+    }
+    if manifest.input.task == Need::Required && order.task.is_none() {
+        return refuse(Code::InvalidInput, "no task: give an `i` text");
+    }
+    if manifest.script.commands.is_empty() && order.commands.is_empty() {
+        let reason = "no commands: give params cmd_0, cmd_1, … (an agent that needs none is not there yet)";
+        return refuse(Code::InvalidInput, reason);
+    }
+    if order.network {
+        return refuse(Code::Unsupported, "jobs have no network here");
+    }
+    Ok(())
+}
+
+/// What the order asks for, else the type's default; more than the type's or the node's maximum is refused.
+fn policy(limits: &Limits, ceiling: &Policy, order: &Order) -> Result<Policy, Refusal> {
+    const MIB: u64 = 1024 * 1024;
+    let defaults = limits.policy();
+    let ms = order.time_secs.map(|s| s.saturating_mul(1000));
+    let memory = order.memory_mb.map(|m| m.saturating_mul(MIB));
+    let disk = order.disk_mb.map(|m| m.saturating_mul(MIB));
+    let cpu = order.cpu_milli.map(u64::from);
+    let cpu_most = u64::from(limits.max_cpu_milli.min(ceiling.cpu_milli));
+    let cpu_milli = grant("cpu_milli", cpu, defaults.cpu_milli.into(), cpu_most)?;
+    Ok(Policy {
+        wall_ms: grant("wall_ms", ms, defaults.wall_ms, limits.max_wall_ms.min(ceiling.wall_ms))?,
+        memory_bytes: grant(
+            "memory_bytes",
+            memory,
+            defaults.memory_bytes,
+            limits.max_memory_bytes.min(ceiling.memory_bytes),
+        )?,
+        disk_bytes: grant(
+            "disk_bytes",
+            disk,
+            defaults.disk_bytes,
+            limits.max_disk_bytes.min(ceiling.disk_bytes),
+        )?,
+        cpu_milli: u32::try_from(cpu_milli).unwrap_or(defaults.cpu_milli),
+        pids: defaults.pids.min(ceiling.pids),
+        inodes: defaults.inodes.min(ceiling.inodes),
+        open_files: defaults.open_files.min(ceiling.open_files),
+        output_bytes: defaults.output_bytes.min(ceiling.output_bytes),
+        network: defaults.network,
+    })
+}
+
+fn grant(clause: &str, asked: Option<u64>, default: u64, most: u64) -> Result<u64, Refusal> {
+    match asked {
+        Some(0) => refuse(Code::InvalidInput, format!("{clause}: 0 is not a limit one can work under")),
+        Some(asked) if asked > most => {
+            refuse(Code::ResourceLimit, format!("{clause}: {asked} asked for, at most {most} given here"))
+        }
+        Some(asked) => Ok(asked),
+        None => Ok(default.min(most)),
+    }
+}
+
+fn refuse<T>(code: Code, reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(code, reason))
+}

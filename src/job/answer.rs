@@ -6,11 +6,8 @@ use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 use super::content::Content;
 use super::{Failure, Rooms};
 use crate::market::Code;
-use crate::protocol::{Feedback, Proof, Request, Status, feedback, result};
+use crate::protocol::{self, Feedback, Proof, Request, Status, feedback, result};
 use crate::store::record::{Record, Summary, Verdict};
-
-/// Most relays that one answer is offered to.
-const RELAYS_CAP: usize = 12;
 
 /// The `processing` feedback, owed.
 pub fn processing(rooms: &Rooms, request: &Request, relay: &str, extra: &str) -> Result<Record, Failure> {
@@ -81,7 +78,7 @@ pub fn done(
         rooms.options.max_event_bytes,
     )
     .map_err(|e| match e {
-        result::Error::TooLarge { .. } => Failure::new(Code::ResultTooLarge, e.to_string()),
+        protocol::Error::TooLarge { .. } => Failure::new(Code::ResultTooLarge, e.to_string()),
         e => internal(e),
     })?;
     let event = sign(rooms, unsigned)?;
@@ -105,20 +102,20 @@ fn queued(rooms: &Rooms, request: &Request, relay: &str, event: &Event) -> Recor
         event: event.id.to_hex(),
         job: Some(request.id.to_hex()),
         json: event.as_json(),
-        relays: relays(&request.relays, relay, &rooms.options.relays),
+        relays: relays(&request.relays, rooms.options.max_answer_relays, relay, &rooms.options.relays),
         give_up_ms: rooms.now_ms().saturating_add(rooms.options.outbox_give_up_ms),
     }
 }
 
-/// Where R12 says: the relay that the request came from, the request's `relays`, and ours. Whether an
-/// address may be dialled is judged by `relay`, after resolving it.
-fn relays(asked: &[String], from: &str, own: &[String]) -> Vec<String> {
+/// Where R12 says: the relay that the request came from, ours, and at most `cap` of those that the request
+/// asks for. Whether an address may be dialled is judged by `relay`, after resolving it.
+fn relays(asked: &[String], cap: usize, from: &str, own: &[String]) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let from = (!from.is_empty()).then(|| from.to_string());
-    for relay in from.iter().chain(own).chain(asked) {
+    for relay in from.iter().chain(own).chain(asked.iter().take(cap)) {
         let relay = relay.trim_end_matches('/').to_string();
         let plain = relay.starts_with("ws://") || relay.starts_with("wss://");
-        if plain && !all.contains(&relay) && all.len() < RELAYS_CAP {
+        if plain && !all.contains(&relay) {
             all.push(relay);
         }
     }
@@ -166,13 +163,13 @@ mod tests {
     #[test]
     fn an_answer_goes_to_the_relay_of_the_request_ours_and_the_ones_asked_for_once_each() {
         let asked = ["wss://a/".into(), "http://no".into(), "wss://own".into()];
-        let all = relays(&asked, "wss://from/", &["wss://own".into()]);
+        let all = relays(&asked, 8, "wss://from/", &["wss://own".into()]);
         assert_eq!(all, ["wss://from", "wss://own", "wss://a"]);
     }
 
     #[test]
     fn a_request_cannot_make_us_dial_more_than_the_cap() {
         let asked: Vec<String> = (0..100).map(|i| format!("wss://r{i}")).collect();
-        assert_eq!(relays(&asked, "wss://from", &[]).len(), RELAYS_CAP);
+        assert_eq!(relays(&asked, 8, "wss://from", &[]).len(), 9);
     }
 }

@@ -12,7 +12,8 @@ use super::queue::Queue;
 use super::runner::{self, Stop, Ticket};
 use super::{Failure, Rooms, answer};
 use crate::market::{Admission, Code, judge};
-use crate::protocol::request::{self, Cancel, Request};
+use crate::protocol::cancel::Cancel;
+use crate::protocol::request::{self, Request};
 use crate::store;
 use crate::store::record::Record;
 

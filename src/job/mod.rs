@@ -60,6 +60,8 @@ pub struct Options {
     pub max_artifact_bytes: u64,
     /// How long an answer is offered to relays, milliseconds.
     pub outbox_give_up_ms: u64,
+    /// Relays of the customer's choosing that one answer is offered to.
+    pub max_answer_relays: usize,
     /// Our own relays: every answer goes there, too.
     pub relays: Vec<String>,
     /// Signed refusals a minute, all strangers together.

@@ -11,12 +11,7 @@ use crate::store::record::{Record, Summary, Verdict};
 
 /// The `processing` feedback, owed.
 pub fn processing(rooms: &Rooms, request: &Request, relay: &str, extra: &str) -> Result<Record, Failure> {
-    let feedback = Feedback {
-        status: Status::Processing,
-        extra: Some(extra.to_string()),
-        amount: None,
-        content: String::new(),
-    };
+    let feedback = Feedback::new(Status::Processing, extra);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
     Ok(queued(rooms, request, relay, &event))
 }
@@ -36,6 +31,28 @@ pub fn refusal(
         answered: true,
     };
     Ok(vec![refused, queued(rooms, request, relay, &event)])
+}
+
+/// The signed refusal of a request that asks for us and cannot be read, owed.
+pub fn unreadable(rooms: &Rooms, event: &Event, relay: &str, refusal: &Failure) -> Result<Vec<Record>, Failure> {
+    let (code, now_s) = (refusal.code, rooms.now_ms() / 1000);
+    let unsigned =
+        feedback::refusal(event, code, &refusal.reason, &rooms.keys, hint(relay), now_s).map_err(internal)?;
+    let answer = sign(rooms, unsigned)?;
+    let refused = Record::Refused {
+        request: event.id.to_hex(),
+        customer: event.pubkey.to_hex(),
+        code: code.to_string(),
+        answered: true,
+    };
+    let queued = Record::Queued {
+        event: answer.id.to_hex(),
+        job: Some(event.id.to_hex()),
+        json: answer.as_json(),
+        relays: relays(&[], 0, relay, &rooms.options.relays),
+        give_up_ms: rooms.now_ms().saturating_add(rooms.options.outbox_give_up_ms),
+    };
+    Ok(vec![refused, queued])
 }
 
 /// The terminal `error` feedback of an accepted job, in one batch with its end.
@@ -123,13 +140,8 @@ fn relays(asked: &[String], cap: usize, from: &str, own: &[String]) -> Vec<Strin
 }
 
 fn sign_error(rooms: &Rooms, request: &Request, relay: &str, failure: &Failure) -> Result<Event, Failure> {
-    let feedback = Feedback {
-        status: Status::Error,
-        extra: Some(super::content::cut(failure.to_string().as_bytes(), 900)),
-        amount: None,
-        content: String::new(),
-    };
-    sign_feedback(rooms, request, relay, &feedback)
+    let reason = super::content::cut(failure.reason.as_bytes(), 900);
+    sign_feedback(rooms, request, relay, &Feedback::error(failure.code, &reason))
 }
 
 fn sign_feedback(

@@ -327,24 +327,38 @@ impl Dispatcher {
         self.open.insert(job, Open { customer, phase: Phase::Waiting(ticket) });
     }
 
+    /// A request that is ours by its `p` tag but cannot be read is answered by its event alone.
     fn undecodable(&mut self, offer: Offer, error: &request::Error) {
-        // Without a decoded request there is nobody to answer in its own scheme; `scan` shows the reason.
-        tracing::debug!(id = %offer.event.id, %error, "request not readable");
-        (offer.done)();
+        let refusal = Failure::new(error.code(), error.to_string());
+        let targeted = request::asks_for(&offer.event, &self.rooms.keys.public_key());
+        let (event, relay) = (offer.event.clone(), offer.relay.clone());
+        self.refused(targeted, &refusal, offer, |rooms| answer::unreadable(rooms, &event, &relay, &refusal));
     }
 
     fn refuse(&mut self, request: &Request, refusal: &Failure, offer: Offer) {
-        tracing::info!(id = %request.id, code = %refusal.code, reason = %refusal.reason, "request refused");
-        let concerns_us = request.is_targeted(&self.rooms.keys.public_key());
-        let now_ms = self.rooms.now_ms();
-        let may_speak = concerns_us && self.refusals.take(now_ms, self.rooms.options.refusals_per_minute);
-        if !may_speak {
-            return (offer.done)(); // silence is not recorded: a stranger must not grow our log for nothing
+        let targeted = request.is_targeted(&self.rooms.keys.public_key());
+        let relay = offer.relay.clone();
+        self.refused(targeted, refusal, offer, |rooms| answer::refusal(rooms, request, &relay, refusal));
+    }
+
+    /// One signed refusal at most, to those who asked for us by name, and not too many a minute (R9). The
+    /// rest is silence, which is not recorded: a stranger must not grow our log for nothing.
+    fn refused(
+        &mut self,
+        targeted: bool,
+        refusal: &Failure,
+        offer: Offer,
+        answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
+    ) {
+        let id = offer.event.id;
+        tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
+        if !targeted || !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
+            return (offer.done)();
         }
-        let records = match answer::refusal(&self.rooms, request, &offer.relay, refusal) {
+        let records = match answer(&self.rooms) {
             Ok(records) => records,
             Err(error) => {
-                tracing::error!(id = %request.id, %error, "the refusal could not be signed");
+                tracing::error!(%id, %error, "the refusal could not be signed");
                 return (offer.done)();
             }
         };
@@ -355,7 +369,7 @@ impl Dispatcher {
                     wake();
                     (offer.done)();
                 }
-                Err(error) => tracing::error!(%error, "a refusal was not recorded"),
+                Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
             }
         });
     }

@@ -12,7 +12,7 @@ use super::{Failure, Rooms, answer, repo_failure};
 use crate::agent::{self, Task, Work};
 use crate::market::job_type::Output;
 use crate::market::{Admission, Code};
-use crate::protocol::{Proof, Request, proof};
+use crate::protocol::{self, Proof, Request, proof};
 use crate::repo::{Base, Pin};
 use crate::sandbox::{self, Limit, Sandbox, Spec, Tree, Usage};
 use crate::store::record::{Record, Summary};
@@ -265,7 +265,7 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
 async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<(), store::Error> {
     let identity = rooms.backend.identity();
     let policy = serde_json::to_value(&ticket.admission.policy).unwrap_or_default();
-    let output_sha256 = proof::sha256_hex(finished.content.text.as_bytes());
+    let output_sha256 = protocol::sha256_hex(finished.content.text.as_bytes());
     let proof = Proof {
         commit: finished.commit,
         backend: identity.backend,

@@ -160,3 +160,130 @@ fn grant(clause: &str, asked: Option<u64>, default: u64, most: u64) -> Result<u6
 fn refuse<T>(code: Code, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(code, reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::draft::Draft;
+    use crate::sandbox::Network;
+    use nostr_sdk::prelude::Keys;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn rules(provider: &Keys) -> Rules {
+        Rules {
+            provider: provider.public_key(),
+            catalog: Catalog::built_in().unwrap(),
+            allow_repos: Vec::new(),
+            allow_customers: Vec::new(),
+            deny_customers: Vec::new(),
+            max_age_s: 3600,
+            max_ahead_s: 300,
+            ceiling: Policy {
+                wall_ms: 600_000,
+                memory_bytes: 1 << 31,
+                pids: 100,
+                cpu_milli: 2000,
+                disk_bytes: 1 << 31,
+                inodes: 1000,
+                open_files: 100,
+                output_bytes: 1000,
+                network: Network::None,
+            },
+        }
+    }
+
+    fn draft(kind: u16) -> Draft {
+        Draft {
+            kind,
+            repo: Some("https://git.example/acme/tool".into()),
+            commands: vec!["true".into()],
+            ..Draft::default()
+        }
+    }
+
+    fn judged_at(
+        draft: &Draft,
+        now_s: u64,
+        change: impl FnOnce(&mut Rules, &Keys),
+    ) -> Result<Admission, Refusal> {
+        let (provider, customer) = (Keys::generate(), Keys::generate());
+        let event = draft.unsigned(&customer, NOW).unwrap().sign_with_keys(&customer).unwrap();
+        let request = Request::decode(&event, &provider).unwrap();
+        let mut rules = rules(&provider);
+        change(&mut rules, &customer);
+        judge(&rules, &request, now_s)
+    }
+
+    fn judged(draft: &Draft) -> Result<Admission, Refusal> {
+        judged_at(draft, NOW, |_, _| {})
+    }
+
+    #[track_caller]
+    fn refused(judged: Result<Admission, Refusal>, code: Code) {
+        assert_eq!(judged.expect_err("must be refused").code, code);
+    }
+
+    #[test]
+    fn a_plain_order_is_taken_on_the_types_terms_under_the_nodes_ceiling() {
+        let admission = judged(&draft(5930)).unwrap();
+        assert_eq!(admission.job_type.manifest.name, "generic");
+        assert_eq!((admission.policy.wall_ms, admission.policy.pids), (300_000, 100));
+        assert_eq!(admission.policy.output_bytes, 1000);
+    }
+
+    #[test]
+    fn asking_for_more_than_is_given_is_refused_and_not_cut() {
+        refused(judged(&Draft { time_secs: Some(601), ..draft(5000) }), Code::ResourceLimit);
+        refused(judged(&Draft { memory_mb: Some(u64::MAX), ..draft(5000) }), Code::ResourceLimit);
+        refused(judged(&Draft { time_secs: Some(0), ..draft(5000) }), Code::InvalidInput);
+        assert_eq!(judged(&Draft { time_secs: Some(10), ..draft(5000) }).unwrap().policy.wall_ms, 10_000);
+    }
+
+    #[test]
+    fn requests_of_others_on_shared_kinds_are_foreign() {
+        let image = Draft { task: Some("a cat".into()), ..Draft { kind: 5100, ..Draft::default() } };
+        refused(judged(&image), Code::Foreign);
+        refused(judged(&Draft { kind: 5932, ..image }), Code::InvalidInput);
+    }
+
+    #[test]
+    fn time_is_judged_on_our_clock() {
+        refused(judged_at(&draft(5000), NOW + 3601, |_, _| {}), Code::TooOld);
+        refused(judged_at(&draft(5000), NOW - 301, |_, _| {}), Code::FromTheFuture);
+        let short = Draft { expiration: Some(NOW + 5), ..draft(5000) };
+        assert!(judged(&short).is_ok());
+        refused(judged_at(&short, NOW + 6, |_, _| {}), Code::Expired);
+    }
+
+    #[test]
+    fn customers_and_repositories_are_held_against_the_operators_lists() {
+        refused(
+            judged_at(&draft(5000), NOW, |r, c| r.deny_customers.push(c.public_key())),
+            Code::CustomerRefused,
+        );
+        let other = Keys::generate().public_key();
+        refused(judged_at(&draft(5000), NOW, |r, _| r.allow_customers.push(other)), Code::CustomerRefused);
+        let only = |pattern: &str| {
+            let pattern = RepoPattern::parse(pattern).unwrap();
+            judged_at(&draft(5000), NOW, |r, _| r.allow_repos.push(pattern))
+        };
+        assert!(only("git.example/acme/*").is_ok());
+        refused(only("git.example/other/*"), Code::RepoRefused);
+    }
+
+    #[test]
+    fn what_is_missing_or_not_served_is_said() {
+        refused(judged(&Draft { commands: Vec::new(), ..draft(5000) }), Code::InvalidInput);
+        refused(judged(&Draft { repo: None, ..draft(5932) }), Code::InvalidInput);
+        refused(judged(&draft(5050)), Code::Unsupported);
+        let network = Draft { params: vec![("allow_network".into(), "true".into())], ..draft(5930) };
+        refused(judged(&network), Code::Unsupported);
+    }
+
+    #[test]
+    fn a_request_to_another_provider_is_left_alone() {
+        let other = Keys::generate().public_key();
+        refused(judged(&Draft { provider: Some(other), ..draft(5000) }), Code::NotForUs);
+    }
+}

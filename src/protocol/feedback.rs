@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use nostr_sdk::prelude::{Event, EventId, Keys, PublicKey, UnsignedEvent};
 
+use super::Code;
 use super::tags::{self, Row, row};
 use super::{Error, FEEDBACK_KIND, Request, Scheme, encryption};
 
@@ -53,77 +54,6 @@ impl FromStr for Status {
             "partial" => Ok(Self::Partial),
             _ => Err(Error::UnknownStatus(super::clip(text.trim(), 64).to_owned())),
         }
-    }
-}
-
-/// Why a job has no result, as a customer's program reads it. The table stands in `docs/protocol.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
-    InvalidInput,
-    RepoUnreachable,
-    RepoRefused,
-    RefNotFound,
-    Timeout,
-    ResourceLimit,
-    Unsupported,
-    RateLimited,
-    OverBid,
-    Expired,
-    Internal,
-    Cancelled,
-    ResultTooLarge,
-    Undecryptable,
-    Interrupted,
-}
-
-impl Code {
-    pub const ALL: [Self; 15] = [
-        Self::InvalidInput,
-        Self::RepoUnreachable,
-        Self::RepoRefused,
-        Self::RefNotFound,
-        Self::Timeout,
-        Self::ResourceLimit,
-        Self::Unsupported,
-        Self::RateLimited,
-        Self::OverBid,
-        Self::Expired,
-        Self::Internal,
-        Self::Cancelled,
-        Self::ResultTooLarge,
-        Self::Undecryptable,
-        Self::Interrupted,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidInput => "invalid_input",
-            Self::RepoUnreachable => "repo_unreachable",
-            Self::RepoRefused => "repo_refused",
-            Self::RefNotFound => "ref_not_found",
-            Self::Timeout => "timeout",
-            Self::ResourceLimit => "resource_limit",
-            Self::Unsupported => "unsupported",
-            Self::RateLimited => "rate_limited",
-            Self::OverBid => "over_bid",
-            Self::Expired => "expired",
-            Self::Internal => "internal",
-            Self::Cancelled => "cancelled",
-            Self::ResultTooLarge => "result_too_large",
-            Self::Undecryptable => "undecryptable",
-            Self::Interrupted => "interrupted",
-        }
-    }
-
-    /// The code of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|code| code.as_str() == name)
-    }
-}
-
-impl std::fmt::Display for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

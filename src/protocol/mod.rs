@@ -6,6 +6,7 @@
 
 pub mod announcement;
 pub mod cancel;
+pub mod code;
 pub mod draft;
 pub mod encryption;
 pub mod feedback;
@@ -16,7 +17,8 @@ pub mod result;
 mod tags;
 
 pub use encryption::Scheme;
-pub use feedback::{Code, Feedback, Status};
+pub use code::Code;
+pub use feedback::{Feedback, Status};
 pub use order::Order;
 pub use proof::Proof;
 pub use request::Request;

@@ -6,7 +6,7 @@
 
 use nostr_sdk::prelude::{Event, EventId, Keys, PublicKey};
 
-use super::feedback::Code;
+use super::code::Code;
 use super::tags::{self, Row};
 use super::{Scheme, encryption};
 
@@ -94,7 +94,8 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Undecryptable { .. } => Code::Undecryptable,
-            Self::NotARequest { .. } | Self::NotForUs => Code::Unsupported,
+            Self::NotARequest { .. } => Code::Unsupported,
+            Self::NotForUs => Code::NotForUs,
             Self::TooLarge { .. } | Self::Malformed { .. } => Code::InvalidInput,
         }
     }

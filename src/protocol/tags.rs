@@ -52,16 +52,21 @@ pub(super) fn public_key(text: &str) -> Option<PublicKey> {
     }
 }
 
-/// A whole, non-negative amount in decimal digits: `5000`, `100_000`, `5000.0`. Larger than all bitcoin
-/// is clamped; anything else is unreadable, and the caller says so: we are strict about money.
+/// A whole amount of money, clamped to all bitcoin there can be. Anything that [`whole`] does not take is
+/// unreadable, and the caller says so: we are strict about money.
 pub(super) fn msat(text: &str) -> Option<u64> {
+    whole(text).map(|n| n.min(MAX_MSAT))
+}
+
+/// A whole, non-negative number as people and programs write it: `5000`, `100_000`, `+5`, `5000.0`.
+pub(super) fn whole(text: &str) -> Option<u64> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     if fraction.is_empty() || !fraction.bytes().all(|b| b == b'0') {
         return None;
     }
-    digits(whole).map(|n| n.min(MAX_MSAT))
+    digits(whole)
 }
 
 /// Decimal digits, underscores between them allowed; saturates at `u64::MAX`.

@@ -2,14 +2,13 @@
 //! jobs their turn; it never waits for the disk, a repository or a sandbox (R15). Workers do, and report back.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nostr_sdk::prelude::{Event, JsonUtil};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::queue::Queue;
-use super::runner::{self, Stop, Ticket};
+use super::runner::{self, End, Stop, Ticket};
 use super::{Failure, Rooms, answer};
 use crate::market::{Admission, Code, judge};
 use crate::protocol::cancel::Cancel;
@@ -43,10 +42,19 @@ pub struct Status {
     pub open: Vec<String>,
 }
 
+/// What changes as jobs come and go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Ids of all open jobs, so that their cancellation can be watched for.
+    pub open: Vec<String>,
+    /// Jobs that have got their terminal answer since the start.
+    pub answered: u64,
+}
+
 enum Message {
     Offer(Offer),
     Recorded { job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send> },
-    Ended { job: String, result: Result<(), store::Error> },
+    Ended { job: String, result: Result<End, store::Error> },
     Cancel { job: String, reply: oneshot::Sender<Result<(), Failure>> },
     Drain,
     Stop,
@@ -57,7 +65,7 @@ enum Message {
 #[derive(Clone)]
 pub struct Engine {
     inbox: mpsc::Sender<Message>,
-    open: watch::Receiver<Vec<String>>,
+    progress: watch::Receiver<Progress>,
 }
 
 impl Engine {
@@ -67,7 +75,7 @@ impl Engine {
     /// The store's, when the open jobs cannot be read.
     pub async fn start(rooms: Rooms) -> Result<Engine, store::Error> {
         let (inbox, messages) = mpsc::channel(INBOX);
-        let (open_ids, open) = watch::channel(Vec::new());
+        let (tell, progress) = watch::channel(Progress::default());
         let mut dispatcher = Dispatcher {
             rooms,
             inbox: inbox.clone(),
@@ -77,11 +85,12 @@ impl Engine {
             draining: false,
             stopped: None,
             refusals: Bucket::default(),
-            open_ids,
+            answered: 0,
+            tell,
         };
         dispatcher.recover().await?;
         tokio::spawn(dispatcher.run(messages));
-        Ok(Engine { inbox, open })
+        Ok(Engine { inbox, progress })
     }
 
     /// Hands over a verified event. Waits only while the dispatcher's inbox is full.
@@ -111,9 +120,8 @@ impl Engine {
         answer.await.unwrap_or_default()
     }
 
-    /// The ids of open jobs as they change, so that their cancellation can be watched for.
-    pub fn open(&self) -> watch::Receiver<Vec<String>> {
-        self.open.clone()
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
     }
 
     /// Takes no more jobs, lets the running ones finish until `within` has passed, then stops them; those
@@ -162,7 +170,8 @@ struct Dispatcher {
     draining: bool,
     stopped: Option<String>,
     refusals: Bucket,
-    open_ids: watch::Sender<Vec<String>>,
+    answered: u64,
+    tell: watch::Sender<Progress>,
 }
 
 impl Dispatcher {
@@ -295,11 +304,10 @@ impl Dispatcher {
         let ticket = Ticket { request, admission, relay: offer.relay, attempts: 0, deadline_ms };
         let phase = Phase::Recording(Box::new(ticket), None);
         self.open.insert(job.clone(), Open { customer, phase });
-        self.publish_open();
-        let (store, inbox) = (self.rooms.store.clone(), self.inbox.clone());
-        let wake = Arc::clone(&self.rooms.wake_outbox);
+        self.tell_progress();
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            let result = store.append(records).await.map(|_| wake());
+            let result = rooms.record(records).await;
             report(&inbox, Message::Recorded { job, result, done: offer.done }).await;
         });
     }
@@ -307,7 +315,7 @@ impl Dispatcher {
     fn recorded(&mut self, job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send>) {
         if let Err(error) = result {
             self.open.remove(&job);
-            self.publish_open();
+            self.tell_progress();
             return self.fail(error);
         }
         done();
@@ -362,13 +370,10 @@ impl Dispatcher {
                 return (offer.done)();
             }
         };
-        let (store, wake) = (self.rooms.store.clone(), Arc::clone(&self.rooms.wake_outbox));
+        let rooms = self.rooms.clone();
         tokio::spawn(async move {
-            match store.append(records).await {
-                Ok(_) => {
-                    wake();
-                    (offer.done)();
-                }
+            match rooms.record(records).await {
+                Ok(()) => (offer.done)(),
                 Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
             }
         });
@@ -394,10 +399,10 @@ impl Dispatcher {
         if records.is_empty() {
             return (offer.done)();
         }
-        let store = self.rooms.store.clone();
+        let rooms = self.rooms.clone();
         tokio::spawn(async move {
-            match store.append(records).await {
-                Ok(_) => (offer.done)(),
+            match rooms.record(records).await {
+                Ok(()) => (offer.done)(),
                 Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
             }
         });
@@ -456,7 +461,7 @@ impl Dispatcher {
         self.spawn(job, async move { runner::fail(&rooms, &ticket, &failure).await });
     }
 
-    fn spawn(&mut self, job: String, work: impl Future<Output = Result<(), store::Error>> + Send + 'static) {
+    fn spawn(&mut self, job: String, work: impl Future<Output = Result<End, store::Error>> + Send + 'static) {
         self.running += 1;
         let inbox = self.inbox.clone();
         tokio::spawn(async move {
@@ -464,8 +469,8 @@ impl Dispatcher {
             let result = match tokio::spawn(work).await {
                 Ok(result) => result,
                 Err(error) => {
-                    tracing::error!(%job, %error, "the job's task broke off; it is taken up at the next start");
-                    Ok(())
+                    tracing::error!(%job, %error, "the job's task broke off");
+                    Ok(End::LeftOpen)
                 }
             };
             report(&inbox, Message::Ended { job, result }).await;
@@ -489,12 +494,14 @@ impl Dispatcher {
         }
     }
 
-    fn close(&mut self, job: &str, result: Result<(), store::Error>) {
+    fn close(&mut self, job: &str, result: Result<End, store::Error>) {
         self.open.remove(job);
-        self.publish_open();
-        if let Err(error) = result {
-            self.fail(error);
+        match result {
+            Ok(End::Answered) => self.answered += 1,
+            Ok(End::LeftOpen) => tracing::info!(%job, "the job stays open"),
+            Err(error) => self.fail(error),
         }
+        self.tell_progress();
     }
 
     /// The store failed: nothing more is promised from here on, and what was promised stays on disk.
@@ -503,8 +510,9 @@ impl Dispatcher {
         self.stopped.get_or_insert_with(|| error.to_string());
     }
 
-    fn publish_open(&self) {
-        self.open_ids.send_replace(self.open.keys().cloned().collect());
+    fn tell_progress(&self) {
+        let open = self.open.keys().cloned().collect();
+        self.tell.send_replace(Progress { open, answered: self.answered });
     }
 
     // === recovery
@@ -542,13 +550,13 @@ impl Dispatcher {
                     let records =
                         answer::failed(&self.rooms, &request, &row.relay, &refusal, Default::default());
                     match records {
-                        Ok(records) => drop(self.rooms.store.append(records).await?),
+                        Ok(records) => self.rooms.record(records).await?,
                         Err(error) => tracing::error!(%job, %error, "the error could not be signed"),
                     }
                 }
             }
         }
-        self.publish_open();
+        self.tell_progress();
         Ok(())
     }
 }

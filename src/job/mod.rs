@@ -14,9 +14,10 @@ use nostr_sdk::prelude::Keys;
 use crate::market::{self, Rules};
 use crate::repo::Repos;
 use crate::sandbox::Backend;
-use crate::store::Store;
+use crate::store::record::Record;
+use crate::store::{self, Outgoing, Store};
 
-pub use engine::{Engine, Offer, Status};
+pub use engine::{Engine, Offer, Progress, Status};
 
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
 pub type Failure = market::Refusal;
@@ -30,8 +31,8 @@ pub struct Rooms {
     pub keys: Keys,
     pub rules: Arc<Rules>,
     pub options: Arc<Options>,
-    /// Tells the outbox that something new is owed.
-    pub wake_outbox: Arc<dyn Fn() + Send + Sync>,
+    /// Tells the outbox what is owed, once that is durable.
+    pub owe: Arc<dyn Fn(Outgoing) + Send + Sync>,
     /// Unix milliseconds; a value so that tests can hold it still.
     pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -58,6 +59,8 @@ pub struct Options {
     pub max_event_bytes: usize,
     /// Largest artifact kept, bytes.
     pub max_artifact_bytes: u64,
+    /// Largest change that a patch is made of, bytes of all files together.
+    pub max_changes_bytes: u64,
     /// How long an answer is offered to relays, milliseconds.
     pub outbox_give_up_ms: u64,
     /// Relays of the customer's choosing that one answer is offered to.
@@ -72,6 +75,27 @@ impl Rooms {
     pub(crate) fn now_ms(&self) -> u64 {
         (self.clock)()
     }
+
+    /// Makes a batch durable, then lets the outbox have what it owes.
+    pub(crate) async fn record(&self, batch: Vec<Record>) -> Result<(), store::Error> {
+        let owed: Vec<Outgoing> = batch.iter().filter_map(owed).collect();
+        self.store.append(batch).await?;
+        for outgoing in owed {
+            (self.owe)(outgoing);
+        }
+        Ok(())
+    }
+}
+
+fn owed(record: &Record) -> Option<Outgoing> {
+    let Record::Queued { event, job, json, relays, give_up_ms } = record else { return None };
+    Some(Outgoing {
+        event: event.clone(),
+        job: job.clone(),
+        json: json.clone(),
+        relays_left: relays.clone(),
+        give_up_ms: *give_up_ms,
+    })
 }
 
 /// Code and sentence for what `repo` says.

@@ -41,6 +41,15 @@ pub enum Stop {
     Drain,
 }
 
+/// How a run left its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its terminal answer is durable.
+    Answered,
+    /// It is taken up at the next start.
+    LeftOpen,
+}
+
 /// Receives the order to stop; `None` until then.
 pub type Stopped = watch::Receiver<Option<Stop>>;
 
@@ -52,17 +61,17 @@ struct Finished {
     log: Vec<u8>,
 }
 
-/// Runs the job to its terminal answer, which is durable when this returns `Ok`.
+/// Runs the job to its terminal answer, which is durable when this returns `Answered`.
 ///
 /// # Errors
 /// Only the store's: the job stays open and the node must not go on.
-pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result<(), store::Error> {
+pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result<End, store::Error> {
     let left = ticket.deadline_ms.saturating_sub(rooms.now_ms());
     let work = timeout(Duration::from_millis(left), attempts(rooms, ticket));
     let end = tokio::select! {
         biased;
         stop = wait_for_stop(&mut stopped) => match stop {
-            Stop::Drain => return Ok(()),
+            Stop::Drain => return Ok(End::LeftOpen),
             Stop::Customer => Err(Trouble::Job(Failure::new(Code::Cancelled, "the customer cancelled"))),
             Stop::Owner => Err(Trouble::Job(Failure::new(Code::Cancelled, "the node's owner cancelled"))),
         },
@@ -78,17 +87,19 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
 }
 
 /// Ends an accepted job without running it (further).
-pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<(), store::Error> {
+pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
     tracing::info!(job = %ticket.request.id, code = %failure.code, reason = %failure.reason, "job failed");
     match answer::failed(rooms, &ticket.request, &ticket.relay, failure, Summary::default()) {
         Ok(records) => {
-            rooms.store.append(records).await?;
-            (rooms.wake_outbox)();
+            rooms.record(records).await?;
+            Ok(End::Answered)
         }
         // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
-        Err(error) => tracing::error!(job = %ticket.request.id, %error, "the error could not be signed"),
+        Err(error) => {
+            tracing::error!(job = %ticket.request.id, %error, "the error could not be signed");
+            Ok(End::LeftOpen)
+        }
     }
-    Ok(())
 }
 
 async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
@@ -137,7 +148,7 @@ async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
             commit: pinned.as_ref().map(|(pin, _)| pin.commit.clone()),
             backend: rooms.backend.identity().backend,
         };
-        rooms.store.append(vec![started]).await?;
+        rooms.record(vec![started]).await?;
         match once(rooms, ticket, attempt, pinned.as_ref()).await {
             Err(Again(error)) if attempt < rooms.options.max_attempts => {
                 tracing::warn!(job = %ticket.request.id, attempt, %error, "the sandbox failed; trying again");
@@ -235,7 +246,7 @@ async fn take(
     }
     let patch = match pin {
         Some(pin) if ticket.admission.job_type.manifest.output == Output::Patch => {
-            let cap = rooms.options.max_artifact_bytes;
+            let cap = rooms.options.max_changes_bytes;
             let changes = sandbox.changes(cap).await.map_err(|e| sandbox_failure(&e))?;
             Some(rooms.repos.patch(pin, changes).await.map_err(|e| repo_failure(&e))?)
         }
@@ -262,7 +273,7 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
     }
 }
 
-async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<(), store::Error> {
+async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
     let identity = rooms.backend.identity();
     let policy = serde_json::to_value(&ticket.admission.policy).unwrap_or_default();
     let output_sha256 = protocol::sha256_hex(finished.content.text.as_bytes());
@@ -287,10 +298,9 @@ async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<(
     };
     match answer::done(rooms, &ticket.request, &ticket.relay, &finished.content, &proof, summary) {
         Ok(records) => {
-            rooms.store.append(records).await?;
-            (rooms.wake_outbox)();
+            rooms.record(records).await?;
             tracing::info!(job = %ticket.request.id, wall_ms = finished.usage.wall_ms, "job done");
-            Ok(())
+            Ok(End::Answered)
         }
         Err(failure) => fail(rooms, ticket, &failure).await,
     }

@@ -85,7 +85,8 @@ pub enum Error {
     /// `cap` counts bytes or items, as `what` says.
     #[error("the request has more than {cap} {what}")]
     TooLarge { what: &'static str, cap: usize },
-    #[error("the request's {what} cannot be read: {value:?}")]
+    /// The text leaves `value` out: it may be told in plain about a request that was encrypted.
+    #[error("the request's {what} cannot be read")]
     Malformed { what: &'static str, value: String },
 }
 

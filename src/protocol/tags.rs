@@ -125,3 +125,36 @@ pub(super) fn signed_len(event: &UnsignedEvent) -> usize {
     // Serialising strings and numbers cannot fail; if it ever did, the event must not pass as small.
     serde_json::to_string(&bare).map_or(usize::MAX, |json| json.len() + ID_AND_SIG)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_as_people_write_them_and_money_in_doubt_is_not() {
+        for (text, read) in [("5000", 5000), ("100_000", 100_000), (" +5 ", 5), ("5000.0", 5000), ("0", 0)] {
+            assert_eq!(msat(text), Some(read), "{text:?}");
+        }
+        for text in ["", "_", "-1", "1,000", "5.5", "5.", "1e3", "0x10", "five", "٥", "5 sats"] {
+            assert_eq!(msat(text), None, "{text:?}");
+        }
+        assert_eq!(msat("99999999999999999999999999"), Some(MAX_MSAT));
+        assert_eq!(digits("99999999999999999999999999"), Some(u64::MAX));
+    }
+
+    #[test]
+    fn text_is_clipped_between_characters() {
+        assert_eq!(super::super::clip("aß🦀", 2), "a");
+        assert_eq!(super::super::clip("aß🦀", 3), "aß");
+        assert_eq!(super::super::clip("aß🦀", 99), "aß🦀");
+    }
+
+    #[test]
+    fn misspelt_names_are_mended() {
+        let name_of = |text: &str| name(&[text.to_owned()]).to_owned();
+        assert_eq!(name_of("input"), "i");
+        assert_eq!(name_of(" bid "), "bid");
+        assert_eq!(name_of("WSS://relay.example"), "relays");
+        assert_eq!(name(&[]), "");
+    }
+}

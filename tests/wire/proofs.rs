@@ -68,6 +68,13 @@ fn each_lie_is_found_by_its_name() {
     let other = sign(draft(None).unsigned(&keys("3"), NOW_S).unwrap(), &keys("3"));
     assert_eq!(bad(&proof::check(&honest, Some(&other))), ["request", "customer"]);
 
+    // An echo of another request than the one that the e tag names.
+    let mut rows: Vec<Tag> =
+        honest.tags.iter().filter(|tag| tag.as_slice()[0] != "request").cloned().collect();
+    rows.push(Tag::parse(["request", &other.as_json()]).unwrap());
+    let unsigned = UnsignedEvent::new(honest.pubkey, honest.created_at, honest.kind, rows, &honest.content);
+    assert_eq!(bad(&proof::check(&sign(unsigned, &provider()), None)), ["request", "customer"]);
+
     let mut patched = request.event.clone();
     patched.kind = Kind::from(5100);
     assert_eq!(bad(&proof::check(&honest, Some(&patched))), ["kind", "request"]);

@@ -60,11 +60,11 @@ answers.on('event', async (event) => {
       content: result.result ?? '',
       wire_tags: event.rawEvent().tags,
     });
-    leave(0);
+    leave();
   } catch (error) {
     fail(`kind ${event.kind} could not be read: ${error.stack ?? error}`);
   }
 });
 
-await request.publish(relays, 10000);
 say({ type: 'request', id: request.id, kind: request.kind });
+await request.publish(relays, 10000);

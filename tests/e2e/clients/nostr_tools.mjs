@@ -58,7 +58,7 @@ pool.subscribeMany(
           content,
           wire_tags: event.tags,
         });
-        leave(0);
+        leave();
       } catch (error) {
         fail(`kind ${event.kind} could not be read: ${error.stack ?? error}`);
       }
@@ -66,9 +66,9 @@ pool.subscribeMany(
   },
 );
 
+say({ type: 'request', id: request.id, kind: request.kind });
 try {
   await Promise.any(pool.publish([job.relay], request));
 } catch (error) {
   fail(`the relay did not take the request: ${error.errors ?? error}`);
 }
-say({ type: 'request', id: request.id, kind: request.kind });

@@ -1,7 +1,7 @@
 //! Other people's clients as programs: one order goes in as arguments, one line of JSON comes out for each
 //! answer that the client could read with its own library. The programs are `clients/*.mjs`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ const END_WITHIN: Duration = Duration::from_secs(ANSWER_WITHIN_S + 15);
 
 impl Client {
     /// Runs the client until it has read a result. An error tells what it printed.
-    pub async fn order(self, node: &PathBuf, scripts: &PathBuf, order: &Order<'_>) -> Result<Heard, String> {
+    pub async fn order(self, node: &Path, scripts: &Path, order: &Order<'_>) -> Result<Heard, String> {
         let script = match self {
             Client::Ndk => "ndk.mjs",
             Client::NostrTools => "nostr_tools.mjs",

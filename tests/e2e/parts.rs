@@ -25,7 +25,9 @@ impl Part {
             Part::NostrRsRelay => file(folder()?.join("nostr-rs-relay/bin/nostr-rs-relay")),
             Part::NostrRelay => file(folder()?.join("nostr-relay/bin/nostr-relay")),
             // Written by `.ci/parts` once the packages were installed and loaded.
-            Part::Clients => file(here().join("node_modules/.installed-from")).map(|_| here().join("clients")),
+            Part::Clients => {
+                file(here().join("node_modules/.installed-from")).map(|_| here().join("clients"))
+            }
             Part::Node => on_path("node"),
         }
     }
@@ -38,10 +40,10 @@ impl Part {
 pub fn locate<const N: usize>(test: &str, parts: [Part; N]) -> Option<[PathBuf; N]> {
     let found = parts.map(|part| part.find().map_err(|why| format!("{part:?}: {why}")));
     if let Some(why) = found.iter().find_map(|part| part.as_ref().err()) {
-        let told = format!("SKIPPED {test}: {why}; `.ci/parts` installs it (docs/testing.md)");
+        let told = format!("SKIPPED {test}: {why}; `.ci/parts` installs it (docs/testing.md)\n");
         assert!(!in_ci(), "{told}");
         // Past the test runner's capture, so that nobody takes this for a test that ran.
-        writeln!(std::io::stderr(), "{told}").expect("stderr can be written");
+        std::io::stderr().write_all(told.as_bytes()).expect("stderr can be written");
         return None;
     }
     Some(found.map(|part| part.expect("looked at above")))

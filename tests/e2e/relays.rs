@@ -127,8 +127,9 @@ max_event_size: 1048576
 async fn says_its_name(port: u16, name: &str) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        let question =
-            format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: application/nostr+json\r\nConnection: close\r\n\r\n");
+        let question = format!(
+            "GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: application/nostr+json\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(question.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
         stream.take(64 * 1024).read_to_end(&mut answer).await.ok()?;

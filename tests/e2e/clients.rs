@@ -22,9 +22,9 @@ pub enum Encrypt {
     Nip44,
 }
 
-/// What is ordered, from whom, over which relay.
+/// What is ordered, from whom, over which relays.
 pub struct Order<'a> {
-    pub relay: &'a str,
+    pub relays: &'a [&'a str],
     /// The provider's public key, hex.
     pub provider: &'a str,
     pub kind: u16,
@@ -58,7 +58,10 @@ impl Client {
             Encrypt::Nip44 => "nip44",
         };
         let mut command = Command::new(node);
-        command.arg(scripts.join(script)).args(["--relay", order.relay, "--provider", order.provider]);
+        command.arg(scripts.join(script)).args(["--provider", order.provider]);
+        for relay in order.relays {
+            command.args(["--relay", relay]);
+        }
         command.args(["--kind", &order.kind.to_string(), "--repo", order.repo, "--encrypt", encrypt]);
         command.args(["--timeout-s", &ANSWER_WITHIN_S.to_string()]);
         for line in order.commands {

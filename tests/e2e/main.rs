@@ -25,7 +25,7 @@ async fn answered(test: &str, client: Client, relay: relays::Kind, encrypt: Encr
     let repository = Served::start().await;
     let provider = Node::connect(&[&relay.url]);
     let order = Order {
-        relay: &relay.url,
+        relays: &[&relay.url],
         provider: &provider.public_key,
         kind: 5000,
         repo: &repository.url,
@@ -68,6 +68,32 @@ fn check(heard: &Heard, repository: &Served, encrypt: Encrypt) {
     } else {
         assert!(tags.contains(&repository.commit), "the result names the commit it ran on: {tags}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_request_over_both_relays_is_one_job_with_one_result() {
+    let name = "one_request_over_both_relays_is_one_job_with_one_result";
+    let kinds = [relays::Kind::NostrRsRelay, relays::Kind::PyNostrRelay];
+    let wanted = [kinds[0].part(), kinds[1].part(), Part::Node, Part::Clients];
+    let Some([first, second, node, scripts]) = parts::locate(name, wanted) else { return };
+    let (first, second) = (kinds[0].start(&first).await, kinds[1].start(&second).await);
+    let repository = Served::start().await;
+    let urls = [first.url.as_str(), second.url.as_str()];
+    let provider = Node::connect(&urls);
+    let order = Order {
+        relays: &urls,
+        provider: &provider.public_key,
+        kind: 5000,
+        repo: &repository.url,
+        commands: &["cat README.md", "sh src/count.sh"],
+        encrypt: Encrypt::Plain,
+    };
+    let heard = Client::NostrTools.order(&node, &scripts, &order).await;
+    // A second result, under another id, is an error of `order`.
+    let heard = heard.unwrap_or_else(|why| panic!("{why}\n{}", provider.tail()));
+    check(&heard, &repository, Encrypt::Plain);
+    let started = heard.feedback.iter().filter(|line| line["status"] == "processing").count();
+    assert_eq!(started, 1, "{:?}", heard.feedback);
 }
 
 macro_rules! cells {

@@ -14,17 +14,17 @@ import { fail, giveUpAfter, leave, order, say } from './talk.mjs';
 
 const job = order();
 const signer = NDKPrivateKeySigner.generate();
-const ndk = new NDK({ explicitRelayUrls: [job.relay], signer, enableOutboxModel: false });
+const ndk = new NDK({ explicitRelayUrls: job.relays, signer, enableOutboxModel: false });
 giveUpAfter(job.timeoutMs);
 await ndk.connect(5000);
-const relays = NDKRelaySet.fromRelayUrls([job.relay], ndk);
+const relays = NDKRelaySet.fromRelayUrls(job.relays, ndk);
 const provider = ndk.getUser({ pubkey: job.provider });
 
 const request = new NDKDVMRequest(ndk);
 request.kind = job.kind;
 request.addInput(job.repo, 'url', '', 'repo');
 for (const [key, value] of job.params) request.addParam(key, value);
-request.tags.push(['relays', job.relay]);
+request.tags.push(['relays', ...job.relays]);
 if (job.encrypt === 'nip44') await request.encryption(provider, signer);
 else request.dvm = provider;
 await request.sign();
@@ -67,4 +67,4 @@ answers.on('event', async (event) => {
 });
 
 say({ type: 'request', id: request.id, kind: request.kind });
-await request.publish(relays, 10000);
+await request.publish(relays, 10000, job.relays.length);

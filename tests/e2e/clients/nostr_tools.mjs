@@ -19,7 +19,7 @@ const what = [
 ];
 const where = [
   ['p', job.provider],
-  ['relays', job.relay],
+  ['relays', ...job.relays],
 ];
 const hidden = job.encrypt === 'nip44';
 const request = finalizeEvent(
@@ -34,7 +34,7 @@ const request = finalizeEvent(
 
 const pool = new SimplePool();
 pool.subscribeMany(
-  [job.relay],
+  job.relays,
   { kinds: [7000, job.kind + 1000], authors: [job.provider], '#e': [request.id] },
   {
     onevent(event) {
@@ -68,7 +68,7 @@ pool.subscribeMany(
 
 say({ type: 'request', id: request.id, kind: request.kind });
 try {
-  await Promise.any(pool.publish([job.relay], request));
+  await Promise.all(pool.publish(job.relays, request));
 } catch (error) {
-  fail(`the relay did not take the request: ${error.errors ?? error}`);
+  fail(`a relay did not take the request: ${error}`);
 }

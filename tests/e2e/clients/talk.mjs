@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util';
 export function order() {
   const { values } = parseArgs({
     options: {
-      relay: { type: 'string' },
+      relay: { type: 'string', multiple: true },
       provider: { type: 'string' },          // the provider's public key, hex
       kind: { type: 'string', default: '5000' },
       repo: { type: 'string' },
@@ -25,6 +25,7 @@ export function order() {
   });
   return {
     ...values,
+    relays: values.relay,
     kind: Number(values.kind),
     params: [...values.cmd.map((c, i) => [`cmd_${i}`, c]), ...extra],
     timeoutMs: Number(values['timeout-s']) * 1000,

@@ -1,0 +1,79 @@
+//! Where other people's programs are found, and what a test does without one: on a desk it skips, loudly and
+//! by name; where CI=true it fails. `.ci/parts` installs them; starting them is `relays`' and `clients`' work.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// One installed program or folder of packages.
+#[derive(Debug, Clone, Copy)]
+pub enum Part {
+    /// The relay in Rust.
+    NostrRsRelay,
+    /// The relay in Python.
+    NostrRelay,
+    /// The packages of NDK and nostr-tools.
+    Clients,
+    /// What runs them.
+    Node,
+}
+
+impl Part {
+    /// Its path, or why it is not there.
+    fn find(self) -> Result<PathBuf, String> {
+        match self {
+            Part::NostrRsRelay => file(folder()?.join("nostr-rs-relay/bin/nostr-rs-relay")),
+            Part::NostrRelay => file(folder()?.join("nostr-relay/bin/nostr-relay")),
+            // Written by `.ci/parts` once the packages were installed and loaded.
+            Part::Clients => {
+                file(here().join("node_modules/.installed-from")).map(|_| here().join("clients"))
+            }
+            Part::Node => on_path("node"),
+        }
+    }
+}
+
+/// The paths of all these parts, in order. `None`: one is missing, the test has said so and ends here.
+///
+/// # Panics
+/// In CI, where a missing part is a fault.
+pub fn locate<const N: usize>(test: &str, parts: [Part; N]) -> Option<[PathBuf; N]> {
+    let found = parts.map(|part| part.find().map_err(|why| format!("{part:?}: {why}")));
+    if let Some(why) = found.iter().find_map(|part| part.as_ref().err()) {
+        let told = format!("SKIPPED {test}: {why}; `.ci/parts` installs it (docs/testing.md)\n");
+        assert!(!in_ci(), "{told}");
+        // Past the test runner's capture, so that nobody takes this for a test that ran.
+        std::io::stderr().write_all(told.as_bytes()).expect("stderr can be written");
+        return None;
+    }
+    Some(found.map(|part| part.expect("looked at above")))
+}
+
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|ci| ci == "true" || ci == "1")
+}
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e")
+}
+
+/// As `.ci/parts` has it: E2E_PARTS, or `coinop-parts` in the user's cache folder.
+fn folder() -> Result<PathBuf, String> {
+    let set = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+    set("E2E_PARTS")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("coinop-parts")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/coinop-parts")))
+        .ok_or_else(|| "neither E2E_PARTS nor HOME is set".into())
+}
+
+fn file(path: PathBuf) -> Result<PathBuf, String> {
+    if path.is_file() { Ok(path) } else { Err(format!("{} is not there", path.display())) }
+}
+
+fn on_path(name: &str) -> Result<PathBuf, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| format!("{name} is not on the PATH"))
+}

@@ -126,6 +126,10 @@ pub fn patch(work: &Work, patch: Patch, warnings: &[String], cap_bytes: usize) -
     if patch.diff.len() > cap_bytes {
         return Err(too_large("the patch", patch.diff.len(), cap_bytes));
     }
+    let skipped = patch.skipped.iter().map(|s| ("skipped".to_string(), format!("{}: {}", s.path, s.why)));
+    let diff = String::from_utf8(patch.diff).map_err(|_| {
+        Failure::new(Code::Unsupported, "the patch changes text that is not UTF-8, which an event cannot carry")
+    })?;
     let duration: u128 = work.commands.iter().map(|c| c.duration.as_millis()).sum();
     let mut tags = vec![
         ("files_changed".to_string(), patch.files_changed.to_string()),
@@ -133,8 +137,9 @@ pub fn patch(work: &Work, patch: Patch, warnings: &[String], cap_bytes: usize) -
         ("lines_removed".to_string(), patch.lines_removed.to_string()),
         ("duration_ms".to_string(), duration.to_string()),
     ];
+    tags.extend(skipped.take(8));
     tags.extend(warning_tags(warnings));
-    Ok(Content { text: patch.diff, tags })
+    Ok(Content { text: diff, tags })
 }
 
 /// The last command's stdout; `json` says that it must be one JSON value.

@@ -245,7 +245,7 @@ impl Dispatcher {
             return self.offered_cancel(offer);
         }
         let id = offer.event.id.to_hex();
-        match self.rooms.store.knows(&id) {
+        match self.rooms.store.knows(&id, &offer.event.pubkey.to_hex()) {
             _ if self.open.contains_key(&id) => return (offer.done)(),
             Ok(true) => return (offer.done)(),
             Ok(false) => {}
@@ -390,7 +390,7 @@ impl Dispatcher {
             match self.open.get(&request) {
                 Some(open) if open.customer == by => {}
                 Some(_) => continue, // not its author: nothing to do with this job
-                None if matches!(self.rooms.store.knows(&request), Ok(false)) => {}
+                None if matches!(self.rooms.store.knows(&request, &by), Ok(false)) => {}
                 None => continue,
             }
             records.push(Record::Cancelled { request: request.clone(), by: by.clone() });
@@ -528,7 +528,7 @@ impl Dispatcher {
                 continue;
             };
             let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
-            let cancelled = self.rooms.store.cancelled(&job)?.is_some_and(|by| by == row.customer);
+            let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
             let ticket = |admission| {
                 Box::new(Ticket {
                     request: request.clone(),

@@ -108,7 +108,9 @@ pub(crate) fn repo_failure(error: &crate::repo::Error) -> Failure {
         E::TooLarge { .. } => Code::ResourceLimit,
         E::Timeout { .. } => Code::Timeout,
         E::Unreachable { .. } => Code::RepoUnreachable,
-        _ => Code::Internal,
+        E::RefAmbiguous { .. } => Code::InvalidInput,
+        E::Broken { .. } => Code::RepoRefused,
+        E::DoesNotApply { .. } | E::Cancelled | E::Host { .. } | E::Busy { .. } => Code::Internal,
     };
     Failure::new(code, error.to_string())
 }

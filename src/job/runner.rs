@@ -209,7 +209,8 @@ async fn once(
         Ok(taken) => taken,
         Err(failure) => return Ok(Err(failure)),
     };
-    let warnings = pinned.map(|(_, base)| base.warnings().to_vec()).unwrap_or_default();
+    let warnings: Vec<String> =
+        pinned.map(|(_, base)| base.warnings().iter().map(|w| w.to_string()).collect()).unwrap_or_default();
     let cap = rooms.options.max_content_bytes;
     let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
         (Output::Patch, Some(patch)) => content::patch(&work, patch, &warnings, cap),

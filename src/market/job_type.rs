@@ -140,6 +140,17 @@ impl Limits {
             network: Network::None,
         }
     }
+
+    /// The most that a job may ask for.
+    pub fn most(&self) -> Policy {
+        Policy {
+            wall_ms: self.max_wall_ms,
+            memory_bytes: self.max_memory_bytes,
+            disk_bytes: self.max_disk_bytes,
+            cpu_milli: self.max_cpu_milli,
+            ..self.policy()
+        }
+    }
 }
 
 /// What a job costs. This version cannot collect, so every figure must be 0.

@@ -116,45 +116,31 @@ fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), R
 /// What the order asks for, else the type's default; more than the type's or the node's maximum is refused.
 fn policy(limits: &Limits, ceiling: &Policy, order: &Order) -> Result<Policy, Refusal> {
     const MIB: u64 = 1024 * 1024;
-    let defaults = limits.policy();
-    let ms = order.time_secs.map(|s| s.saturating_mul(1000));
-    let memory = order.memory_mb.map(|m| m.saturating_mul(MIB));
-    let disk = order.disk_mb.map(|m| m.saturating_mul(MIB));
-    let cpu = order.cpu_milli.map(u64::from);
-    let cpu_most = u64::from(limits.max_cpu_milli.min(ceiling.cpu_milli));
-    let cpu_milli = grant("cpu_milli", cpu, defaults.cpu_milli.into(), cpu_most)?;
-    Ok(Policy {
-        wall_ms: grant("wall_ms", ms, defaults.wall_ms, limits.max_wall_ms.min(ceiling.wall_ms))?,
-        memory_bytes: grant(
-            "memory_bytes",
-            memory,
-            defaults.memory_bytes,
-            limits.max_memory_bytes.min(ceiling.memory_bytes),
-        )?,
-        disk_bytes: grant(
-            "disk_bytes",
-            disk,
-            defaults.disk_bytes,
-            limits.max_disk_bytes.min(ceiling.disk_bytes),
-        )?,
-        cpu_milli: u32::try_from(cpu_milli).unwrap_or(defaults.cpu_milli),
-        pids: defaults.pids.min(ceiling.pids),
-        inodes: defaults.inodes.min(ceiling.inodes),
-        open_files: defaults.open_files.min(ceiling.open_files),
-        output_bytes: defaults.output_bytes.min(ceiling.output_bytes),
-        network: defaults.network,
-    })
+    let mut policy = limits.policy().capped(ceiling);
+    let most = limits.most().capped(ceiling);
+    if let Some(secs) = order.time_secs {
+        policy.wall_ms = grant("wall_ms", secs.saturating_mul(1000), most.wall_ms)?;
+    }
+    if let Some(mb) = order.memory_mb {
+        policy.memory_bytes = grant("memory_bytes", mb.saturating_mul(MIB), most.memory_bytes)?;
+    }
+    if let Some(mb) = order.disk_mb {
+        policy.disk_bytes = grant("disk_bytes", mb.saturating_mul(MIB), most.disk_bytes)?;
+    }
+    if let Some(milli) = order.cpu_milli {
+        policy.cpu_milli = grant("cpu_milli", milli, most.cpu_milli)?;
+    }
+    Ok(policy)
 }
 
-fn grant(clause: &str, asked: Option<u64>, default: u64, most: u64) -> Result<u64, Refusal> {
-    match asked {
-        Some(0) => refuse(Code::InvalidInput, format!("{clause}: 0 is not a limit one can work under")),
-        Some(asked) if asked > most => {
-            refuse(Code::ResourceLimit, format!("{clause}: {asked} asked for, at most {most} given here"))
-        }
-        Some(asked) => Ok(asked),
-        None => Ok(default.min(most)),
+fn grant<T: Ord + Default + std::fmt::Display>(clause: &str, asked: T, most: T) -> Result<T, Refusal> {
+    if asked == T::default() {
+        return refuse(Code::InvalidInput, format!("{clause}: 0 is not a limit one can work under"));
     }
+    if asked > most {
+        return refuse(Code::ResourceLimit, format!("{clause}: {asked} asked for, at most {most} given here"));
+    }
+    Ok(asked)
 }
 
 fn refuse<T>(code: Code, reason: impl Into<String>) -> Result<T, Refusal> {

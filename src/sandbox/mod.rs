@@ -36,6 +36,23 @@ pub struct Policy {
     pub network: Network,
 }
 
+impl Policy {
+    /// The same policy with no clause above the ceiling's.
+    pub fn capped(&self, ceiling: &Policy) -> Policy {
+        Policy {
+            wall_ms: self.wall_ms.min(ceiling.wall_ms),
+            memory_bytes: self.memory_bytes.min(ceiling.memory_bytes),
+            pids: self.pids.min(ceiling.pids),
+            cpu_milli: self.cpu_milli.min(ceiling.cpu_milli),
+            disk_bytes: self.disk_bytes.min(ceiling.disk_bytes),
+            inodes: self.inodes.min(ceiling.inodes),
+            open_files: self.open_files.min(ceiling.open_files),
+            output_bytes: self.output_bytes.min(ceiling.output_bytes),
+            network: self.network,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {

@@ -24,7 +24,7 @@ pub const MAX_TASK_BYTES: usize = 256 * 1024;
 pub struct Order {
     /// Repository URL: `i` url with marker `repo`, or param `repo`/`repository`/`repo_url`.
     pub repo: Option<String>,
-    /// Branch, tag or commit: `git_ref`, `ref`, `branch`, `commit`, `head_ref`.
+    /// Branch, tag or commit: `git_ref`, `ref`, `branch`, `tag`, `commit`, `head_ref`, the first of these.
     pub git_ref: Option<String>,
     /// In order: `cmd_0…`, or else every `cmd`, or else every `command`.
     pub commands: Vec<String>,
@@ -36,10 +36,12 @@ pub struct Order {
     pub artifacts: Vec<String>,
     /// The task in words: `i` text (marker `issue`, `prompt` or none), param `task`/`issue`/`prompt`.
     pub task: Option<String>,
-    /// What the customer asks to be allowed; `None` where it did not say.
+    /// What the customer asks to be allowed; `None` where it did not say. Seconds and mebibytes are clamped
+    /// to `u32`, so that they can be scaled to milliseconds and bytes without care.
     pub time_secs: Option<u64>,
     pub memory_mb: Option<u64>,
     pub disk_mb: Option<u64>,
+    /// Thousandths of a core, at least 1.
     pub cpu_milli: Option<u32>,
     pub network: bool,
     /// Every other param by key, and every other marked input by marker (`diff`, `pr`), for job types to
@@ -142,7 +144,7 @@ impl Order {
 
     fn param(&mut self, key: &str, value: &str) {
         let text = || Some(value.trim().to_owned()).filter(|text| !text.is_empty());
-        let number = || tags::msat(value);
+        let number = || tags::whole(value).map(|n| n.min(u32::MAX.into()));
         match key {
             "repo" | "repository" | "repo_url" => self.repo = self.repo.take().or_else(text),
             "workdir" => self.workdir = self.workdir.take().or_else(text),

@@ -179,9 +179,7 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn new(event: &'a Event, request: Option<&Event>, keys: Option<&'a Keys>) -> Self {
         let echo = || {
-            let echo = result::echo(event).filter(|echo| {
-                Some(echo.id) == tags::first_event_id(tags::rows(event)) && echo.verify().is_ok()
-            });
+            let echo = result::echo(event).filter(|echo| echo.verify().is_ok());
             echo.map(|echo| (echo, "echo"))
         };
         let request = request.map(|request| (request.clone(), "request")).or_else(echo);

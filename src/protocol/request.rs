@@ -85,7 +85,8 @@ pub enum Error {
     /// `cap` counts bytes or items, as `what` says.
     #[error("the request has more than {cap} {what}")]
     TooLarge { what: &'static str, cap: usize },
-    #[error("the request's {what} cannot be read: {value:?}")]
+    /// The text leaves `value` out: it may be told in plain about a request that was encrypted.
+    #[error("the request's {what} cannot be read")]
     Malformed { what: &'static str, value: String },
 }
 
@@ -323,11 +324,12 @@ impl Input {
             // Some customers write what the text is for (`prompt`) where its type belongs.
             word => (guess(&data), word.map(str::to_owned)),
         };
-        let third = tags::value(row, 3);
-        let relay = third.filter(|text| tags::is_relay_url(text));
-        let marker = tags::value(row, 4).or(third.filter(|_| relay.is_none()));
-        let marker =
-            marker.map(str::to_ascii_lowercase).or(word).filter(|marker| marker.len() <= MAX_KEY_BYTES);
+        // The first drafts of NIP-90 had marker and relay the other way round, and some leave the relay out.
+        let relay =
+            [3, 4].into_iter().filter_map(|n| tags::value(row, n)).find(|text| tags::is_relay_url(text));
+        let mut words = [4, 3].into_iter().filter_map(|n| tags::value(row, n));
+        let marker = words.find(|text| !tags::is_relay_url(text)).map(str::to_ascii_lowercase);
+        let marker = marker.or(word).filter(|marker| marker.len() <= MAX_KEY_BYTES);
         Some(Self { data, kind, relay: relay.map(str::to_owned), marker })
     }
 }

@@ -52,16 +52,21 @@ pub(super) fn public_key(text: &str) -> Option<PublicKey> {
     }
 }
 
-/// A whole, non-negative amount in decimal digits: `5000`, `100_000`, `5000.0`. Larger than all bitcoin
-/// is clamped; anything else is unreadable, and the caller says so: we are strict about money.
+/// A whole amount of money, clamped to all bitcoin there can be. Anything that [`whole`] does not take is
+/// unreadable, and the caller says so: we are strict about money.
 pub(super) fn msat(text: &str) -> Option<u64> {
+    whole(text).map(|n| n.min(MAX_MSAT))
+}
+
+/// A whole, non-negative number as people and programs write it: `5000`, `100_000`, `+5`, `5000.0`.
+pub(super) fn whole(text: &str) -> Option<u64> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     if fraction.is_empty() || !fraction.bytes().all(|b| b == b'0') {
         return None;
     }
-    digits(whole).map(|n| n.min(MAX_MSAT))
+    digits(whole)
 }
 
 /// Decimal digits, underscores between them allowed; saturates at `u64::MAX`.
@@ -119,4 +124,37 @@ pub(super) fn signed_len(event: &UnsignedEvent) -> usize {
     bare.id = None;
     // Serialising strings and numbers cannot fail; if it ever did, the event must not pass as small.
     serde_json::to_string(&bare).map_or(usize::MAX, |json| json.len() + ID_AND_SIG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_as_people_write_them_and_money_in_doubt_is_not() {
+        for (text, read) in [("5000", 5000), ("100_000", 100_000), (" +5 ", 5), ("5000.0", 5000), ("0", 0)] {
+            assert_eq!(msat(text), Some(read), "{text:?}");
+        }
+        for text in ["", "_", "-1", "1,000", "5.5", "5.", "1e3", "0x10", "five", "٥", "5 sats"] {
+            assert_eq!(msat(text), None, "{text:?}");
+        }
+        assert_eq!(msat("99999999999999999999999999"), Some(MAX_MSAT));
+        assert_eq!(digits("99999999999999999999999999"), Some(u64::MAX));
+    }
+
+    #[test]
+    fn text_is_clipped_between_characters() {
+        assert_eq!(super::super::clip("aß🦀", 2), "a");
+        assert_eq!(super::super::clip("aß🦀", 3), "aß");
+        assert_eq!(super::super::clip("aß🦀", 99), "aß🦀");
+    }
+
+    #[test]
+    fn misspelt_names_are_mended() {
+        let name_of = |text: &str| name(&[text.to_owned()]).to_owned();
+        assert_eq!(name_of("input"), "i");
+        assert_eq!(name_of(" bid "), "bid");
+        assert_eq!(name_of("WSS://relay.example"), "relays");
+        assert_eq!(name(&[]), "");
+    }
 }

@@ -1,29 +1,15 @@
 //! Reads every event of `tests/fixtures/wire/` and compares what the protocol room makes of it with the
-//! expectation in the same file; then feeds the decoders anything at all. The encoders' own tests stand in
-//! `tests/wire_answers.rs`.
+//! expectation in the same file; then feeds the decoders anything at all.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use coinop::protocol::{Feedback, Order, Reply, Request, request};
+use coinop::protocol::{Feedback, Order, Reply, request};
 use nostr_sdk::prelude::*;
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-/// The day of the fixtures, Unix seconds.
-const NOW_S: u64 = 1_795_219_200;
-
-fn keys(digit: &str) -> Keys {
-    Keys::parse(&digit.repeat(64)).unwrap()
-}
-
-fn customer() -> Keys {
-    keys("1")
-}
-
-fn provider() -> Keys {
-    keys("2")
-}
+use super::*;
 
 fn fixtures() -> BTreeMap<PathBuf, Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wire");

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod customer;
 pub mod job;
 pub mod keys;
 pub mod market;

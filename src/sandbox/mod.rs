@@ -94,14 +94,22 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "exit", rename_all = "snake_case")]
 pub enum Exit {
-    Code { code: i32 },
-    Signal { signal: i32 },
+    Code {
+        code: i32,
+    },
+    Signal {
+        signal: i32,
+    },
     /// The program could not be started (not found: errno 2; not executable: errno 13).
-    NotStarted { errno: i32 },
+    NotStarted {
+        errno: i32,
+    },
     /// The command's own time-out.
     Timeout,
     /// A limit of the policy ended it; `limit` is the clause's field name.
-    Limit { limit: Limit },
+    Limit {
+        limit: Limit,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,8 +139,13 @@ pub struct Change {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    File { bytes: Vec<u8>, executable: bool },
-    Symlink { target: Vec<u8> },
+    File {
+        bytes: Vec<u8>,
+        executable: bool,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
     /// The path (or the whole folder) is gone.
     Deleted,
 }

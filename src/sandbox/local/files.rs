@@ -203,7 +203,7 @@ pub fn copy(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
 /// Bytes used on the file system that a descriptor lies on.
 pub fn used_bytes(folder: BorrowedFd<'_>) -> u64 {
     nix::sys::statvfs::fstatvfs(folder).map_or(0, |found| {
-        let used = u64::from(found.blocks()).saturating_sub(u64::from(found.blocks_free()));
+        let used = found.blocks().saturating_sub(found.blocks_free());
         used.saturating_mul(found.fragment_size())
     })
 }

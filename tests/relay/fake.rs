@@ -133,10 +133,10 @@ impl Fake {
         self.shared.open.load(Ordering::SeqCst)
     }
 
-    /// The filters asked under subscription `id`.
+    /// The filters asked under subscriptions whose ids begin so.
     pub fn asked(&self, id: &str) -> Vec<Value> {
         let asked = self.shared.asked.lock().unwrap();
-        asked.iter().filter(|a| a[0] == id).map(|a| a[1].clone()).collect()
+        asked.iter().filter(|a| a[0].as_str().unwrap().starts_with(id)).map(|a| a[1].clone()).collect()
     }
 
     /// The subscriptions open on the connection that spoke last.
@@ -237,7 +237,7 @@ impl Connection {
                         let event = serde_json::from_str::<Value>(&text).ok().map(|v| v[2].clone());
                         let event = event.and_then(|v| serde_json::from_value::<Event>(v).ok());
                         // What is no event is said to everybody.
-                        if event.is_none_or(|e| id != "fill" && wanted(&filters, &e)) {
+                        if event.is_none_or(|e| !id.starts_with("fill") && wanted(&filters, &e)) {
                             self.say(text).await?;
                         }
                     }

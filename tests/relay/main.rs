@@ -67,7 +67,8 @@ impl Node {
     /// The next event, within ten seconds.
     pub async fn next(&mut self) -> Inbound {
         let next = tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await;
-        next.expect("an event within ten seconds").expect("the room is running")
+        let Ok(next) = next else { panic!("no event within ten seconds: {:#?}", self.handle.status()) };
+        next.expect("the room is running")
     }
 
     /// The id of the next event, which is done.

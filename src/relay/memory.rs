@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::record::{Answer, Record};
+use crate::store::{Outgoing, Store};
 
 /// The store as the relay room sees it. Called from many threads; each call is quick.
 pub trait Memory: Send + Sync + 'static {
@@ -12,24 +13,40 @@ pub trait Memory: Send + Sync + 'static {
     fn cursor(&self, relay: &str) -> Option<u64>;
     /// Signed events of ours that some relay has not answered for yet.
     fn outgoing(&self) -> Vec<Outgoing>;
-    /// The request with this id (hex) is known: a job, refused, or cancelled.
-    fn knows(&self, request: &str) -> bool;
+    /// Nothing is left to do about this request (hex id) of this customer (hex key): a job, refused, or
+    /// cancelled by its author.
+    fn knows(&self, request: &str, customer: &str) -> bool;
     /// Written down soon; losing it costs a repetition, nothing more.
     fn append_lazily(&self, records: Vec<Record>);
 }
 
-/// A signed event owed to relays.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Hex id of the event.
-    pub event: String,
-    pub job: Option<String>,
-    /// The whole signed event as JSON.
-    pub json: String,
-    /// Relays that have not said a last word, as written when it was queued.
-    pub relays_left: Vec<String>,
-    /// Unix milliseconds after which no relay is tried any more.
-    pub give_up_ms: u64,
+impl Memory for Store {
+    fn cursor(&self, relay: &str) -> Option<u64> {
+        Store::cursor(self, relay).unwrap_or_else(|error| {
+            tracing::error!(relay, %error, "the cursor cannot be read; history is asked again");
+            None
+        })
+    }
+
+    fn outgoing(&self) -> Vec<Outgoing> {
+        Store::outgoing(self).unwrap_or_else(|error| {
+            tracing::error!(%error, "what is owed cannot be read; nothing new is sent until it can");
+            Vec::new()
+        })
+    }
+
+    fn knows(&self, request: &str, customer: &str) -> bool {
+        Store::knows(self, request, customer).unwrap_or_else(|error| {
+            tracing::error!(request, %error, "the store cannot be asked for a request; it is handed up again");
+            false
+        })
+    }
+
+    fn append_lazily(&self, records: Vec<Record>) {
+        if let Err(error) = Store::append_lazily(self, records) {
+            tracing::error!(%error, "cursors and relays' answers are not kept; both will be asked for again");
+        }
+    }
 }
 
 /// A memory that ends with the process: for tests and benches.
@@ -75,7 +92,7 @@ impl Memory for InMemory {
         self.lock().outgoing.iter().filter(|o| !o.relays_left.is_empty()).cloned().collect()
     }
 
-    fn knows(&self, request: &str) -> bool {
+    fn knows(&self, request: &str, _: &str) -> bool {
         self.lock().known.contains(request)
     }
 

@@ -13,7 +13,8 @@ use super::follow::{Asked, Follow, FollowSink};
 use super::outbox::{Links, Note, Outbox};
 use super::session::{Command, Link, Session};
 use super::verify::{Counts, Inbound, Intake, Source};
-use super::{Address, Clock, Error, Memory, Outgoing, Wire, install_crypto};
+use super::{Address, Clock, Error, Memory, Wire, install_crypto};
+use crate::store::Outgoing;
 
 /// How the room is run.
 #[derive(Debug, Clone)]

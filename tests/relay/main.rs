@@ -1,10 +1,12 @@
 //! The relay room against relays that lie, break, flood, dawdle and vanish. What the node does with a verified
 //! event is tested elsewhere.
 
+mod disk;
 mod fake;
 mod gaps;
 mod hostile;
 mod outbox;
+mod speed;
 mod talk;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coinop::relay::Outgoing;
+use coinop::store::Outgoing;
 use coinop::store::record::Answer;
 use nostr_sdk::prelude::*;
 

@@ -1,7 +1,31 @@
-//! Arguments, tracing, exit codes; nothing else.
+//! Arguments, exit codes, the last word on stderr; nothing else.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use clap::Parser;
+use coinop::cli::{self, Cli, Failure, output};
+
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    // Before anything that could dial wss: the TLS library wants one provider for the process.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        output::talk("warning: a TLS provider was installed before ours");
+    }
+    // Clap ends with 2 on a bad command line, 0 on --help.
+    let parsed = Cli::parse();
+    match cli::run(parsed) {
+        Ok(exit) => exit.into(),
+        Err(failure) if is_closed_pipe(&failure) => ExitCode::SUCCESS,
+        Err(Failure { exit, error }) => {
+            let paint = output::Paint::stderr();
+            output::talk(&format!("{} {error:#}", paint.bad("error:")));
+            exit.into()
+        }
+    }
+}
+
+/// `coinop jobs list | head` is no failure.
+fn is_closed_pipe(failure: &Failure) -> bool {
+    let io = failure.error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }

@@ -1,1 +1,395 @@
-//! Puts the rooms together into one running node and owns the order of start and drain; decides nothing itself.
+//! Puts the rooms together into one running node, and owns the order of start and drain. It decides nothing
+//! about a job: it hands verified events from `relay` to `job`, and what `job` owes back to `relay`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nostr_sdk::prelude::{EventId, JsonUtil, Keys};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::control;
+use crate::job::{self, Engine, Offer, Rooms};
+use crate::market::{Catalog, Rules, catalog};
+use crate::protocol::announcement::{self, Announcement};
+use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
+use crate::repo::{self, Repos};
+use crate::sandbox::{self, Backend, Check, Identity, local::Local};
+use crate::store::record::Record;
+use crate::store::{self, Holder, Store};
+
+/// The `d` tag of our announcement: one node, one announcement.
+const ANNOUNCED_AS: &str = "coinop";
+/// How long an announcement holds without being renewed, seconds.
+const ANNOUNCED_FOR_S: u64 = 7 * 86_400;
+/// Events being handed from `relay` to `job` at once.
+const DELIVERY_GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Repo(#[from] repo::Error),
+    #[error(transparent)]
+    Relay(#[from] relay::Error),
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    /// Law 6: what cannot run here is not announced, and a node that can run nothing does not start.
+    #[error("no skill can run in a sandbox here: {}; `coinop doctor` says how to mend it", .0.join("; "))]
+    NothingRuns(Vec<String>),
+}
+
+/// A node that is running.
+pub struct Node {
+    engine: Engine,
+    relays: relay::Handle,
+    store: Store,
+    keys: Keys,
+    config: Config,
+    skills: Vec<String>,
+    kinds: Vec<u16>,
+    identity: Identity,
+    announced: Option<(EventId, u64)>,
+    stop: CancellationToken,
+}
+
+/// What `status` on the control socket says.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    pub version: &'static str,
+    pub provider: String,
+    pub skills: Vec<String>,
+    pub kinds: Vec<u16>,
+    pub sandbox: Identity,
+    pub jobs: job::Status,
+    pub relays: Vec<RelayStatus>,
+}
+
+/// The backend that the configuration names. `helper` is the program that becomes the jail's first process;
+/// `None`: this one.
+///
+/// # Errors
+/// The sandbox's, when the host lacks what it cannot do without.
+pub fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<Local>, Error> {
+    let mut options = sandbox::local::Options::in_dir(config.data_dir.join("sandboxes"));
+    options.helper = helper;
+    Ok(Arc::new(Local::new(options)?))
+}
+
+/// The job types that the configuration names.
+///
+/// # Errors
+/// A bad file, or a name that is not there.
+pub fn catalog(config: &Config) -> Result<Catalog, Error> {
+    let all = match &config.jobs_dir {
+        Some(folder) => Catalog::with_folder(folder)?,
+        None => Catalog::built_in()?,
+    };
+    Ok(all.only(&config.skills)?)
+}
+
+/// The admission rules for this provider.
+pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) -> Rules {
+    let admission = &config.admission;
+    Rules {
+        provider,
+        catalog,
+        allow_repos: admission.allow_repos.clone(),
+        allow_customers: admission.allow_customers.clone(),
+        deny_customers: admission.deny_customers.clone(),
+        max_age_s: admission.max_request_age_ms / 1000,
+        max_ahead_s: admission.max_future_skew_ms / 1000,
+        ceiling: config.limits.policy(),
+    }
+}
+
+/// The repository room as the configuration bounds it.
+///
+/// # Errors
+/// When its folder cannot be made or belongs to somebody else.
+pub fn repos(config: &Config) -> Result<Repos, Error> {
+    let limits = repo::Limits {
+        fetch_bytes: config.repo.max_fetch_bytes,
+        time_ms: config.repo.fetch_timeout_ms,
+        files: config.repo.max_files,
+        tree_bytes: config.repo.max_tree_bytes,
+        path_bytes: config.repo.max_path_bytes.into(),
+        ..repo::Limits::default()
+    };
+    let options = repo::Options {
+        allow_private: config.admission.allow_private_repos,
+        allow_file: config.admission.allow_file_repos,
+        limits,
+        cache_bytes: config.repo.cache_bytes,
+        ..repo::Options::default()
+    };
+    Ok(Repos::open(&config.data_dir.join("repos"), options)?)
+}
+
+/// Splits the skills into those whose default policy this backend enforces here, and why the others cannot run.
+pub fn runnable(catalog: &Catalog, ceiling: &sandbox::Policy, backend: &dyn Backend) -> (Vec<String>, Vec<String>) {
+    let needs: Vec<Check> = backend.checks().into_iter().filter(|c| !c.ok && c.mend.is_some()).collect();
+    let (mut can, mut cannot) = (Vec::new(), Vec::new());
+    for job_type in catalog.types() {
+        let policy = job_type.manifest.limits.policy().capped(ceiling);
+        match backend.admit(&policy) {
+            Ok(()) => can.push(job_type.manifest.name.clone()),
+            Err(error) => cannot.push(format!("{}: {error}", job_type.manifest.name)),
+        }
+    }
+    if can.is_empty() {
+        cannot.extend(needs.into_iter().map(|c| format!("{}: {}", c.name, c.how)));
+    }
+    (can, cannot)
+}
+
+impl Node {
+    /// Starts a node on the local sandbox.
+    ///
+    /// # Errors
+    /// What keeps it from serving, named; nothing is left running then.
+    pub async fn start(config: Config, keys: Keys, helper: Option<PathBuf>) -> Result<Node, Error> {
+        let backend = backend(&config, helper)?;
+        Node::start_on(config, keys, backend).await
+    }
+
+    /// Starts a node on any backend.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_on(config: Config, keys: Keys, backend: Arc<dyn Backend>) -> Result<Node, Error> {
+        let holder = Holder::new(keys.public_key().to_hex());
+        let store = Store::open(&config.data_dir, &holder)?;
+        let reaped = backend.reap().await?;
+        if reaped > 0 {
+            tracing::warn!(reaped, "removed sandboxes that an earlier life of this node left");
+        }
+        let ceiling = config.limits.policy();
+        let (skills, cannot) = runnable(&catalog(&config)?, &ceiling, &*backend);
+        for why in &cannot {
+            tracing::warn!("not served: {why}");
+        }
+        if skills.is_empty() {
+            return Err(Error::NothingRuns(cannot));
+        }
+        let catalog = catalog(&config)?.only(&skills)?;
+        let kinds = catalog.kinds();
+        let rules = Arc::new(rules(&config, keys.public_key(), catalog));
+        let repos = Arc::new(repos(&config)?);
+        let server = control::Server::bind(&config.data_dir)?;
+
+        let clock = relay::system_clock();
+        let options = relay::Options {
+            relays: config.relays.clone(),
+            kinds: kinds.clone(),
+            allow_private: config.admission.allow_private_relays,
+            look_back_s: config.relay.lookback_ms / 1000,
+            ..relay::Options::default()
+        };
+        let (relays, events) = Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
+        let outbox = relays.clone();
+        let identity = backend.identity();
+        let engine = Engine::start(Rooms {
+            store: store.clone(),
+            repos,
+            backend,
+            keys: keys.clone(),
+            rules,
+            options: Arc::new(engine_options(&config)),
+            owe: Arc::new(move |outgoing| outbox.owe(outgoing)),
+            clock,
+        })
+        .await?;
+        let stop = CancellationToken::new();
+        tokio::spawn(hand_over(events, engine.clone()));
+        tokio::spawn(watch_cancels(engine.clone(), relays.clone()));
+        let mut node = Node { engine, relays, store, keys, config, skills, kinds, identity, announced: None, stop };
+        if node.config.announce.publish {
+            node.announce().await?;
+        }
+        tokio::spawn(server.run(Arc::new(node.owner_side()), node.stop.clone()));
+        Ok(node)
+    }
+
+    pub fn skills(&self) -> &[String] {
+        &self.skills
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn relays(&self) -> &relay::Handle {
+        &self.relays
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Ends in order: no more jobs, the running ones finish or stay open, the announcement is taken back, what
+    /// is owed is delivered as far as relays are there, the store is closed.
+    pub async fn drain(self) -> Result<Drained, Error> {
+        let within = Duration::from_millis(self.config.drain_timeout_ms);
+        let open = self.engine.drain(within).await;
+        if open > 0 {
+            tracing::info!(open, "open jobs are taken up at the next start");
+        }
+        if let Some(last) = self.announced {
+            let now_s = relay::system_clock()() / 1000;
+            for unsigned in announcement::withdrawal(ANNOUNCED_AS, Some(last), &self.keys, now_s) {
+                self.publish(unsigned).await?;
+            }
+        }
+        let drained = self.relays.drain(DELIVERY_GRACE).await;
+        self.stop.cancel();
+        let store = self.store.clone();
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        closed.unwrap_or(Err(store::Error::Closed))?;
+        Ok(drained)
+    }
+
+    async fn announce(&mut self) -> Result<(), Error> {
+        let now_s = relay::system_clock()() / 1000;
+        let announcement = Announcement {
+            name_tag: ANNOUNCED_AS.into(),
+            kinds: self.kinds.clone(),
+            skills: self.skills.clone(),
+            name: self.config.announce.name.clone(),
+            about: self.config.announce.about.clone(),
+            expiration: Some(now_s + ANNOUNCED_FOR_S),
+            ..Announcement::default()
+        };
+        let unsigned = announcement::unsigned(&announcement, &self.keys, now_s);
+        self.announced = self.publish(unsigned).await?;
+        Ok(())
+    }
+
+    /// Owes an event of the node itself to our own relays.
+    async fn publish(&self, unsigned: nostr_sdk::UnsignedEvent) -> Result<Option<(EventId, u64)>, Error> {
+        let event = match unsigned.sign_with_keys(&self.keys) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(%error, "an event of the node could not be signed");
+                return Ok(None);
+            }
+        };
+        let now_ms = relay::system_clock()();
+        let outgoing = store::Outgoing {
+            event: event.id.to_hex(),
+            job: None,
+            json: event.as_json(),
+            relays_left: self.config.relays.clone(),
+            give_up_ms: now_ms.saturating_add(self.config.relay.outbox_give_up_ms),
+        };
+        self.store.append(vec![queued(&outgoing)]).await?;
+        self.relays.owe(outgoing);
+        Ok(Some((event.id, event.created_at.as_secs())))
+    }
+
+    fn owner_side(&self) -> OwnerSide {
+        OwnerSide {
+            engine: self.engine.clone(),
+            relays: self.relays.clone(),
+            provider: self.keys.public_key().to_hex(),
+            skills: self.skills.clone(),
+            kinds: self.kinds.clone(),
+            sandbox: self.identity.clone(),
+        }
+    }
+}
+
+/// The record that owes an event.
+fn queued(outgoing: &store::Outgoing) -> Record {
+    Record::Queued {
+        event: outgoing.event.clone(),
+        job: outgoing.job.clone(),
+        json: outgoing.json.clone(),
+        relays: outgoing.relays_left.clone(),
+        give_up_ms: outgoing.give_up_ms,
+    }
+}
+
+fn engine_options(config: &Config) -> job::Options {
+    let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    let max_event_bytes = usize::try_from(config.relay.max_event_bytes).unwrap_or(usize::MAX);
+    job::Options {
+        max_jobs: count(config.max_jobs),
+        max_open: count(config.queue.max_open_jobs),
+        max_open_per_customer: count(config.queue.max_open_jobs_per_customer),
+        max_running_per_customer: count(config.queue.max_running_per_customer),
+        max_wait_ms: config.queue.max_wait_ms,
+        repo_ms: config.repo.fetch_timeout_ms,
+        max_attempts: 3,
+        // Encryption adds a third (base64), JSON escapes of the event up to as much again.
+        max_content_bytes: max_event_bytes / 2,
+        max_event_bytes,
+        max_artifact_bytes: config.limits.artifact_bytes,
+        max_changes_bytes: config.limits.changes_bytes,
+        outbox_give_up_ms: config.relay.outbox_give_up_ms,
+        max_answer_relays: count(config.relay.max_answer_relays),
+        relays: config.relays.clone(),
+        refusals_per_minute: 30,
+    }
+}
+
+/// Verified events go to the dispatcher; `done` moves the relay's cursor once the event is dealt with.
+async fn hand_over(mut events: mpsc::Receiver<Inbound>, engine: Engine) {
+    while let Some(inbound) = events.recv().await {
+        let (event, relay) = (inbound.event.clone(), inbound.relay.clone());
+        engine.offer(Offer { event, relay, done: Box::new(move || inbound.done()) }).await;
+    }
+}
+
+async fn watch_cancels(engine: Engine, relays: relay::Handle) {
+    let mut progress = engine.progress();
+    loop {
+        let open = progress.borrow_and_update().open.clone();
+        relays.watch_cancels(open.iter().filter_map(|id| EventId::from_hex(id).ok()).collect());
+        if progress.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What the owner may ask and order over the control socket.
+struct OwnerSide {
+    engine: Engine,
+    relays: relay::Handle,
+    provider: String,
+    skills: Vec<String>,
+    kinds: Vec<u16>,
+    sandbox: Identity,
+}
+
+#[async_trait]
+impl control::Handler for OwnerSide {
+    async fn cancel(&self, job: &str) -> Result<(), String> {
+        self.engine.cancel(job).await.map_err(|failure| failure.reason)
+    }
+
+    async fn status(&self) -> serde_json::Value {
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            provider: self.provider.clone(),
+            skills: self.skills.clone(),
+            kinds: self.kinds.clone(),
+            sandbox: self.sandbox.clone(),
+            jobs: self.engine.status().await,
+            relays: self.relays.status(),
+        };
+        serde_json::to_value(report).unwrap_or_default()
+    }
+}

@@ -1,1 +1,108 @@
-//! What runs in a sandbox for a job type. Today the script agent; it sees a sandbox and an order, never the network or the ledger.
+//! What runs in a sandbox for a job type. Today the script agent; it sees a sandbox and an order, never
+//! the network, the store or the wire.
+
+pub mod script;
+
+use std::time::Duration;
+
+use crate::market::JobType;
+use crate::protocol::Order;
+use crate::sandbox::{self, Exit, Limit};
+
+/// What an agent is told to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    pub job_type: &'a JobType,
+    pub order: &'a Order,
+}
+
+/// What came of it, in the order of events.
+#[derive(Debug, Clone, Default)]
+pub struct Work {
+    pub commands: Vec<CommandRun>,
+}
+
+/// One command and all that it printed.
+#[derive(Debug, Clone)]
+pub struct CommandRun {
+    pub command: String,
+    pub exit: Exit,
+    pub duration: Duration,
+    /// Chunks in the order of arrival; together no longer than the policy's `output_bytes`.
+    pub output: Vec<(Stream, Vec<u8>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the order cannot be carried out: {0}")]
+    BadOrder(String),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+}
+
+impl Work {
+    /// The limit of the policy that ended the work, if one did.
+    pub fn limit(&self) -> Option<Limit> {
+        self.commands.iter().find_map(|c| match c.exit {
+            Exit::Limit { limit } => Some(limit),
+            _ => None,
+        })
+    }
+
+    /// The exit code of the first command that failed, or 0.
+    pub fn exit_code(&self) -> i32 {
+        self.commands.iter().map(|c| exit_code(c.exit)).find(|&code| code != 0).unwrap_or(0)
+    }
+
+    /// All commands and their output as one readable text, for `jobs logs`.
+    pub fn log(&self) -> Vec<u8> {
+        let mut log = Vec::new();
+        for run in &self.commands {
+            log.extend_from_slice(format!("$ {}\n", run.command).as_bytes());
+            for (_, bytes) in &run.output {
+                log.extend_from_slice(bytes);
+            }
+            if !log.ends_with(b"\n") {
+                log.push(b'\n');
+            }
+            log.extend_from_slice(format!("[{}]\n", describe(run.exit)).as_bytes());
+        }
+        log
+    }
+}
+
+impl CommandRun {
+    pub fn collect(&self, stream: Stream) -> Vec<u8> {
+        let chunks = self.output.iter().filter(|(s, _)| *s == stream);
+        chunks.flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+    }
+}
+
+/// A shell's convention: 127 not found, 126 not started, 124 timed out, 128 + n for signal n.
+pub fn exit_code(exit: Exit) -> i32 {
+    const ENOENT: i32 = 2;
+    match exit {
+        Exit::Code { code } => code,
+        Exit::Signal { signal } => 128 + signal,
+        Exit::NotStarted { errno: ENOENT } => 127,
+        Exit::NotStarted { .. } => 126,
+        Exit::Timeout => 124,
+        Exit::Limit { .. } => 137,
+    }
+}
+
+fn describe(exit: Exit) -> String {
+    match exit {
+        Exit::Code { code } => format!("exit {code}"),
+        Exit::Signal { signal } => format!("signal {signal}"),
+        Exit::NotStarted { errno } => format!("not started: errno {errno}"),
+        Exit::Timeout => "timed out".into(),
+        Exit::Limit { limit } => format!("ended by the {limit:?} limit").to_lowercase(),
+    }
+}

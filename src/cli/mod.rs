@@ -1,1 +1,78 @@
-//! One file a command. Prints data on stdout and talk on stderr; leaves every decision to the rooms.
+//! The command line: one file a command. Prints data on stdout and talk on stderr; leaves every decision
+//! to the rooms.
+
+pub mod bench;
+pub mod common;
+pub mod completions;
+pub mod config;
+pub mod connect;
+pub mod demo;
+pub mod doctor;
+pub mod exit;
+pub mod jobs;
+pub mod keys;
+pub mod output;
+pub mod request;
+pub mod scan;
+pub mod verify;
+
+use clap::{Parser, Subcommand};
+
+pub use common::Common;
+pub use exit::{Exit, Failure, Outcome};
+
+/// A coin-operated agent: serves Nostr job requests (NIP-90) that name a git repository, in sandboxes.
+#[derive(Debug, Parser)]
+#[command(name = "coinop", version, arg_required_else_help = true)]
+#[command(after_help = "Data goes to stdout, talk to stderr. `coinop demo` shows a whole job in one go.")]
+#[command(after_long_help = exit::help())]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve job requests from relays
+    Connect(connect::Args),
+    /// Send a job request and wait for its result
+    Request(request::Args),
+    /// List the requests on relays, and which of them this node would take
+    Scan(scan::Args),
+    /// The jobs of this node
+    Jobs(jobs::Args),
+    /// Check a result event: signature, hashes, and that its patch applies
+    Verify(verify::Args),
+    /// The node's key
+    Keys(keys::Args),
+    /// Check this machine, the configuration and the sandbox
+    Doctor(doctor::Args),
+    /// Relay, repository, node and customer in one process: a real job, start to end
+    Demo(demo::Args),
+    /// The configuration that holds, and where it came from
+    Config(config::Args),
+    /// Measure what docs/SPEC.md promises
+    Bench(bench::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Runs one command to its end.
+pub fn run(cli: Cli) -> Outcome {
+    let Cli { command, common } = cli;
+    match command {
+        Command::Connect(args) => connect::run(args, &common),
+        Command::Request(args) => request::run(args, &common),
+        Command::Scan(args) => scan::run(args, &common),
+        Command::Jobs(args) => jobs::run(args, &common),
+        Command::Verify(args) => verify::run(args, &common),
+        Command::Keys(args) => keys::run(args, &common),
+        Command::Doctor(args) => doctor::run(args, &common),
+        Command::Demo(args) => demo::run(args, &common),
+        Command::Config(args) => config::run(args, &common),
+        Command::Bench(args) => bench::run(args, &common),
+        Command::Completions(args) => completions::run(args),
+    }
+}

@@ -1,1 +1,116 @@
-//! The life of a job as records in the store: intake, the runner, its terminal answer. It decides when; rooms below do the work.
+//! The life of a job: intake, queue, run, one signed terminal answer, each step a record in the store
+//! before its effect. It decides when; the rooms below do the work, and `relay` carries the answers out.
+
+pub mod answer;
+pub mod content;
+pub mod engine;
+pub mod queue;
+pub mod runner;
+
+use std::sync::Arc;
+
+use nostr_sdk::prelude::Keys;
+
+use crate::market::{self, Rules};
+use crate::repo::Repos;
+use crate::sandbox::Backend;
+use crate::store::record::Record;
+use crate::store::{self, Outgoing, Store};
+
+pub use engine::{Engine, Offer, Progress, Status};
+
+/// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
+pub type Failure = market::Refusal;
+
+/// What a job is done with. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    pub store: Store,
+    pub repos: Arc<Repos>,
+    pub backend: Arc<dyn Backend>,
+    pub keys: Keys,
+    pub rules: Arc<Rules>,
+    pub options: Arc<Options>,
+    /// Tells the outbox what is owed, once that is durable.
+    pub owe: Arc<dyn Fn(Outgoing) + Send + Sync>,
+    /// Unix milliseconds; a value so that tests can hold it still.
+    pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// The engine's bounds.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Jobs that run at once, 1 or more.
+    pub max_jobs: usize,
+    /// Accepted jobs that have not ended, all customers together and one customer alone.
+    pub max_open: usize,
+    pub max_open_per_customer: usize,
+    /// Jobs of one customer that run at once.
+    pub max_running_per_customer: usize,
+    /// How long a job may wait for its turn, milliseconds.
+    pub max_wait_ms: u64,
+    /// How long fetching and checking out a repository may take, milliseconds.
+    pub repo_ms: u64,
+    /// How often a job is begun before it is given up as `interrupted`.
+    pub max_attempts: u32,
+    /// Most bytes of a result's content before encryption.
+    pub max_content_bytes: usize,
+    /// Most bytes of a result event as JSON.
+    pub max_event_bytes: usize,
+    /// Largest artifact kept, bytes.
+    pub max_artifact_bytes: u64,
+    /// Largest change that a patch is made of, bytes of all files together.
+    pub max_changes_bytes: u64,
+    /// How long an answer is offered to relays, milliseconds.
+    pub outbox_give_up_ms: u64,
+    /// Relays of the customer's choosing that one answer is offered to.
+    pub max_answer_relays: usize,
+    /// Our own relays: every answer goes there, too.
+    pub relays: Vec<String>,
+    /// Signed refusals a minute, all strangers together.
+    pub refusals_per_minute: u32,
+}
+
+impl Rooms {
+    pub(crate) fn now_ms(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// Makes a batch durable, then lets the outbox have what it owes.
+    pub(crate) async fn record(&self, batch: Vec<Record>) -> Result<(), store::Error> {
+        let owed: Vec<Outgoing> = batch.iter().filter_map(owed).collect();
+        self.store.append(batch).await?;
+        for outgoing in owed {
+            (self.owe)(outgoing);
+        }
+        Ok(())
+    }
+}
+
+fn owed(record: &Record) -> Option<Outgoing> {
+    let Record::Queued { event, job, json, relays, give_up_ms } = record else { return None };
+    Some(Outgoing {
+        event: event.clone(),
+        job: job.clone(),
+        json: json.clone(),
+        relays_left: relays.clone(),
+        give_up_ms: *give_up_ms,
+    })
+}
+
+/// Code and sentence for what `repo` says.
+pub(crate) fn repo_failure(error: &crate::repo::Error) -> Failure {
+    use crate::market::Code;
+    use crate::repo::Error as E;
+    let code = match error {
+        E::Refused { .. } => Code::RepoRefused,
+        E::RefNotFound { .. } => Code::RefNotFound,
+        E::TooLarge { .. } => Code::ResourceLimit,
+        E::Timeout { .. } => Code::Timeout,
+        E::Unreachable { .. } => Code::RepoUnreachable,
+        E::RefAmbiguous { .. } => Code::InvalidInput,
+        E::Broken { .. } => Code::RepoRefused,
+        E::DoesNotApply { .. } | E::Cancelled | E::Host { .. } | E::Busy { .. } => Code::Internal,
+    };
+    Failure::new(code, error.to_string())
+}

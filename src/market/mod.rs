@@ -1,2 +1,12 @@
 //! Who may order what: job types, admission rules and typed refusals. Pure judgement over a decoded
 //! request; it starts nothing and writes nothing.
+
+pub mod catalog;
+pub mod job_type;
+pub mod judge;
+pub mod refusal;
+
+pub use catalog::Catalog;
+pub use job_type::JobType;
+pub use judge::{Admission, Rules, judge};
+pub use refusal::{Code, Refusal};

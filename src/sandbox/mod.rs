@@ -36,6 +36,23 @@ pub struct Policy {
     pub network: Network,
 }
 
+impl Policy {
+    /// The same policy with no clause above the ceiling's.
+    pub fn capped(&self, ceiling: &Policy) -> Policy {
+        Policy {
+            wall_ms: self.wall_ms.min(ceiling.wall_ms),
+            memory_bytes: self.memory_bytes.min(ceiling.memory_bytes),
+            pids: self.pids.min(ceiling.pids),
+            cpu_milli: self.cpu_milli.min(ceiling.cpu_milli),
+            disk_bytes: self.disk_bytes.min(ceiling.disk_bytes),
+            inodes: self.inodes.min(ceiling.inodes),
+            open_files: self.open_files.min(ceiling.open_files),
+            output_bytes: self.output_bytes.min(ceiling.output_bytes),
+            network: self.network,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
@@ -94,14 +111,22 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "exit", rename_all = "snake_case")]
 pub enum Exit {
-    Code { code: i32 },
-    Signal { signal: i32 },
+    Code {
+        code: i32,
+    },
+    Signal {
+        signal: i32,
+    },
     /// The program could not be started (not found: errno 2; not executable: errno 13).
-    NotStarted { errno: i32 },
+    NotStarted {
+        errno: i32,
+    },
     /// The command's own time-out.
     Timeout,
     /// A limit of the policy ended it; `limit` is the clause's field name.
-    Limit { limit: Limit },
+    Limit {
+        limit: Limit,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,8 +156,13 @@ pub struct Change {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    File { bytes: Vec<u8>, executable: bool },
-    Symlink { target: Vec<u8> },
+    File {
+        bytes: Vec<u8>,
+        executable: bool,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
     /// The path (or the whole folder) is gone.
     Deleted,
 }

@@ -1,0 +1,130 @@
+//! The script agent: commands in order through `sh -c`, until one fails. It collects what they print and
+//! how they end; what becomes of it (report, patch, text) is `job`'s business.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::{CommandRun, Error, Stream, Task, Work};
+use crate::sandbox::{Command, Event, Exit, Sandbox};
+
+/// Puts the inputs under `/job`, runs the commands, and says what came of them.
+///
+/// # Errors
+/// `BadOrder` when the order cannot be expressed as commands; `Sandbox` when the sandbox failed, which is
+/// never a success however much was printed before.
+pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<Work, Error> {
+    let cwd = working_folder(task.order.workdir.as_deref())?;
+    let env = environment(&task.order.env)?;
+    give_inputs(sandbox, task).await?;
+    let own = &task.job_type.manifest.script.commands;
+    let commands = if own.is_empty() { &task.order.commands } else { own };
+    let mut work = Work::default();
+    for command in commands {
+        let started = Instant::now();
+        let (exit, output) = run_one(sandbox, command, &cwd, &env).await?;
+        work.commands.push(CommandRun {
+            command: command.clone(),
+            exit,
+            duration: started.elapsed(),
+            output,
+        });
+        if exit != (Exit::Code { code: 0 }) {
+            break;
+        }
+    }
+    Ok(work)
+}
+
+async fn run_one(
+    sandbox: &dyn Sandbox,
+    command: &str,
+    cwd: &std::path::Path,
+    env: &BTreeMap<String, String>,
+) -> Result<(Exit, Vec<(Stream, Vec<u8>)>), Error> {
+    let command = Command {
+        argv: vec!["sh".into(), "-c".into(), command.into()],
+        cwd: cwd.to_path_buf(),
+        env: env.clone(),
+        timeout: None,
+        stdin: false,
+    };
+    let mut process = sandbox.exec(command).await?;
+    let mut output: Vec<(Stream, Vec<u8>)> = Vec::new();
+    while let Some(event) = process.events.recv().await {
+        match event {
+            Event::Stdout(bytes) => push(&mut output, Stream::Stdout, bytes),
+            Event::Stderr(bytes) => push(&mut output, Stream::Stderr, bytes),
+            Event::Exit(exit) => return Ok((exit, output)),
+        }
+    }
+    Err(Error::Sandbox(crate::sandbox::Error::Gone("the output ended without an exit".into())))
+}
+
+/// Joins neighbours of one stream, so that byte-wise output does not cost a vector a byte.
+fn push(output: &mut Vec<(Stream, Vec<u8>)>, stream: Stream, bytes: Vec<u8>) {
+    match output.last_mut() {
+        Some((last, held)) if *last == stream => held.extend_from_slice(&bytes),
+        _ => output.push((stream, bytes)),
+    }
+}
+
+async fn give_inputs(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<(), Error> {
+    for (name, bytes) in &task.job_type.files {
+        sandbox.write_file(&format!("/job/type/{name}"), bytes).await?;
+    }
+    if let Some(text) = &task.order.task {
+        sandbox.write_file("/job/task.txt", text.as_bytes()).await?;
+    }
+    if !task.order.extra.is_empty() {
+        let params = serde_json::to_vec(&task.order.extra).map_err(|e| Error::BadOrder(e.to_string()))?;
+        sandbox.write_file("/job/params.json", &params).await?;
+    }
+    Ok(())
+}
+
+fn working_folder(workdir: Option<&str>) -> Result<PathBuf, Error> {
+    let path = PathBuf::from(workdir.unwrap_or("."));
+    let inside = path.components().all(|c| {
+        use std::path::Component;
+        matches!(c, Component::Normal(_) | Component::CurDir)
+    });
+    if inside && !path.as_os_str().as_encoded_bytes().contains(&0) {
+        Ok(path)
+    } else {
+        Err(Error::BadOrder(format!("workdir {} leaves the workspace", path.display())))
+    }
+}
+
+fn environment(asked: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    for (key, value) in asked {
+        let plain = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !plain || value.contains('\0') {
+            return Err(Error::BadOrder(format!("env_{key} is not a usable environment variable")));
+        }
+    }
+    Ok(asked.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_working_folder_outside_the_workspace_is_refused() {
+        for bad in ["..", "/etc", "a/../../b", "a\0b"] {
+            assert!(matches!(working_folder(Some(bad)), Err(Error::BadOrder(_))), "{bad:?}");
+        }
+        assert_eq!(working_folder(Some("./a/b")).unwrap(), PathBuf::from("./a/b"));
+    }
+
+    #[test]
+    fn an_environment_name_that_a_shell_could_not_set_is_refused() {
+        let env = |k: &str| environment(&BTreeMap::from([(k.to_string(), "v".to_string())]));
+        assert!(env("A_1").is_ok());
+        for bad in ["", "1A", "A=B", "A B"] {
+            assert!(matches!(env(bad), Err(Error::BadOrder(_))), "{bad:?}");
+        }
+    }
+}

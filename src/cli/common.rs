@@ -1,0 +1,165 @@
+//! What every command shares: the flags of configuration, the start of logging, the runtime, the key.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+use super::exit::{Exit, Failure, OrExit, Outcome};
+use super::output;
+use crate::config::{Config, Loaded, Override, Raw, Sources, Value};
+use crate::keys::{self, NodeKey};
+
+/// Flags that any command takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Common {
+    /// Configuration file [default: ~/.config/coinop/config.toml, if there]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Folder of log, index, repositories and key [default: ~/.local/state/coinop]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration")]
+    pub data_dir: Option<PathBuf>,
+    /// Set any key of the configuration; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]
+    pub set: Vec<(String, String)>,
+    /// error, warn, info, debug, trace or directives; for stderr
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration")]
+    pub log_level: Option<String>,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
+    Ok((key.trim().to_string(), value.to_string()))
+}
+
+/// Flags of a command as the top layer of configuration.
+#[derive(Debug, Default)]
+pub struct Overrides(Vec<Override>);
+
+impl Overrides {
+    /// Replaces the list, when the flag was given at all.
+    pub fn list(&mut self, key: &str, flag: &str, items: &[String]) {
+        if !items.is_empty() {
+            self.push(key, flag, Value::List(items.to_vec()));
+        }
+    }
+
+    pub fn text(&mut self, key: &str, flag: &str, text: Option<String>) {
+        if let Some(text) = text {
+            self.push(key, flag, Value::Text(text));
+        }
+    }
+
+    pub fn number(&mut self, key: &str, flag: &str, number: Option<u64>) {
+        if let Some(number) = number {
+            self.push(key, flag, Value::Number(number));
+        }
+    }
+
+    /// A flag without a value can only switch on.
+    pub fn on(&mut self, key: &str, flag: &str, given: bool) {
+        if given {
+            self.push(key, flag, Value::Flag(true));
+        }
+    }
+
+    fn push(&mut self, key: &str, flag: &str, value: Value) {
+        self.0.push(Override { key: key.into(), value: Raw::Typed(value), flag: flag.into() });
+    }
+}
+
+impl Common {
+    /// All layers; `over` are the command's own flags, the topmost.
+    pub fn sources(&self, over: Overrides) -> Sources {
+        let mut flags: Vec<Override> = Vec::new();
+        for (key, value) in &self.set {
+            let flag = format!("--set {key}");
+            flags.push(Override { key: key.clone(), value: Raw::Text(value.clone()), flag });
+        }
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let mut own = Overrides::default();
+        own.text("data_dir", "--data-dir", self.data_dir.as_ref().map(path));
+        own.text("log_level", "--log-level", self.log_level.clone());
+        flags.extend(own.0);
+        flags.extend(over.0);
+        Sources::of_process(self.config.clone(), flags)
+    }
+
+    /// The configuration and every value's origin; does not start the log.
+    pub fn loaded(&self, over: Overrides) -> Result<Loaded, Failure> {
+        Config::load(&self.sources(over)).or_exit(Exit::Config)
+    }
+
+    /// For a command that serves: logs at the configured level.
+    pub fn start(&self, over: Overrides) -> Result<Config, Failure> {
+        let config = self.loaded(over)?.config;
+        log_at(&config.log_level);
+        Ok(config)
+    }
+
+    /// For a command that answers and ends: logs warnings only, unless a level was asked for here or in
+    /// the environment.
+    pub fn start_quietly(&self, over: Overrides) -> Result<Config, Failure> {
+        let loaded = self.loaded(over)?;
+        log_at(quiet_level(&loaded));
+        Ok(loaded.config)
+    }
+}
+
+fn quiet_level(loaded: &Loaded) -> &str {
+    use crate::config::Origin;
+    let row = loaded.rows.iter().find(|row| row.key == "log_level");
+    match row.map(|row| &row.origin) {
+        Some(Origin::Env { .. } | Origin::Flag { .. }) => &loaded.config.log_level,
+        _ => "warn",
+    }
+}
+
+/// Sends tracing to stderr. A bare level is ours; the libraries below us then only warn.
+pub fn log_at(level: &str) {
+    let plain = !level.contains(['=', ',']);
+    let directives = match level.trim() {
+        "off" | "error" => level.trim().to_string(),
+        level if plain => format!("warn,coinop={level}"),
+        level => level.to_string(),
+    };
+    let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::Paint::stderr().is_on())
+        .with_target(!plain)
+        .try_init();
+    if started.is_err() {
+        tracing::debug!("the log was started before; its level stays");
+    }
+}
+
+/// Runs a command that waits. Only such commands pay for a runtime.
+pub fn block_on(task: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(task);
+    // Blocking threads (a clone, a name look-up) may hang on; the process ends anyway.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The node's key; made now, and said so, when there is none.
+pub fn node_key(config: &Config) -> Result<NodeKey, Failure> {
+    let (key, new) =
+        keys::load_or_create(&config.key_file, &keys::password_from_env_or_terminal).or_exit(Exit::Config)?;
+    if new {
+        output::talk(&format!("made a new key in {}: {}", config.key_file.display(), key.npub()));
+    }
+    Ok(key)
+}
+
+/// Unix seconds and milliseconds of this machine's clock.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,76 @@
+//! `coinop connect`: flags into configuration, then the node. The node itself is `node`'s business.
+
+use std::path::PathBuf;
+
+use super::common::{Common, Overrides};
+use super::exit::{Exit, Failure, Outcome};
+use crate::config::Config;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Speak NIP-90, the one protocol so far
+    #[arg(long, required = true)]
+    pub nip90: bool,
+    /// Job types to serve: code,analysis,…
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub skills: Vec<String>,
+    /// A relay to serve; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub relay: Vec<String>,
+    /// Where strangers' code runs: local, docker or auto
+    #[arg(long, value_name = "BACKEND")]
+    pub sandbox: Option<String>,
+    /// Jobs running at once
+    #[arg(long, value_name = "N")]
+    pub max_jobs: Option<u64>,
+    /// Only these repositories, such as github.com/acme/*; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub allow_repo: Vec<String>,
+    /// A folder of your own job types
+    #[arg(long, value_name = "DIR")]
+    pub jobs_dir: Option<PathBuf>,
+    /// Clone from loopback and private addresses, too
+    #[arg(long)]
+    pub allow_private_repos: bool,
+    /// Clone file:// repositories of this machine, too; for tests
+    #[arg(long)]
+    pub allow_file_repos: bool,
+    /// Answer at relays with private addresses that a customer names, too
+    #[arg(long)]
+    pub allow_private_relays: bool,
+    /// End after the first job has been answered
+    #[arg(long)]
+    pub once: bool,
+}
+
+impl Args {
+    /// The flags as the top layer of configuration.
+    pub fn overrides(&self) -> Overrides {
+        let mut over = Overrides::default();
+        over.list("skills", "--skills", &self.skills);
+        over.list("relays", "--relay", &self.relay);
+        over.text("sandbox", "--sandbox", self.sandbox.clone());
+        over.number("max_jobs", "--max-jobs", self.max_jobs);
+        over.list("admission.allow_repos", "--allow-repo", &self.allow_repo);
+        let folder = self.jobs_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+        over.text("jobs_dir", "--jobs-dir", folder);
+        over.on("admission.allow_private_repos", "--allow-private-repos", self.allow_private_repos);
+        over.on("admission.allow_file_repos", "--allow-file-repos", self.allow_file_repos);
+        over.on("admission.allow_private_relays", "--allow-private-relays", self.allow_private_relays);
+        over
+    }
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let config = common.start(args.overrides())?;
+    needs_relays(&config)?;
+    Err(Failure::say(Exit::Failure, "not built yet"))
+}
+
+fn needs_relays(config: &Config) -> Result<(), Failure> {
+    if config.relays.is_empty() {
+        let words = "no relay to serve: give --relay wss://…, or set `relays` in the configuration file";
+        return Err(Failure::say(Exit::Config, words));
+    }
+    Ok(())
+}

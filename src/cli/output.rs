@@ -1,0 +1,295 @@
+//! How things are said: data on stdout, talk on stderr, tables aligned, colour on a terminal only. It
+//! formats; what is said is the commands' business.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+/// Colours, when the stream is a terminal, `NO_COLOR` is unset and `TERM` is not `dumb`.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint(bool);
+
+impl Paint {
+    pub fn stdout() -> Paint {
+        Paint(std::io::stdout().is_terminal() && wanted())
+    }
+
+    pub fn stderr() -> Paint {
+        Paint(std::io::stderr().is_terminal() && wanted())
+    }
+
+    pub fn is_on(self) -> bool {
+        self.0
+    }
+
+    pub fn good(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    pub fn bad(self, text: &str) -> String {
+        self.wrap("31", text)
+    }
+
+    pub fn unsure(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    pub fn faint(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+}
+
+fn wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// One line of data on stdout.
+///
+/// # Errors
+/// That of the pipe; `main` takes a closed one for a quiet end.
+pub fn data(line: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes())?;
+    out.write_all(b"\n")
+}
+
+/// Bytes as they are on stdout.
+pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// One JSON value on stdout, indented when a person looks.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let pretty = std::io::stdout().is_terminal();
+    let text = if pretty { serde_json::to_string_pretty(value)? } else { serde_json::to_string(value)? };
+    Ok(data(&text)?)
+}
+
+/// One line of talk on stderr. Talk that cannot be heard is no reason to stop.
+pub fn talk(line: &str) {
+    if writeln!(std::io::stderr().lock(), "{line}").is_err() {
+        tracing::trace!("stderr is closed");
+    }
+}
+
+/// An aligned table; columns are as wide as their widest cell.
+#[derive(Debug, Default)]
+pub struct Table {
+    right: Vec<bool>,
+    rows: Vec<Vec<Cell>>,
+}
+
+/// A cell with the colour it gets after it was measured.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    pub text: String,
+    pub tone: Tone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Good,
+    Bad,
+    Unsure,
+    Faint,
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Cell {
+        Cell { text: text.into(), tone: Tone::Plain }
+    }
+}
+
+impl Cell {
+    pub fn toned(text: impl Into<String>, tone: Tone) -> Cell {
+        Cell { text: text.into(), tone }
+    }
+}
+
+impl Table {
+    /// Column names; one that begins with `>` is aligned to the right, without the sign.
+    pub fn new(columns: &[&str]) -> Table {
+        let right = columns.iter().map(|c| c.starts_with('>')).collect();
+        let head = columns.iter().map(|c| Cell::toned(c.trim_start_matches('>'), Tone::Faint)).collect();
+        Table { right, rows: vec![head] }
+    }
+
+    /// A table of names and values, without a head.
+    pub fn pairs() -> Table {
+        Table::default()
+    }
+
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.len() <= 1
+    }
+
+    /// The lines, without spaces at their ends.
+    pub fn lines(&self, paint: Paint) -> Vec<String> {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |n: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(n));
+            cells.map(|cell| cell.text.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let line = |row: &Vec<Cell>| {
+            let mut line = String::new();
+            for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let pad = " ".repeat(width.saturating_sub(cell.text.chars().count()));
+                let text = match cell.tone {
+                    Tone::Plain => cell.text.clone(),
+                    Tone::Good => paint.good(&cell.text),
+                    Tone::Bad => paint.bad(&cell.text),
+                    Tone::Unsure => paint.unsure(&cell.text),
+                    Tone::Faint => paint.faint(&cell.text),
+                };
+                let gap = if n == 0 { "" } else { "  " };
+                match self.right.get(n) {
+                    Some(true) => line.extend([gap, &pad, &text]),
+                    _ => line.extend([gap, &text, &pad]),
+                }
+            }
+            line.trim_end().to_string()
+        };
+        self.rows.iter().map(line).collect()
+    }
+
+    pub fn print(&self) -> std::io::Result<()> {
+        self.lines(Paint::stdout()).iter().try_for_each(|line| data(line))
+    }
+}
+
+/// `1234567` → `1,234,567`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Millisatoshi as sats: `1,234 sat`, with the thousandths where there are some.
+pub fn sats(msat: u64) -> String {
+    match msat % 1000 {
+        0 => format!("{} sat", thousands(msat / 1000)),
+        rest => format!("{}.{rest:03} sat", thousands(msat / 1000)),
+    }
+}
+
+/// A span of time in its largest useful unit: `340 ms`, `12.3 s`, `4 min 5 s`, `3 h 20 min`, `2 d 3 h`.
+pub fn span(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        _ if ms < 1_000 => format!("{ms} ms"),
+        _ if s < 60 => format!("{}.{} s", s, ms % 1000 / 100),
+        _ if s < 3_600 => format!("{} min {} s", s / 60, s % 60),
+        _ if s < 86_400 => format!("{} h {} min", s / 3_600, s % 3_600 / 60),
+        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3_600),
+    }
+}
+
+/// `then_ms` seen from `now_ms`: `12.3 s ago`, `in 4 min 5 s`, `now`.
+pub fn relative(then_ms: u64, now_ms: u64) -> String {
+    match (now_ms.checked_sub(then_ms), then_ms.checked_sub(now_ms)) {
+        (Some(0..1_000), _) => "now".into(),
+        (Some(past), _) => format!("{} ago", span(past)),
+        (_, Some(ahead)) => format!("in {}", span(ahead)),
+        (None, None) => "now".into(),
+    }
+}
+
+/// Bytes in binary units: `512 B`, `1.5 KiB`, `2.0 GiB`.
+pub fn bytes(number: u64) -> String {
+    let mut size = number as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter();
+    let mut unit = units.next().unwrap_or("B");
+    while size >= 1024.0 {
+        match units.next() {
+            Some(next) => (unit, size) = (next, size / 1024.0),
+            None => break,
+        }
+    }
+    if unit == "B" { format!("{number} B") } else { format!("{size:.1} {unit}") }
+}
+
+/// The first twelve characters of an id, for tables; JSON gets it whole.
+pub fn short(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+/// A stranger's text for a terminal: one line, control characters made visible, at most `max` characters.
+pub fn tame(text: &str, max: usize) -> String {
+    let mut out: String = text.chars().take(max).flat_map(visible).collect();
+    if text.chars().nth(max).is_some() {
+        out.push('…');
+    }
+    out
+}
+
+/// A stranger's text of many lines for a terminal: as it is, but without what steers the terminal.
+pub fn tame_lines(text: &str) -> String {
+    text.chars().flat_map(|c| if c == '\n' || c == '\t' { vec![c] } else { visible(c) }).collect()
+}
+
+fn visible(c: char) -> Vec<char> {
+    // Bidirectional controls reorder what stands around them.
+    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+    if c.is_control() || turns { c.escape_unicode().collect() } else { vec![c] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align_and_end_without_spaces() {
+        let mut table = Table::new(&["name", ">size", "note"]);
+        table.row(vec!["a".into(), "7".into(), "".into()]);
+        table.row(vec!["longer".into(), "1,234".into(), "ü".into()]);
+        assert_eq!(table.lines(Paint(false)), ["name     size  note", "a           7", "longer  1,234  ü"]);
+    }
+
+    #[test]
+    fn colour_does_not_move_a_column() {
+        let mut table = Table::pairs();
+        table.row(vec![Cell::toned("ok", Tone::Good), "x".into()]);
+        table.row(vec!["failed".into(), "y".into()]);
+        assert_eq!(table.lines(Paint(true)), ["\x1b[32mok\x1b[0m      x", "failed  y"]);
+    }
+
+    #[test]
+    fn numbers_are_read_at_a_glance() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!(sats(21_000_500), "21,000.500 sat");
+        assert_eq!(bytes(1_536), "1.5 KiB");
+        assert_eq!(span(340), "340 ms");
+        assert_eq!(span(245_000), "4 min 5 s");
+        assert_eq!(relative(1_000, 61_000), "1 min 0 s ago");
+        assert_eq!(relative(61_000, 1_000), "in 1 min 0 s");
+        assert_eq!(relative(u64::MAX, 0).split(' ').next(), Some("in"));
+    }
+
+    #[test]
+    fn a_strangers_text_cannot_steer_the_terminal() {
+        assert_eq!(tame("a\x1b[2Jb\nc", 100), "a\\u{1b}[2Jb\\u{a}c");
+        assert_eq!(tame("müßig", 3), "müß…");
+        assert_eq!(tame_lines("a\n\u{202e}b"), "a\n\\u{202e}b");
+    }
+}

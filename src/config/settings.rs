@@ -1,0 +1,234 @@
+//! The table of settings: every key, its type and its bounds. It judges values; where they came from is
+//! `layers`' business, what they default to stands in `config/default.toml`.
+
+use nostr_sdk::prelude::PublicKey;
+
+use super::layers::{Stack, Value};
+use super::{Fault, RepoPattern};
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    /// Dotted: `limits.wall_ms`.
+    pub(super) key: &'static str,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Flag,
+    /// Both ends are allowed.
+    Number {
+        min: u64,
+        max: u64,
+    },
+    /// At most this many bytes.
+    Text {
+        max_bytes: usize,
+    },
+    Path,
+    Sandbox,
+    LogLevel,
+    /// Each item by this check, which returns the item as it is kept.
+    List(fn(&str) -> Result<String, String>),
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+/// Items of one list.
+const MAX_ITEMS: usize = 1_000;
+
+const fn flag(key: &'static str) -> Setting {
+    Setting { key, kind: Kind::Flag }
+}
+const fn number(key: &'static str, min: u64, max: u64) -> Setting {
+    Setting { key, kind: Kind::Number { min, max } }
+}
+const fn list(key: &'static str, check: fn(&str) -> Result<String, String>) -> Setting {
+    Setting { key, kind: Kind::List(check) }
+}
+const fn of(key: &'static str, kind: Kind) -> Setting {
+    Setting { key, kind }
+}
+
+/// In the order of `config/default.toml`.
+pub(super) const SETTINGS: &[Setting] = &[
+    list("relays", relay_url),
+    list("skills", skill_name),
+    of("sandbox", Kind::Sandbox),
+    of("data_dir", Kind::Path),
+    of("jobs_dir", Kind::Path),
+    of("key_file", Kind::Path),
+    number("max_jobs", 0, 1_024),
+    number("drain_timeout_ms", 0, HOUR_MS),
+    of("log_level", Kind::LogLevel),
+    flag("announce.publish"),
+    of("announce.name", Kind::Text { max_bytes: 100 }),
+    of("announce.about", Kind::Text { max_bytes: 2_000 }),
+    list("admission.allow_repos", repo_pattern),
+    flag("admission.allow_private_repos"),
+    flag("admission.allow_file_repos"),
+    flag("admission.allow_private_relays"),
+    list("admission.allow_customers", public_key),
+    list("admission.deny_customers", public_key),
+    number("admission.max_request_age_ms", 60_000, 30 * DAY_MS),
+    number("admission.max_future_skew_ms", 0, DAY_MS),
+    number("admission.refusals_per_minute", 0, 100_000),
+    number("queue.max_open_jobs", 1, 100_000),
+    number("queue.max_open_jobs_per_customer", 1, 100_000),
+    number("queue.max_running_per_customer", 1, 1_024),
+    number("queue.max_wait_ms", 1_000, 30 * DAY_MS),
+    number("queue.max_attempts", 1, 100),
+    number("limits.wall_ms", 1_000, DAY_MS),
+    number("limits.memory_bytes", 16 * MIB, TIB),
+    number("limits.cpu_milli", 10, 1_024_000),
+    number("limits.pids", 4, 100_000),
+    number("limits.disk_bytes", MIB, TIB),
+    number("limits.inodes", 100, 100_000_000),
+    number("limits.open_files", 16, 1_048_576),
+    number("limits.output_bytes", 1_024, 1_024 * MIB),
+    number("limits.artifact_bytes", 0, 1_024 * MIB),
+    number("limits.changes_bytes", 1_024, 1_024 * MIB),
+    number("repo.max_fetch_bytes", MIB, TIB),
+    number("repo.max_tree_bytes", MIB, TIB),
+    number("repo.max_files", 1, 100_000_000),
+    number("repo.max_path_bytes", 16, 4_096),
+    number("repo.fetch_timeout_ms", 1_000, DAY_MS),
+    number("repo.cache_bytes", MIB, 1_024 * TIB),
+    number("relay.lookback_ms", 0, 30 * DAY_MS),
+    number("relay.outbox_give_up_ms", 60_000, 30 * DAY_MS),
+    number("relay.max_answer_relays", 0, 64),
+    number("relay.max_content_bytes", 1_024, 16 * MIB),
+    number("relay.max_event_bytes", 4_096, 16 * MIB),
+];
+
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// The known key that looks most like this one, if any looks like it at all.
+pub(super) fn nearest(key: &str) -> Option<&'static str> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
+    let score = |known: &str| {
+        // A right name in a wrong table is a near miss, too.
+        let whole = strsim::normalized_damerau_levenshtein(key, known);
+        let name = strsim::normalized_damerau_levenshtein(&last(key), &last(known));
+        whole.max(name * 0.95)
+    };
+    SETTINGS
+        .iter()
+        .map(|setting| (setting.key, score(setting.key)))
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .filter(|(_, score)| *score > 0.6)
+        .map(|(key, _)| key)
+}
+
+impl Kind {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Kind::Flag => "true or false",
+            Kind::Number { .. } => "whole number",
+            Kind::Text { .. } | Kind::Path | Kind::Sandbox | Kind::LogLevel => "text in quotes",
+            Kind::List(_) => "list of texts",
+        }
+    }
+}
+
+/// Checks the bounds of every value; problems go where the stack keeps them.
+pub(super) fn check(stack: &mut Stack) {
+    for setting in SETTINGS {
+        let Some(value) = stack.value(setting.key).cloned() else { continue };
+        match judge(setting, &value) {
+            Ok(kept) => stack.fill(setting.key, kept),
+            Err(fault) => stack.complain(setting.key, fault),
+        }
+    }
+}
+
+fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
+    let key = || setting.key.to_string();
+    let bad = |why: String| Fault::Bad { key: key(), why };
+    match (setting.kind, value) {
+        (Kind::Number { min, max }, Value::Number(n)) if *n < min || *n > max => Err(Fault::OutOfBounds {
+            key: key(),
+            bounds: format!("between {min} and {max}"),
+            got: n.to_string(),
+        }),
+        (Kind::Text { max_bytes }, Value::Text(text)) if text.len() > max_bytes => {
+            Err(bad(format!("longer than {max_bytes} bytes")))
+        }
+        (Kind::Path, Value::Text(text)) if text.contains('\0') => Err(bad("not a path".into())),
+        (Kind::Sandbox, Value::Text(text)) => match text.as_str() {
+            "auto" | "local" => Ok(value.clone()),
+            "docker" => Err(Fault::NotInThisVersion {
+                key: key(),
+                value: text.clone(),
+                instead: "\"local\" or \"auto\"",
+            }),
+            _ => Err(Fault::OutOfBounds {
+                key: key(),
+                bounds: "\"auto\" or \"local\"".into(),
+                got: format!("{text:?}"),
+            }),
+        },
+        (Kind::LogLevel, Value::Text(text)) => match log_level(text) {
+            Ok(()) => Ok(value.clone()),
+            Err(why) => Err(bad(why)),
+        },
+        (Kind::List(_), Value::List(items)) if items.len() > MAX_ITEMS => {
+            Err(bad(format!("more than {MAX_ITEMS} items")))
+        }
+        (Kind::List(check), Value::List(items)) => {
+            let kept: Result<Vec<_>, _> = items.iter().map(|item| check(item)).collect();
+            kept.map(Value::List).map_err(bad)
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
+/// A ws(s) URL with a host and without user name or password.
+fn relay_url(text: &str) -> Result<String, String> {
+    let wrong = |why: &str| format!("{text:?} is not a relay: {why}");
+    let url = url::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    if !matches!(url.scheme(), "ws" | "wss") {
+        return Err(wrong("it must start with ws:// or wss://"));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(wrong("it names no host"));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err(wrong("it must carry no user name, password or fragment"));
+    }
+    Ok(text.trim().to_string())
+}
+
+fn skill_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    if (1..=40).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_string());
+    }
+    Err(format!("{text:?} is not the name of a job type: 1 to 40 of a-z, 0-9, - and _"))
+}
+
+fn public_key(text: &str) -> Result<String, String> {
+    // Keys::parse would take a secret for a name; and an error must not repeat what may be one.
+    PublicKey::parse(text).map(|key| key.to_hex()).map_err(|_| {
+        let shown: String =
+            if text.starts_with("nsec") { "a secret key".into() } else { format!("{text:?}") };
+        format!("{shown} is not a public key (npub1… or 64 hex digits)")
+    })
+}
+
+fn repo_pattern(text: &str) -> Result<String, String> {
+    RepoPattern::parse(text).map(|pattern| pattern.to_string())
+}
+
+fn log_level(text: &str) -> Result<(), String> {
+    let wrong = format!("{text:?} is neither error, warn, info, debug, trace, off nor a list of directives");
+    if text.trim().is_empty() {
+        return Err(wrong);
+    }
+    tracing_subscriber::EnvFilter::try_new(text).map(|_| ()).map_err(|error| format!("{wrong}: {error}"))
+}

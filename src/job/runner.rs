@@ -1,0 +1,350 @@
+//! One accepted job from its turn to its terminal answer: pin, base, sandbox, agent, content, signature.
+//! It reports only through the store; whose turn it is, is `engine`'s business.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::content::{self, Artifact, Content};
+use super::{Failure, Rooms, answer, repo_failure};
+use crate::agent::{self, Task, Work};
+use crate::market::job_type::Output;
+use crate::market::{Admission, Code};
+use crate::protocol::{self, Proof, Request, proof};
+use crate::repo::{Base, Pin};
+use crate::sandbox::{self, Limit, Sandbox, Spec, Tree, Usage};
+use crate::store::record::{Record, Summary};
+use crate::store;
+
+/// An accepted job, ready to run.
+#[derive(Debug)]
+pub struct Ticket {
+    pub request: Request,
+    pub admission: Admission,
+    /// The relay that the request came from.
+    pub relay: String,
+    /// Attempts begun before this one.
+    pub attempts: u32,
+    pub deadline_ms: u64,
+}
+
+/// Why a job is stopped from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The customer took it back (kind 5).
+    Customer,
+    /// The node's owner cancelled it.
+    Owner,
+    /// The node stops; the job stays open and is taken up at the next start.
+    Drain,
+}
+
+/// How a run left its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its terminal answer is durable.
+    Answered,
+    /// It is taken up at the next start.
+    LeftOpen,
+}
+
+/// Receives the order to stop; `None` until then.
+pub type Stopped = watch::Receiver<Option<Stop>>;
+
+/// What a run that ended well leaves for the answer.
+struct Finished {
+    content: Content,
+    commit: Option<String>,
+    usage: Usage,
+    log: Vec<u8>,
+}
+
+/// Runs the job to its terminal answer, which is durable when this returns `Answered`.
+///
+/// # Errors
+/// Only the store's: the job stays open and the node must not go on.
+pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result<End, store::Error> {
+    let left = ticket.deadline_ms.saturating_sub(rooms.now_ms());
+    let work = timeout(Duration::from_millis(left), attempts(rooms, ticket));
+    let end = tokio::select! {
+        biased;
+        stop = wait_for_stop(&mut stopped) => match stop {
+            Stop::Drain => return Ok(End::LeftOpen),
+            Stop::Customer => Err(Trouble::Job(Failure::new(Code::Cancelled, "the customer cancelled"))),
+            Stop::Owner => Err(Trouble::Job(Failure::new(Code::Cancelled, "the node's owner cancelled"))),
+        },
+        end = work => end.unwrap_or_else(|_| {
+            Err(Trouble::Job(Failure::new(Code::Timeout, "no answer within the job's deadline")))
+        }),
+    };
+    match end {
+        Ok(finished) => deliver(rooms, ticket, finished).await,
+        Err(Trouble::Job(failure)) => fail(rooms, ticket, &failure).await,
+        Err(Trouble::Store(error)) => Err(error),
+    }
+}
+
+/// Ends an accepted job without running it (further).
+pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
+    tracing::info!(job = %ticket.request.id, code = %failure.code, reason = %failure.reason, "job failed");
+    match answer::failed(rooms, &ticket.request, &ticket.relay, failure, Summary::default()) {
+        Ok(records) => {
+            rooms.record(records).await?;
+            Ok(End::Answered)
+        }
+        // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
+        Err(error) => {
+            tracing::error!(job = %ticket.request.id, %error, "the error could not be signed");
+            Ok(End::LeftOpen)
+        }
+    }
+}
+
+async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
+    loop {
+        if let Some(stop) = *stopped.borrow_and_update() {
+            return stop;
+        }
+        if stopped.changed().await.is_err() {
+            // The engine is gone: the process is ending.
+            return Stop::Drain;
+        }
+    }
+}
+
+/// What can go wrong on the way, kept apart because only one of them may be told to a customer.
+enum Trouble {
+    Job(Failure),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Trouble {
+    fn from(error: store::Error) -> Trouble {
+        Trouble::Store(error)
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        Trouble::Job(failure)
+    }
+}
+
+/// Tries again when the host failed, as often as the options say; never when the job did.
+async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
+    let pinned = pin(rooms, ticket).await?;
+    let mut attempt = ticket.attempts;
+    loop {
+        attempt += 1;
+        if attempt > rooms.options.max_attempts {
+            let reason = format!("the node was stopped under this job {} times", ticket.attempts);
+            return Err(Failure::new(Code::Interrupted, reason).into());
+        }
+        let started = Record::Started {
+            job: ticket.request.id.to_hex(),
+            attempt,
+            commit: pinned.as_ref().map(|(pin, _)| pin.commit.clone()),
+            backend: rooms.backend.identity().backend,
+        };
+        rooms.record(vec![started]).await?;
+        match once(rooms, ticket, attempt, pinned.as_ref()).await {
+            Err(Again(error)) if attempt < rooms.options.max_attempts => {
+                tracing::warn!(job = %ticket.request.id, attempt, %error, "the sandbox failed; trying again");
+            }
+            Err(Again(error)) => return Err(sandbox_failure(&error).into()),
+            Ok(end) => return end.map_err(Trouble::Job),
+        }
+    }
+}
+
+/// The host's fault: the same job may be tried again.
+struct Again(sandbox::Error);
+
+async fn pin(rooms: &Rooms, ticket: &Ticket) -> Result<Option<(Pin, Arc<Base>)>, Failure> {
+    let order = &ticket.admission.order;
+    let Some(url) = &order.repo else { return Ok(None) };
+    let fetch = async {
+        let pin = rooms.repos.pin(url, order.git_ref.as_deref()).await?;
+        let base = rooms.repos.base(&pin).await?;
+        Ok::<_, crate::repo::Error>((pin, base))
+    };
+    match timeout(Duration::from_millis(rooms.options.repo_ms), fetch).await {
+        Ok(Ok(found)) => Ok(Some(found)),
+        Ok(Err(error)) => Err(repo_failure(&error)),
+        Err(_) => {
+            let reason = format!("the repository was not there within {} ms", rooms.options.repo_ms);
+            Err(Failure::new(Code::RepoUnreachable, reason))
+        }
+    }
+}
+
+async fn once(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    attempt: u32,
+    pinned: Option<&(Pin, Arc<Base>)>,
+) -> Result<Result<Finished, Failure>, Again> {
+    let id = ticket.request.id.to_hex();
+    let short = id.get(..16).unwrap_or(&id);
+    let spec = Spec {
+        id: format!("{short}-{attempt}"),
+        base: pinned.map(|(_, base)| Arc::clone(base) as Arc<dyn Tree>),
+        policy: ticket.admission.policy.clone(),
+    };
+    let sandbox = match rooms.backend.create(spec).await {
+        Ok(sandbox) => sandbox,
+        Err(error) => return or_again(error),
+    };
+    let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order };
+    let work = match agent::script::run(&*sandbox, task).await {
+        Ok(work) => work,
+        Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why))),
+        Err(agent::Error::Sandbox(error)) => return or_again(error),
+    };
+    let taken = take(rooms, ticket, &*sandbox, &work, pinned.map(|(pin, _)| pin)).await;
+    let usage = sandbox.destroy().await.map_err(Again)?;
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let warnings: Vec<String> =
+        pinned.map(|(_, base)| base.warnings().iter().map(|w| w.to_string()).collect()).unwrap_or_default();
+    let cap = rooms.options.max_content_bytes;
+    let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
+        (Output::Patch, Some(patch)) => content::patch(&work, patch, &warnings, cap),
+        (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
+        (Output::Report, _) => content::report(&work, &taken.artifacts, usage, &warnings, cap),
+        (Output::Json, _) => content::printed(&work, true, &warnings, cap),
+        (Output::Text, _) => content::printed(&work, false, &warnings, cap),
+    };
+    let commit = pinned.map(|(pin, _)| pin.commit.clone());
+    Ok(content.map(|content| Finished { content, commit, usage, log: work.log() }))
+}
+
+/// What is taken out of the sandbox before it is destroyed.
+struct Taken {
+    patch: Option<crate::repo::Patch>,
+    artifacts: Vec<Artifact>,
+}
+
+async fn take(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    sandbox: &dyn Sandbox,
+    work: &Work,
+    pin: Option<&Pin>,
+) -> Result<Taken, Failure> {
+    if let Some(limit) = work.limit() {
+        return Err(limit_failure(limit));
+    }
+    // Nothing that is still running may change what is read now.
+    sandbox.kill().await.map_err(|e| sandbox_failure(&e))?;
+    let mut artifacts = Vec::new();
+    for path in &ticket.admission.order.artifacts {
+        artifacts.push(artifact(rooms, sandbox, path).await?);
+    }
+    let patch = match pin {
+        Some(pin) if ticket.admission.job_type.manifest.output == Output::Patch => {
+            let cap = rooms.options.max_changes_bytes;
+            let changes = sandbox.changes(cap).await.map_err(|e| sandbox_failure(&e))?;
+            Some(rooms.repos.patch(pin, changes).await.map_err(|e| repo_failure(&e))?)
+        }
+        _ => None,
+    };
+    Ok(Taken { patch, artifacts })
+}
+
+async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Artifact, Failure> {
+    let missing = |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
+    match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
+        Ok(bytes) => {
+            let size = bytes.len() as u64;
+            let store = rooms.store.clone();
+            let kept = tokio::task::spawn_blocking(move || store.put_blob(&bytes)).await;
+            let sha256 = kept.map_err(internal)?.map_err(internal)?;
+            Ok(Artifact { path: path.into(), sha256: Some(sha256), size: Some(size), error: None })
+        }
+        Err(error @ (sandbox::Error::NotFound(_) | sandbox::Error::BadPath(_))) => {
+            Ok(missing(error.to_string()))
+        }
+        Err(error @ sandbox::Error::TooLarge { .. }) => Ok(missing(error.to_string())),
+        Err(error) => Err(sandbox_failure(&error)),
+    }
+}
+
+async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
+    let identity = rooms.backend.identity();
+    let policy = serde_json::to_value(&ticket.admission.policy).unwrap_or_default();
+    let output_sha256 = protocol::sha256_hex(finished.content.text.as_bytes());
+    let proof = Proof {
+        commit: finished.commit,
+        backend: identity.backend,
+        image: identity.image,
+        policy_sha256: proof::policy_sha256(&policy),
+        output_sha256: output_sha256.clone(),
+        wall_ms: finished.usage.wall_ms,
+        cpu_ms: finished.usage.cpu_ms,
+        peak_memory_bytes: finished.usage.peak_memory_bytes,
+        price_msat: ticket.admission.price_msat,
+    };
+    let summary = Summary {
+        wall_ms: finished.usage.wall_ms,
+        cpu_ms: finished.usage.cpu_ms,
+        peak_memory_bytes: finished.usage.peak_memory_bytes,
+        price_msat: ticket.admission.price_msat,
+        output_sha256: Some(output_sha256),
+        log_blob: keep_log(rooms, finished.log).await?,
+    };
+    match answer::done(rooms, &ticket.request, &ticket.relay, &finished.content, &proof, summary) {
+        Ok(records) => {
+            rooms.record(records).await?;
+            tracing::info!(job = %ticket.request.id, wall_ms = finished.usage.wall_ms, "job done");
+            Ok(End::Answered)
+        }
+        Err(failure) => fail(rooms, ticket, &failure).await,
+    }
+}
+
+/// Short logs cost an fsync that nobody reads; they are kept all the same, because a customer may ask.
+async fn keep_log(rooms: &Rooms, log: Vec<u8>) -> Result<Option<String>, store::Error> {
+    let store = rooms.store.clone();
+    match tokio::task::spawn_blocking(move || store.put_blob(&log)).await {
+        Ok(kept) => kept.map(Some),
+        Err(error) => {
+            tracing::error!(%error, "the run's log was not kept");
+            Ok(None)
+        }
+    }
+}
+
+fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Failure>, Again> {
+    match error {
+        sandbox::Error::Host { .. } => Err(Again(error)),
+        error => Ok(Err(sandbox_failure(&error))),
+    }
+}
+
+fn sandbox_failure(error: &sandbox::Error) -> Failure {
+    use sandbox::Error as E;
+    let code = match error {
+        E::Unenforceable { .. } => Code::Unsupported,
+        E::BadPath(_) | E::NotFound(_) | E::BadPolicy(_) => Code::InvalidInput,
+        E::TooLarge { .. } => Code::ResourceLimit,
+        E::Gone(_) | E::Host { .. } => Code::Internal,
+    };
+    Failure::new(code, error.to_string())
+}
+
+fn limit_failure(limit: Limit) -> Failure {
+    match limit {
+        Limit::Wall => Failure::new(Code::Timeout, "the job's time was up"),
+        Limit::Memory => Failure::new(Code::ResourceLimit, "the job used more memory than it may"),
+        Limit::Output => Failure::new(Code::ResourceLimit, "the job printed more than it may"),
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::Internal, error.to_string())
+}

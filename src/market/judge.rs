@@ -1,0 +1,275 @@
+//! The judgement over one decoded request: taken, and on which terms, or refused with a typed reason.
+//! Pure: what depends on the node's state (its queue, its past) is judged in `job`.
+
+use std::sync::Arc;
+
+use nostr_sdk::prelude::PublicKey;
+
+use super::job_type::{Limits, Need};
+use super::{Catalog, Code, JobType, Refusal};
+use crate::config::RepoPattern;
+use crate::protocol::{Order, Request};
+use crate::sandbox::Policy;
+
+/// What the operator lets in.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub provider: PublicKey,
+    pub catalog: Catalog,
+    /// Repositories that may be named; empty = all that the URL rules let through.
+    pub allow_repos: Vec<RepoPattern>,
+    /// Customers who may order; empty = everybody not denied.
+    pub allow_customers: Vec<PublicKey>,
+    pub deny_customers: Vec<PublicKey>,
+    /// Oldest request taken, in seconds.
+    pub max_age_s: u64,
+    /// How far a request's clock may be ahead of ours, in seconds.
+    pub max_ahead_s: u64,
+    /// The most that any job may use, whatever its type allows.
+    pub ceiling: Policy,
+}
+
+/// A request that is taken, and on which terms.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    pub job_type: Arc<JobType>,
+    pub order: Order,
+    pub policy: Policy,
+    /// What the job costs at most. 0 as long as the node cannot be paid.
+    pub price_msat: u64,
+}
+
+/// Judges one request at `now_s` (Unix seconds, our clock).
+///
+/// # Errors
+/// The reason why not, the first that applies: whom it is for, when, from whom, what.
+pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, Refusal> {
+    let targeted = request.is_targeted(&rules.provider);
+    if !targeted && !request.providers.is_empty() {
+        return refuse(Code::NotForUs, "the request names other providers");
+    }
+    let Some(job_type) = rules.catalog.for_kind(request.kind) else {
+        return refuse(Code::Unsupported, format!("kind {} is not served here", request.kind));
+    };
+    let order = Order::read(request).map_err(|e| Refusal::new(Code::InvalidInput, e.to_string()));
+    let names_repo = order.as_ref().map_or(true, |o| o.repo.is_some());
+    if is_shared(request.kind) && !targeted && !names_repo {
+        return refuse(Code::Foreign, "others use this kind too, and the request names no repository");
+    }
+    judge_time(rules, request, now_s)?;
+    judge_customer(rules, &request.customer)?;
+    let order = order?;
+    judge_order(rules, job_type, &order)?;
+    let policy = policy(&job_type.manifest.limits, &rules.ceiling, &order)?;
+    Ok(Admission { job_type: Arc::clone(job_type), order, policy, price_msat: 0 })
+}
+
+/// Kinds of the public registry that we serve too: code, image and video work, content discovery.
+fn is_shared(kind: u16) -> bool {
+    matches!(kind, 5000 | 5100 | 5200 | 5300)
+}
+
+fn judge_time(rules: &Rules, request: &Request, now_s: u64) -> Result<(), Refusal> {
+    if request.is_expired(now_s) {
+        return refuse(Code::Expired, "the request's expiration has passed");
+    }
+    if request.created_at.saturating_add(rules.max_age_s) < now_s {
+        return refuse(Code::TooOld, format!("the request is older than {} s", rules.max_age_s));
+    }
+    if request.created_at > now_s.saturating_add(rules.max_ahead_s) {
+        let reason = format!("the request is dated over {} s ahead of our clock", rules.max_ahead_s);
+        return refuse(Code::FromTheFuture, reason);
+    }
+    Ok(())
+}
+
+fn judge_customer(rules: &Rules, customer: &PublicKey) -> Result<(), Refusal> {
+    let listed = rules.allow_customers.is_empty() || rules.allow_customers.contains(customer);
+    if !listed || rules.deny_customers.contains(customer) {
+        return refuse(Code::CustomerRefused, "this node does not work for this customer");
+    }
+    Ok(())
+}
+
+fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), Refusal> {
+    let manifest = &job_type.manifest;
+    if let Some(repo) = &order.repo {
+        if !rules.allow_repos.is_empty() && !rules.allow_repos.iter().any(|p| p.matches(repo)) {
+            return refuse(Code::RepoRefused, format!("{repo} is not among the repositories allowed here"));
+        }
+    } else if manifest.input.repo == Need::Required {
+        return refuse(Code::InvalidInput, "no repository: give an `i` url with marker `repo`");
+    }
+    if manifest.input.task == Need::Required && order.task.is_none() {
+        return refuse(Code::InvalidInput, "no task: give an `i` text");
+    }
+    if manifest.script.commands.is_empty() && order.commands.is_empty() {
+        let reason = "no commands: give params cmd_0, cmd_1, … (an agent that needs none is not there yet)";
+        return refuse(Code::InvalidInput, reason);
+    }
+    if order.network {
+        return refuse(Code::Unsupported, "jobs have no network here");
+    }
+    Ok(())
+}
+
+/// What the order asks for, else the type's default; more than the type's or the node's maximum is refused.
+fn policy(limits: &Limits, ceiling: &Policy, order: &Order) -> Result<Policy, Refusal> {
+    const MIB: u64 = 1024 * 1024;
+    let mut policy = limits.policy().capped(ceiling);
+    let most = limits.most().capped(ceiling);
+    if let Some(secs) = order.time_secs {
+        policy.wall_ms = grant("wall_ms", secs.saturating_mul(1000), most.wall_ms)?;
+    }
+    if let Some(mb) = order.memory_mb {
+        policy.memory_bytes = grant("memory_bytes", mb.saturating_mul(MIB), most.memory_bytes)?;
+    }
+    if let Some(mb) = order.disk_mb {
+        policy.disk_bytes = grant("disk_bytes", mb.saturating_mul(MIB), most.disk_bytes)?;
+    }
+    if let Some(milli) = order.cpu_milli {
+        policy.cpu_milli = grant("cpu_milli", milli, most.cpu_milli)?;
+    }
+    Ok(policy)
+}
+
+fn grant<T: Ord + Default + std::fmt::Display>(clause: &str, asked: T, most: T) -> Result<T, Refusal> {
+    if asked == T::default() {
+        return refuse(Code::InvalidInput, format!("{clause}: 0 is not a limit one can work under"));
+    }
+    if asked > most {
+        return refuse(Code::ResourceLimit, format!("{clause}: {asked} asked for, at most {most} given here"));
+    }
+    Ok(asked)
+}
+
+fn refuse<T>(code: Code, reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(code, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::draft::Draft;
+    use crate::sandbox::Network;
+    use nostr_sdk::prelude::Keys;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn rules(provider: &Keys) -> Rules {
+        Rules {
+            provider: provider.public_key(),
+            catalog: Catalog::built_in().unwrap(),
+            allow_repos: Vec::new(),
+            allow_customers: Vec::new(),
+            deny_customers: Vec::new(),
+            max_age_s: 3600,
+            max_ahead_s: 300,
+            ceiling: Policy {
+                wall_ms: 600_000,
+                memory_bytes: 1 << 31,
+                pids: 100,
+                cpu_milli: 2000,
+                disk_bytes: 1 << 31,
+                inodes: 1000,
+                open_files: 100,
+                output_bytes: 1000,
+                network: Network::None,
+            },
+        }
+    }
+
+    fn draft(kind: u16) -> Draft {
+        Draft {
+            kind,
+            repo: Some("https://git.example/acme/tool".into()),
+            commands: vec!["true".into()],
+            ..Draft::default()
+        }
+    }
+
+    fn judged_at(
+        draft: &Draft,
+        now_s: u64,
+        change: impl FnOnce(&mut Rules, &Keys),
+    ) -> Result<Admission, Refusal> {
+        let (provider, customer) = (Keys::generate(), Keys::generate());
+        let event = draft.unsigned(&customer, NOW).unwrap().sign_with_keys(&customer).unwrap();
+        let request = Request::decode(&event, &provider).unwrap();
+        let mut rules = rules(&provider);
+        change(&mut rules, &customer);
+        judge(&rules, &request, now_s)
+    }
+
+    fn judged(draft: &Draft) -> Result<Admission, Refusal> {
+        judged_at(draft, NOW, |_, _| {})
+    }
+
+    #[track_caller]
+    fn refused(judged: Result<Admission, Refusal>, code: Code) {
+        assert_eq!(judged.expect_err("must be refused").code, code);
+    }
+
+    #[test]
+    fn a_plain_order_is_taken_on_the_types_terms_under_the_nodes_ceiling() {
+        let admission = judged(&draft(5930)).unwrap();
+        assert_eq!(admission.job_type.manifest.name, "generic");
+        assert_eq!((admission.policy.wall_ms, admission.policy.pids), (300_000, 100));
+        assert_eq!(admission.policy.output_bytes, 1000);
+    }
+
+    #[test]
+    fn asking_for_more_than_is_given_is_refused_and_not_cut() {
+        refused(judged(&Draft { time_secs: Some(601), ..draft(5000) }), Code::ResourceLimit);
+        refused(judged(&Draft { memory_mb: Some(u64::MAX), ..draft(5000) }), Code::ResourceLimit);
+        refused(judged(&Draft { time_secs: Some(0), ..draft(5000) }), Code::InvalidInput);
+        assert_eq!(judged(&Draft { time_secs: Some(10), ..draft(5000) }).unwrap().policy.wall_ms, 10_000);
+    }
+
+    #[test]
+    fn requests_of_others_on_shared_kinds_are_foreign() {
+        let image = Draft { task: Some("a cat".into()), ..Draft { kind: 5100, ..Draft::default() } };
+        refused(judged(&image), Code::Foreign);
+        refused(judged(&Draft { kind: 5932, ..image }), Code::InvalidInput);
+    }
+
+    #[test]
+    fn time_is_judged_on_our_clock() {
+        refused(judged_at(&draft(5000), NOW + 3601, |_, _| {}), Code::TooOld);
+        refused(judged_at(&draft(5000), NOW - 301, |_, _| {}), Code::FromTheFuture);
+        let short = Draft { expiration: Some(NOW + 5), ..draft(5000) };
+        assert!(judged(&short).is_ok());
+        refused(judged_at(&short, NOW + 6, |_, _| {}), Code::Expired);
+    }
+
+    #[test]
+    fn customers_and_repositories_are_held_against_the_operators_lists() {
+        refused(
+            judged_at(&draft(5000), NOW, |r, c| r.deny_customers.push(c.public_key())),
+            Code::CustomerRefused,
+        );
+        let other = Keys::generate().public_key();
+        refused(judged_at(&draft(5000), NOW, |r, _| r.allow_customers.push(other)), Code::CustomerRefused);
+        let only = |pattern: &str| {
+            let pattern = RepoPattern::parse(pattern).unwrap();
+            judged_at(&draft(5000), NOW, |r, _| r.allow_repos.push(pattern))
+        };
+        assert!(only("git.example/acme/*").is_ok());
+        refused(only("git.example/other/*"), Code::RepoRefused);
+    }
+
+    #[test]
+    fn what_is_missing_or_not_served_is_said() {
+        refused(judged(&Draft { commands: Vec::new(), ..draft(5000) }), Code::InvalidInput);
+        refused(judged(&Draft { repo: None, ..draft(5932) }), Code::InvalidInput);
+        refused(judged(&draft(5050)), Code::Unsupported);
+        let network = Draft { params: vec![("allow_network".into(), "true".into())], ..draft(5930) };
+        refused(judged(&network), Code::Unsupported);
+    }
+
+    #[test]
+    fn a_request_to_another_provider_is_left_alone() {
+        let other = Keys::generate().public_key();
+        refused(judged(&Draft { provider: Some(other), ..draft(5000) }), Code::NotForUs);
+    }
+}

@@ -1,0 +1,362 @@
+//! The customer's side: a few relays, events published with each relay's answer, verified events received. It keeps
+//! nothing on disk and has no opinion on kinds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nostr_sdk::prelude::{Event, Filter, JsonUtil, Keys};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::delivery::Delivery;
+use super::session::{Command, Link, Session, Signal, Sink};
+use super::subscriptions::Life;
+use super::verify::{Counts, Wanted, check};
+use super::{Address, Error, Glance, Wire, install_crypto, system_clock};
+use crate::store::record::Answer;
+
+/// Events waiting for a reader of one subscription; then the relays are held back.
+const WAITING: usize = 1024;
+/// Ids remembered for one subscription; an older event may come twice.
+const SEEN: usize = 65_536;
+
+/// A relay's answer to a published event.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Published {
+    pub relay: String,
+    pub answer: Answer,
+}
+
+/// A verified event that matches its subscription.
+#[derive(Debug, Clone)]
+pub struct Received {
+    pub event: Event,
+    /// The relay that was first.
+    pub relay: String,
+}
+
+/// Connections to some relays. Dropping it hangs up.
+#[derive(Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    relays: Vec<Relay>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Relay {
+    name: String,
+    commands: mpsc::UnboundedSender<Command>,
+    link: Arc<Mutex<Link>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Counts up with every change that somebody may wait for.
+    changed: watch::Sender<u64>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    subscriptions: HashMap<String, Listener>,
+    /// Answers by event, then relay.
+    answers: HashMap<[u8; 32], BTreeMap<usize, Answer>>,
+    connected: HashSet<usize>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    events: mpsc::Sender<Received>,
+    seen: HashSet<[u8; 32]>,
+    /// Relays that have sent all they had stored, or will not.
+    told: HashSet<usize>,
+}
+
+/// Events of one subscription, from all relays, each once. Dropping it unsubscribes.
+#[derive(Debug)]
+pub struct Subscription {
+    id: String,
+    events: mpsc::Receiver<Received>,
+    shared: Arc<Shared>,
+    relays: Vec<mpsc::UnboundedSender<Command>>,
+}
+
+impl Subscription {
+    /// The next event; `None` when the client is gone.
+    pub async fn next(&mut self) -> Option<Received> {
+        self.events.recv().await
+    }
+
+    /// Waits until every relay has sent what it had stored, or `within` is over: how many have.
+    pub async fn stored(&self, within: Duration) -> usize {
+        let all = self.relays.len();
+        let told = || lock(&self.shared.state).subscriptions.get(&self.id).map_or(all, |l| l.told.len());
+        self.shared.until(within, || told() >= all).await;
+        told()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        lock(&self.shared.state).subscriptions.remove(&self.id);
+        for relay in &self.relays {
+            if relay.send(Command::Unsubscribe(self.id.clone())).is_err() {
+                tracing::trace!("a relay's session ended first");
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Connects to all of them and waits at most `within` for the first; the others go on trying. `keys` answer a
+    /// relay that asks who we are. Private addresses need `allow_private` unless they are written as such.
+    pub async fn connect(
+        relays: &[String],
+        keys: Option<Keys>,
+        allow_private: bool,
+        wire: Wire,
+        within: Duration,
+    ) -> Result<Self, Error> {
+        install_crypto();
+        let mut addresses: Vec<Address> = Vec::new();
+        for relay in relays {
+            let address = Address::parse(relay)?;
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(Error::NoRelay("none was named".into()));
+        }
+        let shared = Arc::new(Shared::default());
+        let (mut tasks, mut started) = (JoinSet::new(), Vec::new());
+        for (index, address) in addresses.into_iter().enumerate() {
+            let (commands, inbox) = mpsc::unbounded_channel();
+            let link = Arc::new(Mutex::new(Link::default()));
+            let name = address.to_string();
+            let sink = ClientSink { shared: Arc::clone(&shared), index, name: name.clone() };
+            let session = Session {
+                allow_private: allow_private || address.is_plainly_private(),
+                address,
+                wire: wire.clone(),
+                keys: keys.clone(),
+                clock: system_clock(),
+                sink: Arc::new(sink),
+                commands: inbox,
+                link: Arc::clone(&link),
+                on_demand: None,
+            };
+            tasks.spawn(session.run());
+            started.push(Relay { name, commands, link });
+        }
+        let client = Self { shared, relays: started, _tasks: tasks };
+        client.shared.until(within, || !lock(&client.shared.state).connected.is_empty()).await;
+        if lock(&client.shared.state).connected.is_empty() {
+            let trouble = client.troubles();
+            return Err(Error::NoRelay(trouble));
+        }
+        Ok(client)
+    }
+
+    /// The relays that are connected now.
+    pub fn connected(&self) -> Vec<String> {
+        let state = lock(&self.shared.state);
+        let up =
+            |(index, relay): (usize, &Relay)| state.connected.contains(&index).then(|| relay.name.clone());
+        self.relays.iter().enumerate().filter_map(up).collect()
+    }
+
+    /// Sends an event to every relay and waits at most `within` for their answers. A relay that did not give a
+    /// last word in time has `GaveUp` with its last trouble.
+    pub async fn publish(&self, event: &Event, within: Duration) -> Vec<Published> {
+        let id = event.id.to_bytes();
+        lock(&self.shared.state).answers.insert(id, BTreeMap::new());
+        let json: Arc<str> = event.as_json().into();
+        let now_ms = system_clock()();
+        let give_up_ms = now_ms.saturating_add(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        for relay in &self.relays {
+            let delivery =
+                Delivery { id, names: vec![relay.name.clone()], json: Arc::clone(&json), give_up_ms };
+            if relay.commands.send(Command::Deliver(delivery)).is_err() {
+                tracing::trace!(relay = relay.name, "the session has ended");
+            }
+        }
+        let answered = || lock(&self.shared.state).answers.get(&id).map_or(0, BTreeMap::len);
+        self.shared.until(within, || answered() >= self.relays.len()).await;
+        let mut answers = lock(&self.shared.state).answers.remove(&id).unwrap_or_default();
+        let missing = |relay: &Relay| {
+            let trouble = lock(&relay.link).trouble.clone();
+            Answer::GaveUp { reason: trouble.unwrap_or_else(|| "no answer in time".into()) }
+        };
+        self.relays
+            .iter()
+            .enumerate()
+            .map(|(index, relay)| Published {
+                relay: relay.name.clone(),
+                answer: answers.remove(&index).unwrap_or_else(|| missing(relay)),
+            })
+            .collect()
+    }
+
+    /// Subscribes at every relay, over breaks and reconnects, until dropped.
+    pub fn subscribe(&self, filters: Vec<Filter>) -> Subscription {
+        self.listen(filters, Life::Always)
+    }
+
+    /// What the relays have stored, newest first, each event once; waits at most `within` for the slowest.
+    pub async fn query(&self, filters: Vec<Filter>, within: Duration) -> Vec<Event> {
+        let mut subscription = self.listen(filters, Life::Once);
+        let mut found = Vec::new();
+        let gather = async {
+            let mut changes = self.shared.changed.subscribe();
+            loop {
+                while let Ok(received) = subscription.events.try_recv() {
+                    found.push(received.event);
+                }
+                let told =
+                    lock(&self.shared.state).subscriptions.get(&subscription.id).map_or(0, |l| l.told.len());
+                if told >= self.relays.len() && subscription.events.is_empty() {
+                    return;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    received = subscription.events.recv() => match received {
+                        Some(received) => found.push(received.event),
+                        None => return,
+                    },
+                }
+            }
+        };
+        if tokio::time::timeout(within, gather).await.is_err() {
+            tracing::debug!("not every relay told all it had stored in time");
+        }
+        found.sort();
+        found
+    }
+
+    fn listen(&self, filters: Vec<Filter>, life: Life) -> Subscription {
+        let (sender, events) = mpsc::channel(WAITING);
+        let id = {
+            let mut state = lock(&self.shared.state);
+            state.next += 1;
+            let id = format!("c{}", state.next);
+            let listener = Listener { events: sender, seen: HashSet::new(), told: HashSet::new() };
+            state.subscriptions.insert(id.clone(), listener);
+            id
+        };
+        let wanted = Wanted::new(filters);
+        for relay in &self.relays {
+            let command = Command::Subscribe(id.clone(), Arc::clone(&wanted), life);
+            if relay.commands.send(command).is_err() {
+                tracing::trace!(relay = relay.name, "the session has ended");
+            }
+        }
+        let relays = self.relays.iter().map(|relay| relay.commands.clone()).collect();
+        Subscription { id, events, shared: Arc::clone(&self.shared), relays }
+    }
+
+    fn troubles(&self) -> String {
+        let trouble = |relay: &Relay| {
+            let trouble = lock(&relay.link).trouble.clone();
+            format!("{}: {}", relay.name, trouble.as_deref().unwrap_or("no answer yet"))
+        };
+        self.relays.iter().map(trouble).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Shared {
+    fn change(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Waits until it is so, at most `within`.
+    async fn until(&self, within: Duration, so: impl Fn() -> bool) {
+        let mut changes = self.changed.subscribe();
+        let wait = async {
+            while !so() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(within, wait).await.is_err() {
+            tracing::trace!("waited in vain");
+        }
+    }
+}
+
+struct ClientSink {
+    shared: Arc<Shared>,
+    index: usize,
+    name: String,
+}
+
+impl Sink for ClientSink {
+    async fn event(&self, subscription: &str, wanted: &Arc<Wanted>, glance: Glance, frame: Utf8Bytes) {
+        let counts = &self.shared.counts;
+        let known = |state: &State| {
+            state.subscriptions.get(subscription).is_none_or(|listener| listener.seen.contains(&glance.id))
+        };
+        if !wanted.may_match(&glance) || known(&lock(&self.shared.state)) {
+            return;
+        }
+        let Some(event) = check(&frame, wanted, counts) else { return };
+        let events = {
+            let mut state = lock(&self.shared.state);
+            let Some(listener) = state.subscriptions.get_mut(subscription) else { return };
+            if listener.seen.len() >= SEEN {
+                listener.seen.clear();
+            }
+            // Marked only now: a forged copy must not hide the good one.
+            if !listener.seen.insert(event.id.to_bytes()) {
+                return;
+            }
+            listener.events.clone()
+        };
+        if events.send(Received { event, relay: self.name.clone() }).await.is_err() {
+            tracing::trace!("nobody reads this subscription any more");
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        {
+            let mut state = lock(&self.shared.state);
+            match signal {
+                Signal::Connected(_) => {
+                    state.connected.insert(self.index);
+                }
+                Signal::Disconnected => {
+                    state.connected.remove(&self.index);
+                    for listener in state.subscriptions.values_mut() {
+                        listener.told.insert(self.index);
+                    }
+                }
+                Signal::EndOfStored(id) | Signal::Closed { subscription: id, .. } => {
+                    if let Some(listener) = state.subscriptions.get_mut(&id) {
+                        listener.told.insert(self.index);
+                    }
+                }
+                Signal::Answered(delivery, answer) => {
+                    if let Some(answers) = state.answers.get_mut(&delivery.id) {
+                        answers.insert(self.index, answer);
+                    }
+                }
+                Signal::Ended => {}
+            }
+        }
+        self.shared.change();
+    }
+
+    fn is_hostile(&self) -> bool {
+        Counts::of(&self.shared.counts.forged) > 1000
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

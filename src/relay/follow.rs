@@ -1,0 +1,370 @@
+//! Following one of our relays: what to subscribe to on a new connection, the gap to fill (on connect, on lag, on
+//! a timer), and when the cursor is written down. The socket is `session.rs`'s, the check of events `verify.rs`'s.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nostr_sdk::prelude::{Alphabet, EventId, Filter, Kind, PublicKey, SingleLetterTag, Timestamp};
+use tokio::sync::{mpsc, watch};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::fill::{Fill, Page};
+use super::limits::Limits;
+use super::session::{Command, Link, Signal, Sink};
+use super::subscriptions::Life;
+use super::verify::{Counts, Intake, Source, Wanted};
+use super::{Clock, Glance, Inbound, Memory, Options};
+use crate::store::record::Record;
+
+const LIVE: &str = "live";
+const CANCELS: &str = "cancels";
+const FILL: &str = "fill";
+/// Ids in one `#e` filter, and such filters in one subscription.
+const IDS_A_FILTER: usize = 100;
+const MAX_FILTERS: usize = 8;
+/// A relay with fewer subscriptions gets one at a time.
+const SUBSCRIPTIONS: u64 = 3;
+/// Bad events before we hang up, and how many good ones make up for one bad.
+const MAX_BAD: u64 = 200;
+
+/// What the session of one of our relays reports to.
+pub(super) struct FollowSink {
+    pub(super) source: Arc<Source>,
+    pub(super) intake: Arc<Intake>,
+    pub(super) page: Arc<Mutex<Page>>,
+    pub(super) signals: mpsc::UnboundedSender<Signal>,
+}
+
+impl Sink for FollowSink {
+    async fn event(&self, subscription: &str, wanted: &Arc<Wanted>, glance: Glance, frame: Utf8Bytes) {
+        if subscription == FILL && wanted.may_match(&glance) {
+            self.page.lock().unwrap_or_else(PoisonError::into_inner).note(glance.created_at);
+        }
+        self.intake.offer(&self.source, wanted, glance, frame).await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.signals.send(signal).is_err() {
+            tracing::trace!("a relay spoke after its follower ended");
+        }
+    }
+
+    fn is_hostile(&self) -> bool {
+        let counts = &self.source.counts;
+        let bad = Counts::of(&counts.forged) + Counts::of(&counts.malformed);
+        bad > MAX_BAD + Counts::of(&counts.verified) + Counts::of(&counts.duplicate)
+    }
+}
+
+/// The follower of one relay.
+pub(super) struct Follow {
+    pub(super) options: Options,
+    pub(super) me: PublicKey,
+    pub(super) source: Arc<Source>,
+    pub(super) link: Arc<Mutex<Link>>,
+    pub(super) page: Arc<Mutex<Page>>,
+    pub(super) memory: Arc<dyn Memory>,
+    pub(super) clock: Clock,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) signals: mpsc::UnboundedReceiver<Signal>,
+    /// Where the answers about deliveries go.
+    pub(super) answers: mpsc::UnboundedSender<Signal>,
+    pub(super) watched: watch::Receiver<Vec<EventId>>,
+    pub(super) inbound: mpsc::WeakSender<Inbound>,
+    /// Turns true when no more events are wanted.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// What one connection is at.
+#[derive(Default)]
+struct State {
+    connected: bool,
+    /// One subscription at a time.
+    lean: bool,
+    page_limit: usize,
+    /// The live subscription has told its stored events and was not closed since.
+    live: bool,
+    /// Everything up to the beginning of this connection was received.
+    filled: bool,
+    fill: Option<(Fill, u64)>,
+    page_due: Option<Instant>,
+    fill_at: Option<Instant>,
+    written: Option<Instant>,
+    verified_then: u64,
+    unwritten: Option<u64>,
+    watch_at: Option<Instant>,
+}
+
+impl Follow {
+    pub(super) async fn run(mut self) {
+        let mut state = State::default();
+        let mut tick = tokio::time::interval(self.options.wire.tick);
+        let mut drained = false;
+        loop {
+            tokio::select! {
+                signal = self.signals.recv() => match signal {
+                    None => break,
+                    Some(Signal::Ended) => break,
+                    Some(signal) => self.on_signal(&mut state, signal, drained),
+                },
+                changed = self.watched.changed(), if !drained => {
+                    if changed.is_ok() && state.watch_at.is_none() {
+                        state.watch_at = Some(Instant::now() + self.options.watch_delay);
+                    }
+                }
+                changed = self.draining.changed(), if !drained => {
+                    drained = changed.is_err() || *self.draining.borrow();
+                    if drained {
+                        for id in [LIVE, CANCELS, FILL] {
+                            self.send(Command::Unsubscribe(id.into()));
+                        }
+                        state.fill = None;
+                        state.live = false;
+                    }
+                }
+                _ = tick.tick() => self.on_tick(&mut state, drained),
+            }
+        }
+        self.settle(&mut state, true);
+    }
+
+    fn on_signal(&self, state: &mut State, signal: Signal, drained: bool) {
+        match signal {
+            Signal::Connected(limits) if !drained => self.on_connected(state, limits),
+            Signal::Connected(_) | Signal::Ended => {}
+            Signal::Disconnected => {
+                let (written, unwritten) = (state.written, state.unwritten);
+                *state = State { written, unwritten, verified_then: state.verified_then, ..State::default() };
+                self.settle(state, true);
+            }
+            Signal::EndOfStored(id) if id == LIVE => {
+                state.live = true;
+                if !state.filled && state.fill.is_none() && !drained {
+                    self.start_fill(state);
+                }
+            }
+            Signal::EndOfStored(id) if id == FILL => self.on_page(state),
+            Signal::EndOfStored(_) => {}
+            Signal::Closed { subscription, reason } => {
+                tracing::warn!(
+                    relay = self.source.relay,
+                    subscription,
+                    reason,
+                    "a relay closed a subscription"
+                );
+                match subscription.as_str() {
+                    // Whatever came meanwhile is a gap.
+                    LIVE => (state.live, state.filled) = (false, false),
+                    FILL => self.abandon_fill(state),
+                    _ => {}
+                }
+            }
+            answered @ Signal::Answered(..) => {
+                if self.answers.send(answered).is_err() {
+                    tracing::debug!("a relay answered after the outbox ended; the event will be sent again");
+                }
+            }
+        }
+    }
+
+    fn on_connected(&self, state: &mut State, limits: Limits) {
+        state.connected = true;
+        state.lean = limits.max_subscriptions.is_some_and(|max| max < SUBSCRIPTIONS);
+        let most = limits.max_limit.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
+        state.page_limit = self.options.page_limit.min(most);
+        if !state.lean {
+            self.subscribe_live(state);
+            self.subscribe_cancels();
+        }
+        self.start_fill(state);
+    }
+
+    fn on_tick(&self, state: &mut State, drained: bool) {
+        let now = Instant::now();
+        if state.connected && !drained {
+            if state.watch_at.is_some_and(|at| at <= now) {
+                state.watch_at = None;
+                if state.lean && state.fill.is_none() {
+                    self.subscribe_live(state);
+                } else if !state.lean {
+                    self.subscribe_cancels();
+                }
+            }
+            if state.page_due.is_some_and(|due| due <= now) {
+                tracing::debug!(relay = self.source.relay, "a page of stored events took too long");
+                self.send(Command::Unsubscribe(FILL.into()));
+                self.abandon_fill(state);
+            }
+            if state.fill.is_none()
+                && (state.fill_at.is_some_and(|at| at <= now) || self.can_mend_lag(state, now))
+            {
+                self.start_fill(state);
+            }
+            if state.live && state.filled {
+                let heard = self.link.lock().unwrap_or_else(PoisonError::into_inner).heard_ms / 1000;
+                self.source.progress.cover(heard);
+            }
+        }
+        self.settle(state, drained);
+    }
+
+    /// Events were dropped, and there is room again.
+    fn can_mend_lag(&self, state: &State, now: Instant) -> bool {
+        if self.source.progress.lagged_from().is_none() {
+            return false;
+        }
+        let room =
+            self.inbound.upgrade().is_some_and(|inbound| inbound.capacity() * 2 >= inbound.max_capacity());
+        // Not sooner after the last fill than a tick: `fill_at` is set far ahead by a good fill only.
+        room && state.page_due.is_none_or(|due| due <= now)
+    }
+
+    // === What is asked ===
+
+    fn requests(&self) -> Vec<Filter> {
+        let kinds: BTreeSet<u16> = self.options.kinds.iter().copied().collect();
+        if kinds.is_empty() {
+            return Vec::new();
+        }
+        let k = SingleLetterTag::lowercase(Alphabet::K);
+        let cancels = Filter::new().kind(Kind::EventDeletion);
+        vec![
+            Filter::new().kinds(kinds.iter().map(|kind| Kind::from(*kind))),
+            cancels.clone().custom_tags(k, kinds.iter().map(u16::to_string)),
+            cancels.pubkey(self.me),
+        ]
+    }
+
+    fn cancels(&self) -> Vec<Filter> {
+        let watched = self.watched.borrow();
+        if watched.len() > IDS_A_FILTER * MAX_FILTERS {
+            tracing::warn!(
+                open = watched.len(),
+                "too many open jobs to watch each for a cancel without a `k` tag"
+            );
+        }
+        let cancels = |ids: &[EventId]| Filter::new().kind(Kind::EventDeletion).events(ids.iter().copied());
+        watched.chunks(IDS_A_FILTER).take(MAX_FILTERS).map(cancels).collect()
+    }
+
+    fn subscribe_live(&self, state: &mut State) {
+        let since = self.now().saturating_sub(self.options.overlap_s);
+        let mut filters: Vec<_> =
+            self.requests().into_iter().map(|filter| filter.since(Timestamp::from(since))).collect();
+        if state.lean {
+            filters.extend(self.cancels());
+        }
+        state.live = false;
+        if !filters.is_empty() {
+            self.send(Command::Subscribe(LIVE.into(), Wanted::new(filters), Life::Connection));
+        }
+    }
+
+    fn subscribe_cancels(&self) {
+        let filters = self.cancels();
+        if filters.is_empty() {
+            self.send(Command::Unsubscribe(CANCELS.into()));
+        } else {
+            self.send(Command::Subscribe(CANCELS.into(), Wanted::new(filters), Life::Connection));
+        }
+    }
+
+    // === The gap ===
+
+    fn start_fill(&self, state: &mut State) {
+        let (now, progress) = (self.now(), &self.source.progress);
+        let mut since = match progress.cursor() {
+            Some(cursor) => cursor.saturating_sub(self.options.overlap_s),
+            None => now.saturating_sub(self.options.look_back_s),
+        };
+        if let Some(lagged) = progress.lagged_from() {
+            since = since.min(lagged);
+        }
+        progress.begin_fill();
+        if state.lean {
+            self.send(Command::Unsubscribe(LIVE.into()));
+            state.live = false;
+        }
+        state.fill_at = None;
+        state.fill = Some((Fill::new(self.requests(), since, state.page_limit), now));
+        self.ask_page(state);
+    }
+
+    fn ask_page(&self, state: &mut State) {
+        let Some((fill, began)) = &state.fill else { return };
+        match fill.next() {
+            Some(filter) => {
+                *self.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
+                self.send(Command::Subscribe(FILL.into(), Wanted::new(vec![filter]), Life::Once));
+                state.page_due = Some(Instant::now() + self.options.wire.page_timeout);
+            }
+            None => {
+                if fill.crowded > 0 {
+                    tracing::warn!(
+                        relay = self.source.relay,
+                        seconds = fill.crowded,
+                        "more events in one second than this relay sends at once; some may be missed"
+                    );
+                }
+                self.source.progress.cover(*began);
+                state.filled = true;
+                self.end_fill(state, self.options.refill_every);
+            }
+        }
+    }
+
+    fn on_page(&self, state: &mut State) {
+        let page = *self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((fill, _)) = &mut state.fill else { return };
+        if fill.page(page) {
+            self.ask_page(state);
+        } else {
+            tracing::warn!(relay = self.source.relay, "this relay's history has no end; left");
+            self.abandon_fill(state);
+        }
+    }
+
+    fn abandon_fill(&self, state: &mut State) {
+        state.filled = false;
+        self.end_fill(state, self.options.wire.page_timeout);
+    }
+
+    fn end_fill(&self, state: &mut State, next: Duration) {
+        state.fill = None;
+        state.page_due = None;
+        state.fill_at = Some(Instant::now() + next);
+        if state.lean {
+            self.subscribe_live(state);
+        }
+    }
+
+    // === The cursor ===
+
+    /// Moves the cursor, and writes it down: soon when something was handled, seldom when all is quiet.
+    fn settle(&self, state: &mut State, at_once: bool) {
+        state.unwritten = self.source.progress.settle().or(state.unwritten);
+        let Some(until) = state.unwritten else { return };
+        let verified = Counts::of(&self.source.counts.verified);
+        let pause = match verified == state.verified_then {
+            true => self.options.quiet_cursor_every,
+            false => self.options.cursor_every,
+        };
+        if at_once || state.written.is_none_or(|at| at.elapsed() >= pause) {
+            self.memory.append_lazily(vec![Record::Cursor { relay: self.source.relay.clone(), until }]);
+            state.unwritten = None;
+            state.written = Some(Instant::now());
+            state.verified_then = verified;
+        }
+    }
+
+    fn now(&self) -> u64 {
+        (self.clock)() / 1000
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::trace!(relay = self.source.relay, "the session has ended");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What this room needs of the store, as a trait, so that its tests need no disk. It stores nothing for the
+//! node: that is `store`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::store::record::{Answer, Record};
+
+/// The store as the relay room sees it. Called from many threads; each call is quick.
+pub trait Memory: Send + Sync + 'static {
+    /// All stored events of this relay up to this Unix second were handled.
+    fn cursor(&self, relay: &str) -> Option<u64>;
+    /// Signed events of ours that some relay has not answered for yet.
+    fn outgoing(&self) -> Vec<Outgoing>;
+    /// The request with this id (hex) is known: a job, refused, or cancelled.
+    fn knows(&self, request: &str) -> bool;
+    /// Written down soon; losing it costs a repetition, nothing more.
+    fn append_lazily(&self, records: Vec<Record>);
+}
+
+/// A signed event owed to relays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Hex id of the event.
+    pub event: String,
+    pub job: Option<String>,
+    /// The whole signed event as JSON.
+    pub json: String,
+    /// Relays that have not said a last word, as written when it was queued.
+    pub relays_left: Vec<String>,
+    /// Unix milliseconds after which no relay is tried any more.
+    pub give_up_ms: u64,
+}
+
+/// A memory that ends with the process: for tests and benches.
+#[derive(Debug, Default)]
+pub struct InMemory(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    cursors: HashMap<String, u64>,
+    outgoing: Vec<Outgoing>,
+    known: HashSet<String>,
+    delivered: Vec<(String, String, Answer)>,
+}
+
+impl InMemory {
+    /// Owes an event, as `Record::Queued` does.
+    pub fn queue(&self, outgoing: Outgoing) {
+        self.lock().outgoing.push(outgoing);
+    }
+
+    /// Knows a request from now on.
+    pub fn know(&self, request: &str) {
+        self.lock().known.insert(request.to_owned());
+    }
+
+    /// The relays' last words about an event.
+    pub fn deliveries(&self, event: &str) -> Vec<(String, Answer)> {
+        let kept = self.lock();
+        kept.delivered.iter().filter(|(e, ..)| e == event).map(|(_, r, a)| (r.clone(), a.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory for InMemory {
+    fn cursor(&self, relay: &str) -> Option<u64> {
+        self.lock().cursors.get(relay).copied()
+    }
+
+    fn outgoing(&self) -> Vec<Outgoing> {
+        self.lock().outgoing.iter().filter(|o| !o.relays_left.is_empty()).cloned().collect()
+    }
+
+    fn knows(&self, request: &str) -> bool {
+        self.lock().known.contains(request)
+    }
+
+    fn append_lazily(&self, records: Vec<Record>) {
+        let mut kept = self.lock();
+        for record in records {
+            match record {
+                Record::Cursor { relay, until } => {
+                    kept.cursors.insert(relay, until);
+                }
+                Record::Delivered { event, relay, answer } => {
+                    for outgoing in kept.outgoing.iter_mut().filter(|o| o.event == event) {
+                        outgoing.relays_left.retain(|left| *left != relay);
+                    }
+                    kept.delivered.push((event, relay, answer));
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Delivery of what the store says is owed: hands each event to the session of each relay, makes sessions for
+//! relays that are not ours, and writes down every relay's last word. When to try again is `delivery.rs`'s.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nostr_sdk::prelude::{EventId, Keys};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::delivery::Delivery;
+use super::session::{Command, Link, Session, Signal, Sink};
+use super::verify::Wanted;
+use super::{Address, Clock, Glance, Memory, Outgoing, Wire};
+use crate::store::record::{Answer, Record};
+
+/// Connections at a time to relays that are not ours.
+const CONNECTIONS: usize = 32;
+/// Such relays known at a time; more have to wait for a scan.
+const RELAYS: usize = 512;
+/// Events handed to one session at a time; more stay in the store until it has room.
+const A_SESSION: usize = 4096;
+/// The store is asked this often although nobody woke us.
+const SCAN_EVERY: Duration = Duration::from_secs(30);
+
+pub(super) enum Note {
+    /// A freshly queued event, so that no scan is needed.
+    Owe(Box<Outgoing>),
+    /// A session of one of our relays, or of another, has an answer.
+    Signal(Signal),
+    /// The session for this relay is over.
+    Ended(Address),
+    /// Tell when nothing is owed.
+    Flush(oneshot::Sender<()>),
+}
+
+/// Sessions by relay, ours and those made to answer, for `status`.
+pub(super) type Links = Arc<Mutex<HashMap<Address, Arc<Mutex<Link>>>>>;
+
+pub(super) struct Outbox {
+    pub(super) memory: Arc<dyn Memory>,
+    pub(super) own: HashMap<Address, mpsc::UnboundedSender<Command>>,
+    pub(super) wire: Wire,
+    pub(super) allow_private: bool,
+    pub(super) keys: Keys,
+    pub(super) clock: Clock,
+    pub(super) wake: Arc<Notify>,
+    pub(super) notes: mpsc::UnboundedReceiver<Note>,
+    pub(super) note: mpsc::UnboundedSender<Note>,
+    /// Answers passed on by the followers of our relays.
+    pub(super) answers: mpsc::UnboundedReceiver<Signal>,
+    pub(super) links: Links,
+}
+
+struct State {
+    /// What was handed out or answered, by event, then by the relay's name as queued.
+    tracked: HashMap<[u8; 32], HashMap<String, Track>>,
+    handed: HashMap<Address, usize>,
+    others: HashMap<Address, mpsc::UnboundedSender<Command>>,
+    turns: Arc<Semaphore>,
+    sessions: JoinSet<()>,
+    flush: Vec<oneshot::Sender<()>>,
+}
+
+enum Track {
+    Handed(Address),
+    /// The last word is on its way into the store.
+    Answered,
+}
+
+impl Outbox {
+    pub(super) async fn run(mut self) {
+        let mut state = State {
+            tracked: HashMap::new(),
+            handed: HashMap::new(),
+            others: HashMap::new(),
+            turns: Arc::new(Semaphore::new(CONNECTIONS)),
+            sessions: JoinSet::new(),
+            flush: Vec::new(),
+        };
+        let wake = Arc::clone(&self.wake);
+        let mut timer = tokio::time::interval(SCAN_EVERY);
+        loop {
+            tokio::select! {
+                // The first tick comes at once: what an earlier run owed.
+                _ = timer.tick() => self.scan(&mut state),
+                () = wake.notified() => self.scan(&mut state),
+                Some(signal) = self.answers.recv() => self.on_signal(&mut state, signal),
+                Some(_) = state.sessions.join_next() => {}
+                note = self.notes.recv() => match note {
+                    None => return,
+                    Some(Note::Owe(outgoing)) => self.hand_out(&mut state, &outgoing),
+                    Some(Note::Signal(signal)) => self.on_signal(&mut state, signal),
+                    Some(Note::Ended(address)) => self.on_ended(&mut state, &address),
+                    Some(Note::Flush(done)) => {
+                        self.scan(&mut state);
+                        state.flush.push(done);
+                    }
+                },
+            }
+            if !state.flush.is_empty() && state.handed.is_empty() {
+                for done in state.flush.drain(..) {
+                    if done.send(()).is_err() {
+                        tracing::trace!("nobody waits for the outbox any more");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything owed that is not handed out yet; forgets what the store has put away.
+    fn scan(&mut self, state: &mut State) {
+        let owed = self.memory.outgoing();
+        let ids: std::collections::HashSet<_> = owed.iter().filter_map(|o| id(&o.event)).collect();
+        state.tracked.retain(|id, relays| {
+            ids.contains(id) || relays.values().any(|track| matches!(track, Track::Handed(_)))
+        });
+        for outgoing in &owed {
+            self.hand_out(state, outgoing);
+        }
+    }
+
+    fn hand_out(&mut self, state: &mut State, outgoing: &Outgoing) {
+        let Some(id) = id(&outgoing.event) else {
+            tracing::error!(event = outgoing.event, "an owed event has no proper id; it cannot be sent");
+            return;
+        };
+        let json: Arc<str> = outgoing.json.as_str().into();
+        for name in &outgoing.relays_left {
+            if state.tracked.get(&id).is_some_and(|relays| relays.contains_key(name)) {
+                continue;
+            }
+            let address = match Address::parse(name) {
+                Ok(address) => address,
+                Err(error) => {
+                    self.last_word(state, id, name, Answer::Rejected { reason: error.to_string() });
+                    continue;
+                }
+            };
+            if state.handed.get(&address).is_some_and(|handed| *handed >= A_SESSION) {
+                continue;
+            }
+            let Some(session) = self.session(state, &address) else {
+                if outgoing.give_up_ms <= (self.clock)() {
+                    let reason = "too many relays to answer at once".into();
+                    self.last_word(state, id, name, Answer::GaveUp { reason });
+                }
+                continue;
+            };
+            let delivery = Delivery {
+                id,
+                names: vec![name.clone()],
+                json: Arc::clone(&json),
+                give_up_ms: outgoing.give_up_ms,
+            };
+            // A session that ended just now says so; then this is handed out again.
+            if session.send(Command::Deliver(delivery)).is_ok() {
+                *state.handed.entry(address.clone()).or_default() += 1;
+                state.tracked.entry(id).or_default().insert(name.clone(), Track::Handed(address));
+            }
+        }
+    }
+
+    /// The session for this relay: ours, one made before, or a new one if there is room.
+    fn session(&mut self, state: &mut State, address: &Address) -> Option<mpsc::UnboundedSender<Command>> {
+        if let Some(own) = self.own.get(address) {
+            return Some(own.clone());
+        }
+        if let Some(other) = state.others.get(address) {
+            return Some(other.clone());
+        }
+        if state.others.len() >= RELAYS {
+            return None;
+        }
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let link = Arc::new(Mutex::new(Link::default()));
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(address.clone(), Arc::clone(&link));
+        let session = Session {
+            address: address.clone(),
+            allow_private: self.allow_private,
+            wire: self.wire.clone(),
+            keys: Some(self.keys.clone()),
+            clock: Arc::clone(&self.clock),
+            sink: Arc::new(AnswerSink { address: address.clone(), note: self.note.clone() }),
+            commands: inbox,
+            link,
+            on_demand: Some(Arc::clone(&state.turns)),
+        };
+        state.sessions.spawn(session.run());
+        state.others.insert(address.clone(), commands.clone());
+        Some(commands)
+    }
+
+    fn on_signal(&mut self, state: &mut State, signal: Signal) {
+        if let Signal::Answered(delivery, answer) = signal {
+            for name in &delivery.names {
+                self.last_word(state, delivery.id, name, answer.clone());
+            }
+        }
+    }
+
+    fn on_ended(&mut self, state: &mut State, address: &Address) {
+        state.others.remove(address);
+        state.handed.remove(address);
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+        let mut lost = false;
+        for relays in state.tracked.values_mut() {
+            let before = relays.len();
+            relays.retain(|_, track| !matches!(track, Track::Handed(to) if to == address));
+            lost |= relays.len() < before;
+        }
+        if lost {
+            self.scan(state);
+        }
+    }
+
+    fn last_word(&mut self, state: &mut State, id: [u8; 32], name: &str, answer: Answer) {
+        let event = hex::encode(id);
+        tracing::debug!(event, relay = name, ?answer, "a relay's last word");
+        let record = Record::Delivered { event, relay: name.to_owned(), answer };
+        self.memory.append_lazily(vec![record]);
+        let before = state.tracked.entry(id).or_default().insert(name.to_owned(), Track::Answered);
+        if let Some(Track::Handed(address)) = before
+            && let Some(handed) = state.handed.get_mut(&address)
+        {
+            *handed = handed.saturating_sub(1);
+            if *handed == 0 {
+                state.handed.remove(&address);
+            }
+        }
+    }
+}
+
+fn id(hex_id: &str) -> Option<[u8; 32]> {
+    EventId::from_hex(hex_id).ok().map(EventId::to_bytes)
+}
+
+/// Listens to a relay that is only delivered to: no event of its is wanted.
+struct AnswerSink {
+    address: Address,
+    note: mpsc::UnboundedSender<Note>,
+}
+
+impl Sink for AnswerSink {
+    async fn event(&self, _: &str, _: &Arc<Wanted>, _: Glance, _: Utf8Bytes) {}
+
+    fn signal(&self, signal: Signal) {
+        let note = match signal {
+            Signal::Ended => Note::Ended(self.address.clone()),
+            answered @ Signal::Answered(..) => Note::Signal(answered),
+            _ => return,
+        };
+        if self.note.send(note).is_err() {
+            tracing::trace!("a relay answered after the outbox ended");
+        }
+    }
+}

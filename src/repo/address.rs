@@ -1,0 +1,238 @@
+//! Which addresses a clone may go to: the shape of the URL before anything is opened, and the public or
+//! private nature of an IP address after resolving. It opens and resolves nothing itself.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+use url::{Host, Url};
+
+use super::Error;
+
+/// Longest URL read, in bytes.
+pub const MAX_URL_BYTES: usize = 2048;
+
+/// A repository's place, in one spelling however the customer wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// http or https, with a host, without user, query or fragment, no slash at the end.
+    Http(Url),
+    /// An absolute path on this host.
+    File(PathBuf),
+}
+
+impl Location {
+    /// Reads a customer's URL. Only `http`, `https` and, if `allow_file`, `file` are known; anything
+    /// that parsers are known to disagree about is refused instead of mended.
+    pub fn parse(text: &str, allow_file: bool) -> Result<Location, Error> {
+        if text.len() > MAX_URL_BYTES {
+            return Err(Error::refused(format!("the URL is longer than {MAX_URL_BYTES} bytes")));
+        }
+        if text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
+            return Err(Error::refused("the URL contains blanks, control characters or backslashes"));
+        }
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| {
+            Error::refused("the repository must be named by an http or https URL (no ssh, no host:path)")
+        })?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" | "https" => Location::http(text, rest),
+            "file" if allow_file => Location::file(text),
+            "file" => Err(Error::refused("file:// is not allowed on this node")),
+            other => Err(Error::refused(format!(
+                "the scheme {:?} is not spoken here; use http or https",
+                other.chars().take(20).collect::<String>()
+            ))),
+        }
+    }
+
+    fn http(text: &str, rest: &str) -> Result<Location, Error> {
+        // `http:///host` is mended by browsers' rules; we do not guess.
+        if rest.starts_with('/') {
+            return Err(Error::refused("the URL has no host"));
+        }
+        let mut url = Url::parse(text).map_err(|e| Error::refused(format!("not a URL: {e}")))?;
+        if !url.username().is_empty() || url.password().is_some() || authority(rest).contains('@') {
+            return Err(Error::refused(
+                "the URL carries credentials; they would be public, and only public repositories are cloned",
+            ));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(Error::refused("the URL has a query or a fragment"));
+        }
+        if url.port() == Some(0) {
+            return Err(Error::refused("the URL names port 0"));
+        }
+        let Some(Host::Domain(_) | Host::Ipv4(_) | Host::Ipv6(_)) = url.host() else {
+            return Err(Error::refused("the URL has no host"));
+        };
+        if let Some(Host::Domain(name)) = url.host() {
+            if name.len() > 253 || name.ends_with('.') || name.split('.').any(str::is_empty) {
+                return Err(Error::refused("the host name is malformed"));
+            }
+        }
+        let lowered = url.path().to_ascii_lowercase();
+        if ["%00", "%0a", "%0d", "%5c"].iter().any(|bad| lowered.contains(bad)) {
+            return Err(Error::refused("the URL's path hides control characters"));
+        }
+        let path = url.path().trim_end_matches('/').to_string();
+        if path.is_empty() {
+            return Err(Error::refused("the URL names a host, not a repository"));
+        }
+        url.set_path(&path);
+        Ok(Location::Http(url))
+    }
+
+    fn file(text: &str) -> Result<Location, Error> {
+        let url = Url::parse(text).map_err(|e| Error::refused(format!("not a URL: {e}")))?;
+        url.to_file_path()
+            .map(Location::File)
+            .map_err(|()| Error::refused("a file:// URL must name an absolute path on this host"))
+    }
+
+    /// The one spelling.
+    pub fn text(&self) -> String {
+        match self {
+            Location::Http(url) => url.as_str().to_string(),
+            Location::File(path) => format!("file://{}", path.display()),
+        }
+    }
+
+    /// Folder name of its mirror: 32 hex digits of the spelling's SHA-256.
+    pub(super) fn folder(&self) -> String {
+        hex::encode(Sha256::digest(self.text().as_bytes())).chars().take(32).collect()
+    }
+}
+
+fn authority(rest: &str) -> &str {
+    rest.split(['/', '?', '#']).next().unwrap_or(rest)
+}
+
+/// Whether a stranger may send us there: globally routable unicast, and nothing that wraps an address
+/// of another kind (v4-mapped, NAT64, 6to4, Teredo) around a private one.
+pub fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_public_v4(ip),
+        IpAddr::V6(ip) => is_public_v6(ip),
+    }
+}
+
+fn is_public_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, c, _] = ip.octets();
+    !matches!(
+        (a, b, c),
+        (0 | 10 | 127, _, _)
+            | (100, 64..=127, _)
+            | (169, 254, _)
+            | (172, 16..=31, _)
+            | (192, 168, _)
+            | (192, 0, 0 | 2)
+            | (192, 88, 99)
+            | (198, 18..=19, _)
+            | (198, 51, 100)
+            | (203, 0, 113)
+            | (224..=255, _, _)
+    )
+}
+
+fn is_public_v6(ip: Ipv6Addr) -> bool {
+    if let Some(v4) = ip.to_ipv4_mapped() {
+        return is_public_v4(v4);
+    }
+    let [a, b, ..] = ip.segments();
+    // Only 2000::/3 is given out for the Internet; of it, tunnels and documentation are left out.
+    let unicast = (0x2000..=0x3fff).contains(&a);
+    let special = (a == 0x2001 && (b < 0x0200 || b == 0x0db8)) || a == 0x2002 || a == 0x3fff;
+    unicast && !special
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(text: &str) -> String {
+        match Location::parse(text, false) {
+            Err(Error::Refused { why }) => why,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_repository_has_one_spelling() {
+        let spell = |t: &str| Location::parse(t, false).unwrap().text();
+        assert_eq!(spell("HTTPS://Example.COM:443/a/b.git/"), "https://example.com/a/b.git");
+        assert_eq!(spell("https://example.com/a/./x/../b.git"), "https://example.com/a/b.git");
+        assert_eq!(spell("http://0x7f.1/a"), "http://127.0.0.1/a");
+        assert_eq!(spell("http://2130706433/a"), "http://127.0.0.1/a");
+    }
+
+    #[test]
+    fn other_transports_are_refused_by_name() {
+        for text in ["ssh://h/a", "git://h/a", "ftp://h/a", "ext::sh -c x", "ext://x", "javascript://h/a"] {
+            let why = why(text);
+            assert!(why.contains("http"), "{text}: {why}");
+        }
+        assert!(why("git@github.com:a/b.git").contains("no ssh, no host:path"));
+        assert!(why("/etc/passwd").contains("http or https URL"));
+        assert!(why("file:///srv/a").contains("not allowed on this node"));
+        assert!(matches!(Location::parse("file:///srv/a", true), Ok(Location::File(_))));
+        assert!(Location::parse("file://other.host/srv/a", true).is_err());
+    }
+
+    #[test]
+    fn credentials_and_tricks_in_the_url_are_refused() {
+        assert!(why("https://user:pw@h.example/a").contains("credentials"));
+        assert!(why("https://@h.example/a").contains("credentials"));
+        assert!(why("https://h.example/a?token=1").contains("query"));
+        assert!(why("https://h.example/a#x").contains("fragment"));
+        assert!(why("https://h.example/a\r\nHost: b").contains("control"));
+        assert!(why("https://h.example\\@b/a").contains("backslash"));
+        assert!(why("https:///h/a").contains("no host"));
+        assert!(why("https://h.example./a").contains("malformed"));
+        assert!(why("https://h..example/a").contains("malformed"));
+        assert!(why("https://h.example").contains("not a repository"));
+        assert!(why("https://h.example/a%0d%0ab").contains("control"));
+        assert!(why(&format!("https://h.example/{}", "a".repeat(3000))).contains("longer"));
+    }
+
+    #[test]
+    fn private_and_wrapped_addresses_are_told_from_public_ones() {
+        for ip in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "ff02::1",
+            "::127.0.0.1",
+        ] {
+            assert!(!is_public(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2606:4700::1111",
+            "2001:4860:4860::8888",
+            "::ffff:1.1.1.1",
+        ] {
+            assert!(is_public(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Makes packs of a repository on this host: for `file://` sources and for the small server. It reads
+//! objects and refs only; nothing is run, and nothing is written but the pack.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::Write;
+
+use git2::{ObjectType, Oid, Repository};
+
+use super::remote::{Ref, Want};
+use super::tree::{self, Kind};
+use super::{Error, mirror};
+
+/// A pack's contents and where its history is cut.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub objects: Vec<Oid>,
+    /// Commits in the pack whose parents are left out.
+    pub shallow: Vec<Oid>,
+}
+
+/// Collects what `want` needs beyond the trees of what is had already.
+pub(super) fn contents(repo: &Repository, want: &Want) -> Result<Contents, Error> {
+    let odb = repo.odb().map_err(Error::broken)?;
+    let mut out = Contents::default();
+    let mut seen: HashSet<Oid> = HashSet::new();
+    for have in &want.have {
+        if let Ok(tree) = mirror::tree_of(&odb, *have) {
+            walk(&odb, tree, &mut seen, &mut |_| {})?;
+            seen.insert(*have);
+        }
+    }
+    let mut queue: VecDeque<(Oid, u32)> = VecDeque::new();
+    for id in &want.commits {
+        let mut id = *id;
+        while let Ok(tag) = repo.find_tag(id) {
+            if seen.insert(id) {
+                out.objects.push(id);
+            }
+            id = tag.target_id();
+        }
+        queue.push_back((id, 1));
+    }
+    let depth = want.depth.unwrap_or(u32::MAX);
+    while let Some((id, level)) = queue.pop_front() {
+        let Ok(commit) = repo.find_commit(id) else {
+            return Err(Error::unreachable(format!("not our ref {id}")));
+        };
+        let fresh = seen.insert(id);
+        if level >= depth && commit.parent_count() > 0 {
+            out.shallow.push(id);
+        }
+        if !fresh {
+            // Had with its history, or visited already.
+            continue;
+        }
+        out.objects.push(id);
+        if !want.commits_only {
+            walk(&odb, commit.tree_id(), &mut seen, &mut |id| out.objects.push(id))?;
+        }
+        if level < depth {
+            queue.extend(commit.parent_ids().map(|p| (p, level + 1)));
+        }
+    }
+    Ok(out)
+}
+
+fn walk(
+    odb: &git2::Odb<'_>,
+    top: Oid,
+    seen: &mut HashSet<Oid>,
+    add: &mut dyn FnMut(Oid),
+) -> Result<(), Error> {
+    let mut stack = vec![top];
+    while let Some(id) = stack.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        add(id);
+        for entry in tree::read(odb, id)? {
+            match entry.kind {
+                Kind::Folder => stack.push(entry.id),
+                Kind::Submodule => {}
+                _ => {
+                    if seen.insert(entry.id) {
+                        add(entry.id);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the pack as it is made.
+pub(super) fn write(repo: &Repository, objects: &[Oid], to: &mut dyn Write) -> Result<(), Error> {
+    let mut builder = repo.packbuilder().map_err(Error::broken)?;
+    builder.set_threads(0);
+    for id in objects {
+        builder.insert_object(*id, None).map_err(Error::broken)?;
+    }
+    let mut failed = None;
+    let result = builder.foreach(|bytes| match to.write_all(bytes) {
+        Ok(()) => true,
+        Err(e) => {
+            failed = Some(e);
+            false
+        }
+    });
+    match (failed, result) {
+        (Some(e), _) => Err(Error::from_io(e, 0)),
+        (None, Err(e)) => Err(Error::broken(e)),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// `HEAD`, branches and tags, sorted by name.
+pub(super) fn refs(repo: &Repository) -> Result<Vec<Ref>, Error> {
+    let mut all = Vec::new();
+    if let Ok(head) = repo.head().and_then(|h| h.peel_to_commit()) {
+        all.push(Ref { name: "HEAD".to_string(), id: head.id(), peeled: None });
+    }
+    for found in repo.references().map_err(Error::broken)? {
+        let Ok(found) = found else { continue };
+        let (Ok(name), Ok(direct)) = (found.name(), found.resolve()) else { continue };
+        let Some(id) = direct.target() else { continue };
+        let is_tag = repo.odb().is_ok_and(|o| o.read_header(id).is_ok_and(|(_, k)| k == ObjectType::Tag));
+        let peeled = if is_tag {
+            direct.peel(ObjectType::Any).ok().map(|o| o.id()).filter(|p| *p != id)
+        } else {
+            None
+        };
+        all.push(Ref { name: name.to_string(), id, peeled });
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}

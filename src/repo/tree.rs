@@ -1,0 +1,232 @@
+//! What a commit's tree will put on disk, planned from raw tree objects before a single file is made:
+//! every name judged, every count capped, what is unchanged against an older tree marked. It writes nothing.
+
+use std::collections::HashMap;
+
+use git2::{ObjectType, Odb, Oid};
+
+use super::{Error, Limits, names};
+
+/// Bytes of all folders' paths together: what a plan may hold in memory.
+const MAX_ALL_PATHS: u64 = 64 << 20;
+
+/// What stands at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Executable,
+    Symlink,
+    Folder,
+    /// A submodule: an empty folder here.
+    Submodule,
+}
+
+/// One entry of a tree object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub name: Vec<u8>,
+    /// As written; old repositories hold more spellings than `kind` tells apart.
+    pub mode: u32,
+    pub kind: Kind,
+    pub id: Oid,
+}
+
+/// Reads a tree object without libgit2's own ideas of it.
+pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Entry>, Error> {
+    let broken = || Error::broken("a tree object is malformed");
+    let mut entries = Vec::with_capacity(data.len() / 32);
+    while !data.is_empty() {
+        let blank = data.iter().take(8).position(|b| *b == b' ').ok_or_else(broken)?;
+        let (mode, rest) = data.split_at(blank);
+        let rest = rest.get(1..).ok_or_else(broken)?;
+        let end = rest.iter().position(|b| *b == 0).ok_or_else(broken)?;
+        let (name, rest) = rest.split_at(end);
+        let id = rest.get(1..21).ok_or_else(broken)?;
+        data = rest.get(21..).ok_or_else(broken)?;
+        let mode =
+            std::str::from_utf8(mode).ok().and_then(|m| u32::from_str_radix(m, 8).ok()).ok_or_else(broken)?;
+        let kind = match mode & 0o170_000 {
+            0o100_000 if mode & 0o111 != 0 => Kind::Executable,
+            0o100_000 => Kind::File,
+            0o120_000 => Kind::Symlink,
+            0o040_000 => Kind::Folder,
+            0o160_000 => Kind::Submodule,
+            _ => return Err(Error::broken(format!("a tree entry has the mode {mode:o}"))),
+        };
+        entries.push(Entry {
+            name: name.to_vec(),
+            mode,
+            kind,
+            id: Oid::from_bytes(id).map_err(Error::broken)?,
+        });
+    }
+    Ok(entries)
+}
+
+/// Reads and parses a tree object.
+pub(super) fn read(odb: &Odb<'_>, id: Oid) -> Result<Vec<Entry>, Error> {
+    let object = odb.read(id).map_err(|_| Error::broken(format!("tree {id} is missing")))?;
+    if object.kind() != ObjectType::Tree {
+        return Err(Error::broken(format!("{id} should be a tree and is not")));
+    }
+    parse(object.data())
+}
+
+/// A file or symlink to make.
+#[derive(Debug)]
+pub(super) struct File {
+    pub name: Vec<u8>,
+    pub kind: Kind,
+    pub id: Oid,
+    /// The older base holds the same at the same path.
+    pub same: bool,
+}
+
+/// A folder to make, with what stands in it.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    /// Relative to the top; empty for the top itself. A parent stands before its children.
+    pub path: Vec<u8>,
+    pub files: Vec<File>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub folders: Vec<Folder>,
+    pub files: u64,
+    pub submodules: Vec<Vec<u8>>,
+}
+
+/// A tree still to be read.
+struct Open {
+    folder: usize,
+    id: Oid,
+    old: Option<Oid>,
+    depth: u64,
+}
+
+/// Plans the tree `id`. `old` is the tree of a base that stands complete on disk.
+pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) -> Result<Plan, Error> {
+    let mut plan = Plan { folders: vec![Folder::default()], ..Plan::default() };
+    let mut stack = vec![Open { folder: 0, id, old, depth: 0 }];
+    let mut count = 0u64;
+    let mut path_bytes = 0u64;
+    // An explicit stack: depth is the customer's choice, our call stack is not.
+    while let Some(open) = stack.pop() {
+        let entries = read(odb, open.id)?;
+        let old = older(odb, &open, &entries)?;
+        let parent = plan.folders.get(open.folder).map(|f| f.path.clone()).unwrap_or_default();
+        let mut files = Vec::new();
+        let mut below = Vec::new();
+        for entry in entries {
+            count += 1;
+            if count > limits.files {
+                return Err(Error::TooLarge { what: "files and folders", cap: limits.files });
+            }
+            if let Some(why) = names::problem(&entry.name) {
+                return Err(Error::refused(format!("{why}: {}", shown(&parent, &entry.name))));
+            }
+            let length = parent.len() as u64 + 1 + entry.name.len() as u64;
+            if length > limits.path_bytes {
+                return Err(Error::TooLarge { what: "bytes of a path", cap: limits.path_bytes });
+            }
+            let same = old.is(&entry);
+            match entry.kind {
+                Kind::Folder | Kind::Submodule => {
+                    if open.depth + 1 > limits.depth {
+                        return Err(Error::TooLarge { what: "depth of folders", cap: limits.depth });
+                    }
+                    path_bytes += length;
+                    if path_bytes > MAX_ALL_PATHS {
+                        return Err(Error::TooLarge { what: "bytes of all paths", cap: MAX_ALL_PATHS });
+                    }
+                    let path = join(&parent, &entry.name);
+                    if entry.kind == Kind::Submodule {
+                        plan.submodules.push(path.clone());
+                    } else {
+                        let old = old.folder(&entry);
+                        below.push(Open {
+                            folder: plan.folders.len(),
+                            id: entry.id,
+                            old,
+                            depth: open.depth + 1,
+                        });
+                    }
+                    plan.folders.push(Folder { path, files: Vec::new() });
+                }
+                kind => {
+                    plan.files += 1;
+                    files.push(File { name: entry.name, kind, id: entry.id, same });
+                }
+            }
+        }
+        if let Some(folder) = plan.folders.get_mut(open.folder) {
+            folder.files = files;
+        }
+        stack.extend(below.into_iter().rev());
+    }
+    Ok(plan)
+}
+
+/// What the older tree has in this folder.
+enum Older {
+    Nothing,
+    /// The very same tree.
+    All,
+    These(HashMap<Vec<u8>, (Kind, Oid)>),
+}
+
+fn older(odb: &Odb<'_>, open: &Open, entries: &[Entry]) -> Result<Older, Error> {
+    Ok(match open.old {
+        None => Older::Nothing,
+        Some(id) if id == open.id => Older::All,
+        Some(_) if entries.is_empty() => Older::Nothing,
+        Some(id) => Older::These(read(odb, id)?.into_iter().map(|e| (e.name, (e.kind, e.id))).collect()),
+    })
+}
+
+impl Older {
+    fn is(&self, entry: &Entry) -> bool {
+        match self {
+            Older::Nothing => false,
+            Older::All => true,
+            Older::These(map) => map.get(&entry.name) == Some(&(entry.kind, entry.id)),
+        }
+    }
+
+    fn folder(&self, entry: &Entry) -> Option<Oid> {
+        match self {
+            Older::Nothing => None,
+            Older::All => Some(entry.id),
+            Older::These(map) => map.get(&entry.name).filter(|(k, _)| *k == Kind::Folder).map(|(_, id)| *id),
+        }
+    }
+}
+
+pub(super) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
+
+/// A path made safe to show, at most 200 characters.
+pub(super) fn shown(parent: &[u8], name: &[u8]) -> String {
+    join(parent, name).escape_ascii().to_string().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_tree_is_an_error_and_never_a_panic() {
+        let id = [7u8; 20];
+        let good = [b"100644 a\0".as_slice(), &id].concat();
+        assert_eq!(parse(&good).unwrap().len(), 1);
+        for cut in 1..good.len() {
+            assert!(parse(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        for mode in ["170000", "0", "999999", "-100644", "100644100644", "020000"] {
+            let bad = [mode.as_bytes(), b" a\0", &id].concat();
+            assert!(parse(&bad).is_err(), "{mode}");
+        }
+    }
+}

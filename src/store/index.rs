@@ -1,0 +1,235 @@
+//! The life of the index: opened when its CLEAN marker says it was put away in order and matches the log,
+//! thrown away and made again from the log in every other case. What records do to it is `apply.rs`'s.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::apply::{self, INDEX_VERSION};
+use super::disk::{self, trouble};
+use super::log::{self, End, Position};
+use super::shelf::{Shelf, Sled, Tree};
+use super::tail::Placed;
+use super::{Damage, Error};
+
+const MARKER: &str = "CLEAN";
+const APPLIED: &[u8] = b"applied";
+/// After a rebuild of so many frames the database is opened afresh: sled keeps what it has touched in memory.
+const REOPEN_AFTER_FRAMES: u64 = 20_000;
+
+/// Written last at an orderly stop, removed first at a start. While it stands, the index is whole and durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Clean {
+    version: u32,
+    seq: u64,
+    hash: String,
+    /// Folder of the index inside the index folder.
+    generation: String,
+}
+
+/// The index folder and the database that is in use.
+pub(super) struct Index {
+    dir: PathBuf,
+    generation: String,
+    shelf: Box<dyn Shelf>,
+}
+
+/// What opening found out.
+pub(super) struct Opened {
+    pub index: Index,
+    pub end: End,
+    /// True when the index was made again from the log.
+    pub rebuilt: bool,
+}
+
+/// Opens or rebuilds the index of the log in `log_dir`, reading the log as far as needed.
+///
+/// # Errors
+/// Damage in the log, a log that is shorter than the marker promises, and a disk that does not take the index.
+pub(super) fn open(
+    dir: &Path,
+    log_dir: &Path,
+    cache_bytes: u64,
+    patience: Duration,
+) -> Result<Opened, Error> {
+    disk::make_dir(dir)?;
+    let clean = read_marker(dir)?;
+    if let Some(clean) = &clean {
+        let end = log::scan(log_dir, true, &mut |_| Ok(()))?;
+        check_promise(log_dir, clean, &end.position)?;
+        // From here on the index may change, and a crash must not leave a marker that vouches for it.
+        disk::remove(&dir.join(MARKER))?;
+        if clean.seq == end.position.seq && clean.version == INDEX_VERSION {
+            let generation = clean.generation.clone();
+            match open_watched(&dir.join(&generation), cache_bytes, patience, Some(end.position)) {
+                Ok(shelf) => {
+                    let index = Index { dir: dir.to_path_buf(), generation, shelf };
+                    index.sweep()?;
+                    return Ok(Opened { index, end, rebuilt: false });
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, "the index does not open; it is made again from the log")
+                }
+            }
+        }
+    }
+    let (index, end) = rebuild(dir, log_dir, cache_bytes, patience, clean.as_ref())?;
+    Ok(Opened { index, end, rebuilt: true })
+}
+
+impl Index {
+    pub(super) fn shelf(&self) -> &dyn Shelf {
+        self.shelf.as_ref()
+    }
+
+    /// Puts the index away so that the next start need not rebuild it: everything to disk and synced, then
+    /// the marker.
+    pub(super) fn close(self, position: &Position) -> Result<(), Error> {
+        put_applied(self.shelf.as_ref(), position)?;
+        self.shelf.flush()?;
+        let clean = Clean {
+            version: INDEX_VERSION,
+            seq: position.seq,
+            hash: hex::encode(position.hash),
+            generation: self.generation.clone(),
+        };
+        // sled writes once more when it is dropped; only what is on disk after that is worth a marker.
+        drop(self.shelf);
+        disk::sync_tree(&self.dir.join(&self.generation))?;
+        let bytes = serde_json::to_vec(&clean).map_err(|e| Error::Index { why: e.to_string() })?;
+        disk::write_whole(&self.dir.join(MARKER), &bytes)
+    }
+
+    /// Removes the folders of indexes that were given up.
+    fn sweep(&self) -> Result<(), Error> {
+        for name in disk::names(&self.dir)? {
+            if name != self.generation {
+                let path = self.dir.join(&name);
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(trouble("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_marker(dir: &Path) -> Result<Option<Clean>, Error> {
+    let Some(bytes) = disk::read_small(&dir.join(MARKER), 4096)? else { return Ok(None) };
+    match serde_json::from_slice::<Clean>(&bytes) {
+        // The name becomes a path: only what we make ourselves passes.
+        Ok(clean) if clean.generation.bytes().all(|b| b.is_ascii_digit()) && !clean.generation.is_empty() => {
+            Ok(Some(clean))
+        }
+        _ => {
+            tracing::warn!("the index's marker does not read; the index is made again from the log");
+            Ok(None)
+        }
+    }
+}
+
+/// The marker also vouches for the log: what it has seen must still be there.
+fn check_promise(log_dir: &Path, clean: &Clean, found: &Position) -> Result<(), Error> {
+    if found.seq < clean.seq {
+        return Err(Error::Shortened { dir: log_dir.to_path_buf(), promised: clean.seq, found: found.seq });
+    }
+    if found.seq == clean.seq && clean.seq > 0 && hex::encode(found.hash) != clean.hash {
+        return Err(rewritten(log_dir, clean.seq));
+    }
+    Ok(())
+}
+
+fn rewritten(log_dir: &Path, seq: u64) -> Error {
+    let segment = log::segments(log_dir).ok().and_then(|s| s.into_iter().rfind(|first| *first <= seq));
+    let why = "the entry is not the one that was here at the last orderly stop";
+    Error::Corrupt(Damage::new(log_dir, segment.unwrap_or(1), 0, seq, why))
+}
+
+fn rebuild(
+    dir: &Path,
+    log_dir: &Path,
+    cache_bytes: u64,
+    patience: Duration,
+    clean: Option<&Clean>,
+) -> Result<(Index, End), Error> {
+    // A new folder each time: a thread that hangs in the old database cannot disturb the new one.
+    let newest = disk::names(dir)?.iter().filter_map(|n| n.parse::<u64>().ok()).max();
+    let generation = newest.map_or(1, |n| n.saturating_add(1)).to_string();
+    let shelf = open_watched(&dir.join(&generation), cache_bytes, patience, None)?;
+    let mut index = Index { dir: dir.to_path_buf(), generation, shelf };
+    index.sweep()?;
+    let mut frames = 0_u64;
+    let end = log::scan(log_dir, false, &mut |met| {
+        frames += 1;
+        if let Some(clean) = clean
+            && clean.seq == met.seq
+            && clean.hash != hex::encode(met.hash)
+        {
+            return Err(rewritten(log_dir, met.seq));
+        }
+        let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
+        apply::apply(index.shelf(), &placed, &log::records(log_dir, met)?)
+    })?;
+    if frames > REOPEN_AFTER_FRAMES {
+        put_applied(index.shelf(), &end.position)?;
+        index.shelf.flush()?;
+        let path = index.dir.join(&index.generation);
+        drop(index.shelf);
+        index.shelf = open_watched(&path, cache_bytes, patience, Some(end.position))?;
+    }
+    disk::sync_dir(dir)?;
+    Ok((index, end))
+}
+
+fn put_applied(shelf: &dyn Shelf, position: &Position) -> Result<(), Error> {
+    let mut value = position.seq.to_be_bytes().to_vec();
+    value.extend_from_slice(&position.hash);
+    shelf.put(Tree::Meta, APPLIED, &value)
+}
+
+/// Opens the database and reads each of its trees in a thread that may panic or hang without taking us
+/// along. With `expected`, the database must have taken in exactly that much.
+fn open_watched(
+    path: &Path,
+    cache_bytes: u64,
+    patience: Duration,
+    expected: Option<Position>,
+) -> Result<Box<dyn Shelf>, Error> {
+    let (tell, told) = channel();
+    let dir = path.to_path_buf();
+    std::thread::Builder::new()
+        .name("coinop-index".into())
+        .spawn(move || {
+            if tell.send(open_and_look(&dir, cache_bytes, expected)).is_err() {
+                tracing::warn!("the index opened after its time and is not used");
+            }
+        })
+        .map_err(trouble("start a thread for", path))?;
+    match told.recv_timeout(patience) {
+        Ok(opened) => opened,
+        Err(RecvTimeoutError::Timeout) => {
+            Err(Error::Index { why: format!("it did not open within {} s", patience.as_secs_f32()) })
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Error::Index { why: "sled panicked while opening it".into() })
+        }
+    }
+}
+
+fn open_and_look(path: &Path, cache_bytes: u64, expected: Option<Position>) -> Result<Box<dyn Shelf>, Error> {
+    let shelf = Sled::open(path, cache_bytes)?;
+    for tree in Tree::ALL {
+        shelf.upwards(tree, &[], None, 1)?;
+    }
+    if let Some(expected) = expected {
+        let found = shelf.get(Tree::Meta, APPLIED)?;
+        let mut wanted = expected.seq.to_be_bytes().to_vec();
+        wanted.extend_from_slice(&expected.hash);
+        if found.as_deref() != Some(&wanted) {
+            return Err(Error::Index { why: "it has not taken in the log that is here".into() });
+        }
+    }
+    Ok(Box::new(shelf))
+}

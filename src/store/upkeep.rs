@@ -1,0 +1,94 @@
+//! Looking after a store: checking the whole chain, and copying it to another place while the node runs.
+
+use std::fs::{self, File};
+use std::io::{Read, copy};
+use std::path::Path;
+
+use super::disk::{self, trouble};
+use super::log::{self, Position, segment_path, segments};
+use super::writer::Applied;
+use super::{BLOBS, Damage, Error, LOG};
+
+/// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum and the chain.
+pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position, Error> {
+    let mut met_known = known.is_none_or(|k| k.position.seq == 0);
+    let end = log::scan(log_dir, false, &mut |met| {
+        if let Some(known) = &known
+            && known.position.seq == met.seq
+        {
+            if known.position.hash != met.hash {
+                let why = "the entry is not the one that was written";
+                return Err(Error::Corrupt(Damage::new(log_dir, met.segment, met.offset, met.seq, why)));
+            }
+            met_known = true;
+        }
+        log::records(log_dir, met).map(drop)
+    });
+    match (end, known) {
+        (Ok(end), None) => Ok(end.position),
+        (Ok(_), Some(known)) if met_known => Ok(known.position),
+        (Ok(end), Some(known)) => Err(Error::Shortened {
+            dir: log_dir.to_path_buf(),
+            promised: known.position.seq,
+            found: end.position.seq,
+        }),
+        // What is being written at this moment is nobody's yet.
+        (Err(Error::Corrupt(at)), Some(known)) if at.seq > known.position.seq => Ok(known.position),
+        (Err(e), _) => Err(e),
+    }
+}
+
+/// Copies the log up to `until` and the blobs into the new folder `to`, checks the copy, and only then gives
+/// it its name. The index is not copied: it is made again.
+pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position, Error> {
+    if to.exists() {
+        return Err(Error::Exists { path: to.to_path_buf() });
+    }
+    let partial = to.with_extension("partial");
+    if partial.exists() {
+        return Err(Error::Exists { path: partial });
+    }
+    let (log_from, log_to) = (dir.join(LOG), partial.join(LOG));
+    disk::make_dir(&log_to)?;
+    for segment in segments(&log_from)?.into_iter().filter(|s| *s <= until.segment) {
+        let bytes = if segment == until.segment { until.offset } else { u64::MAX };
+        copy_file(&segment_path(&log_from, segment), &segment_path(&log_to, segment), bytes)?;
+    }
+    for folder in disk::names(&dir.join(BLOBS))? {
+        let (from, to) = (dir.join(BLOBS).join(&folder), partial.join(BLOBS).join(&folder));
+        disk::make_dir(&to)?;
+        for name in disk::names(&from)?.into_iter().filter(|n| !n.ends_with(disk::TEMPORARY)) {
+            copy_file(&from.join(&name), &to.join(&name), u64::MAX)?;
+        }
+    }
+    disk::sync_tree(&partial)?;
+    let found = verify(&log_to, None)?;
+    if found.seq != until.position.seq || found.hash != until.position.hash {
+        let dir = log_to;
+        return Err(Error::Shortened { dir, promised: until.position.seq, found: found.seq });
+    }
+    fs::rename(&partial, to).map_err(trouble("rename", &partial))?;
+    if let Some(parent) = to.parent().filter(|p| !p.as_os_str().is_empty()) {
+        disk::sync_dir(parent)?;
+    }
+    Ok(found)
+}
+
+fn copy_file(from: &Path, to: &Path, bytes: u64) -> Result<(), Error> {
+    let source = File::open(from).map_err(trouble("open", from))?;
+    let mut target = disk::create(to)?;
+    copy(&mut source.take(bytes), &mut target).map_err(trouble("copy to", to)).map(drop)
+}
+
+/// Removes files that were never finished.
+pub(super) fn sweep_temporary(dir: &Path) -> Result<(), Error> {
+    for name in disk::names(dir)? {
+        let path = dir.join(&name);
+        if path.is_dir() {
+            sweep_temporary(&path)?;
+        } else if path.extension().is_some_and(|e| e == disk::TEMPORARY) {
+            disk::remove(&path)?;
+        }
+    }
+    Ok(())
+}

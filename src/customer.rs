@@ -66,6 +66,15 @@ impl Customer {
         &self.request
     }
 
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The only one who may answer, if there is one.
+    pub fn provider(&self) -> Option<PublicKey> {
+        self.provider
+    }
+
     /// Subscribes to all that can be an answer.
     pub fn filter(&self) -> Filter {
         let kinds = [Kind::from(FEEDBACK_KIND), Kind::from(self.result_kind())];

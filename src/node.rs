@@ -79,7 +79,7 @@ pub struct Report {
 /// # Errors
 /// The sandbox's, when the host lacks what it cannot do without.
 pub fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<Local>, Error> {
-    let mut options = sandbox::local::Options::in_dir(config.data_dir.join("sandboxes"));
+    let mut options = sandbox::local::Options::new(config.data_dir.join("sandboxes"));
     options.helper = helper;
     Ok(Arc::new(Local::new(options)?))
 }

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod demo;
 pub mod doctor;
 pub mod exit;
+pub mod follow;
 pub mod jobs;
 pub mod keys;
 pub mod output;

@@ -1,10 +1,244 @@
-//! `coinop request`: the customer's side.
-use super::common::Common;
-use super::exit::{Exit, Failure, Outcome};
+//! `coinop request`: flags into a signed job request, sent to relays; following it is `follow`'s business.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nostr_sdk::prelude::{JsonUtil, PublicKey};
+
+use super::common::{Common, Overrides, block_on, now_ms};
+use super::exit::{Exit, Failure, OrExit, Outcome};
+use super::follow::{self, Follow};
+use super::output;
+use crate::customer::Customer;
+use crate::keys::{self, NodeKey};
+use crate::protocol::Scheme;
+use crate::protocol::draft::Draft;
+use crate::relay::{Client, Published, Wire};
+use crate::store::record::Answer;
+
+/// How long to wait for the first relay, and for relays to take the request.
+const RELAY_PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// What is wanted; chooses the kind
+    #[arg(long, value_enum, default_value = "generic")]
+    pub skill: Skill,
+    /// The request's kind, whatever the skill
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5000..=5999))]
+    pub kind: Option<u16>,
+    /// The git repository to work on
+    #[arg(long, value_name = "URL")]
+    pub repo: Option<String>,
+    /// Branch, tag or commit of it
+    #[arg(long = "ref", value_name = "REF")]
+    pub git_ref: Option<String>,
+    /// A command to run, by a shell; repeat for more, in order
+    #[arg(long, value_name = "COMMAND")]
+    pub cmd: Vec<String>,
+    /// Folder in the repository to run in
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// A variable for the commands; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// A file to report with its hash; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub artifact: Vec<String>,
+    /// The task in words
+    #[arg(long, value_name = "TEXT")]
+    pub task: Option<String>,
+    /// Any further param; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub param: Vec<(String, String)>,
+    /// Ask for this much wall time
+    #[arg(long, value_name = "N")]
+    pub time_secs: Option<u64>,
+    /// Ask for this much memory
+    #[arg(long, value_name = "N")]
+    pub memory_mb: Option<u64>,
+    /// Ask for this much disk
+    #[arg(long, value_name = "N")]
+    pub disk_mb: Option<u64>,
+    /// The form of the result, a MIME type
+    #[arg(long, value_name = "MIME")]
+    pub output: Option<String>,
+    /// The most to pay, in millisatoshi
+    #[arg(long, value_name = "MSAT")]
+    pub bid: Option<u64>,
+    /// Only this provider: npub or hex
+    #[arg(long, value_name = "NPUB", value_parser = provider)]
+    pub provider: Option<PublicKey>,
+    /// Only the provider can read the request and only you the result; needs --provider
+    #[arg(
+        long, value_enum, value_name = "SCHEME", num_args = 0..=1, require_equals = true,
+        default_missing_value = "nip44", requires = "provider"
+    )]
+    pub encrypt: Option<Encrypt>,
+    /// Where to ask and to listen; may be repeated [default: `relays` of the configuration]
+    #[arg(long, value_name = "URL")]
+    pub relay: Vec<String>,
+    /// Give up after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub timeout: u64,
+    /// Sign with this key [default: a new one, for this request only]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Write the result event here, for `coinop verify`
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Write the request event here
+    #[arg(long, value_name = "FILE")]
+    pub save_request: Option<PathBuf>,
+    /// Leave the job running when you give up; else it is cancelled
+    #[arg(long)]
+    pub no_cancel: bool,
+    #[arg(long)]
+    pub json: bool,
+}
 
-pub fn run(_args: Args, _common: &Common) -> Outcome {
-    Err(Failure::say(Exit::Failure, "not built yet"))
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Skill {
+    /// Run commands: kind 5000 or 5930
+    Generic,
+    /// Change code: kind 5100 or 5932
+    Code,
+    /// Review and analysis: kind 5200 or 5933
+    Analysis,
+    /// Documentation: kind 5300
+    Docs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Encrypt {
+    Nip44,
+    /// Deprecated, for older providers
+    Nip04,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("want NAME=VALUE")?;
+    Ok((key.to_string(), value.to_string()))
+}
+
+fn provider(text: &str) -> Result<PublicKey, String> {
+    PublicKey::parse(text).map_err(|_| "want npub1… or 64 hex digits".to_string())
+}
+
+impl Args {
+    /// Others use 5000–5300 for images, video and content discovery. A request that neither names a
+    /// repository nor asks one provider would be left alone there, so it goes to a kind of our own.
+    fn kind(&self) -> u16 {
+        let is_plain = self.repo.is_some() || self.provider.is_some();
+        self.kind.unwrap_or(match self.skill {
+            Skill::Generic if is_plain => 5000,
+            Skill::Generic => 5930,
+            Skill::Code if is_plain => 5100,
+            Skill::Code => 5932,
+            Skill::Analysis if is_plain => 5200,
+            Skill::Analysis => 5933,
+            Skill::Docs => 5300,
+        })
+    }
+
+    fn draft(&self, relays: &[String]) -> Draft {
+        Draft {
+            kind: self.kind(),
+            repo: self.repo.clone(),
+            git_ref: self.git_ref.clone(),
+            commands: self.cmd.clone(),
+            workdir: self.workdir.clone(),
+            env: self.env.iter().cloned().collect(),
+            artifacts: self.artifact.clone(),
+            task: self.task.clone(),
+            time_secs: self.time_secs,
+            memory_mb: self.memory_mb,
+            disk_mb: self.disk_mb,
+            cpu_milli: None,
+            params: self.param.clone(),
+            bid_msat: self.bid,
+            output: self.output.clone(),
+            relays: relays.to_vec(),
+            provider: self.provider,
+            encrypt: self.encrypt.map(|scheme| match scheme {
+                Encrypt::Nip44 => Scheme::Nip44,
+                Encrypt::Nip04 => Scheme::Nip04,
+            }),
+            expiration: None,
+        }
+    }
+
+    fn key(&self) -> Result<NodeKey, Failure> {
+        match &self.key {
+            Some(path) => keys::load(path, &keys::password_from_env_or_terminal).or_exit(Exit::Config),
+            None => Ok(NodeKey::ephemeral()),
+        }
+    }
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let mut over = Overrides::default();
+    over.list("relays", "--relay", &args.relay);
+    let relays = common.start_quietly(over)?.relays;
+    if relays.is_empty() {
+        let words = "no relay to ask: give --relay wss://…, or set `relays` in the configuration file";
+        return Err(Failure::say(Exit::Config, words));
+    }
+    let key = args.key()?;
+    block_on(send(args, relays, key))
+}
+
+async fn send(args: Args, relays: Vec<String>, key: NodeKey) -> Outcome {
+    let started = Instant::now();
+    let keys = key.keys().clone();
+    let request = args.draft(&relays).unsigned(&keys, now_ms() / 1000).or_exit(Exit::Usage)?;
+    let request = request.sign_with_keys(&keys).map_err(|error| Failure::new(Exit::Failure, error))?;
+    save(args.save_request.as_ref(), &request)?;
+
+    // Private addresses are fine here: these relays were named by the person at the keyboard.
+    let client = Client::connect(&relays, Some(keys.clone()), true, Wire::default(), RELAY_PATIENCE)
+        .await
+        .or_exit(Exit::Unreachable)?;
+    let customer = Customer::new(request.clone(), keys, args.provider);
+    // Ears first: a fast provider answers before the relay has said OK.
+    let answers = client.subscribe(vec![customer.filter()]);
+    let published = client.publish(&request, RELAY_PATIENCE).await;
+    let took: Vec<&Published> = published.iter().filter(|p| p.answer == Answer::Stored).collect();
+    for refused in published.iter().filter(|p| p.answer != Answer::Stored) {
+        output::talk(&format!("{}: {}", refused.relay, reason(&refused.answer)));
+    }
+    if took.is_empty() {
+        return Err(Failure::say(Exit::Unreachable, "no relay took the request"));
+    }
+    output::talk(&format!(
+        "{}  request {} (kind {}) as {}, at {} of {} relays",
+        follow::stamp(started),
+        output::short(&request.id.to_hex()),
+        request.kind.as_u16(),
+        output::short(&key.npub()),
+        took.len(),
+        published.len()
+    ));
+    let deadline = started + Duration::from_secs(args.timeout);
+    let follow = Follow { client: &client, customer: &customer, started, deadline, cancel: !args.no_cancel };
+    let end = follow.run(answers).await;
+    if let Some(answer) = &end.answer {
+        save(args.save.as_ref(), &answer.event)?;
+    }
+    follow::report(&customer, &end, args.json)
+}
+
+fn save(path: Option<&PathBuf>, event: &nostr_sdk::prelude::Event) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, event.as_json() + "\n")
+        .map_err(|error| Failure::say(Exit::Failure, format!("cannot write {}: {error}", path.display())))
+}
+
+fn reason(answer: &Answer) -> String {
+    match answer {
+        Answer::Stored => "stored".into(),
+        Answer::Rejected { reason } => format!("refused: {}", output::tame(reason, 200)),
+        Answer::GaveUp { reason } => format!("no answer: {}", output::tame(reason, 200)),
+    }
 }

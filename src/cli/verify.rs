@@ -1,10 +1,262 @@
-//! `coinop verify`.
-use super::common::Common;
-use super::exit::{Exit, Failure, Outcome};
+//! `coinop verify`: every check that can be made on a result event, and by name those that cannot. The
+//! checks themselves are `protocol::proof`'s and `repo`'s.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nostr_sdk::prelude::{Event, JsonUtil, Keys};
+use serde_json::json;
+
+use super::common::{Common, Overrides, block_on};
+use super::exit::{Exit, Failure, OrExit, Outcome};
+use super::output::{self, Cell, Table, Tone};
+use crate::config::Config;
+use crate::keys;
+use crate::protocol::proof::{self, Verdict};
+use crate::protocol::{Order, Reply, Request, sha256_hex};
+use crate::repo::{self, Repos};
+
+const MAX_EVENT_BYTES: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The result event as JSON; - for stdin
+    pub event: PathBuf,
+    /// Fetch this repository, and see that the commit is there and a patch applies to it
+    #[arg(long, value_name = "URL")]
+    pub repo: Option<String>,
+    /// The request event as JSON, where the result does not carry it
+    #[arg(long, value_name = "FILE")]
+    pub request: Option<PathBuf>,
+    /// The customer's or the provider's key file, to open an encrypted result
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Fetch from loopback and private addresses, too
+    #[arg(long)]
+    pub allow_private_repos: bool,
+    /// Fetch from file:// URLs, too
+    #[arg(long)]
+    pub allow_file_repos: bool,
+    #[arg(long)]
+    pub json: bool,
+}
 
-pub fn run(_args: Args, _common: &Common) -> Outcome {
-    Err(Failure::say(Exit::Failure, "not built yet"))
+/// One thing looked at.
+struct Row {
+    what: &'static str,
+    verdict: Verdict,
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let mut over = Overrides::default();
+    over.on("admission.allow_private_repos", "--allow-private-repos", args.allow_private_repos);
+    over.on("admission.allow_file_repos", "--allow-file-repos", args.allow_file_repos);
+    let config = common.start_quietly(over)?;
+    let event = read_event(&args.event)?;
+    let request = args.request.as_deref().map(read_event).transpose()?;
+    let key = match &args.key {
+        Some(path) => Some(keys::load(path, &keys::password_from_env_or_terminal).or_exit(Exit::Config)?),
+        None => None,
+    };
+    block_on(async move {
+        let keys = key.as_ref().map(|key| key.keys());
+        let rows = check(&args, &config, &event, request.as_ref(), keys).await?;
+        report(&event, &rows, args.json)
+    })
+}
+
+async fn check(
+    args: &Args,
+    config: &Config,
+    event: &Event,
+    request: Option<&Event>,
+    keys: Option<&Keys>,
+) -> Result<Vec<Row>, Failure> {
+    let findings = match keys {
+        Some(keys) => proof::check_with_keys(event, request, keys),
+        None => proof::check(event, request),
+    };
+    let mut rows: Vec<Row> = findings.into_iter().map(|f| Row { what: f.what, verdict: f.verdict }).collect();
+    let reply = open(event, keys);
+    let ordered = request.and_then(|request| ordered_repo(request, keys));
+    rows.extend(repository(args, config, reply.as_ref(), ordered.as_deref()).await?);
+    Ok(rows)
+}
+
+/// The result in plain, as far as we can read it.
+fn open(event: &Event, keys: Option<&Keys>) -> Option<Reply> {
+    let by_us = keys.filter(|keys| keys.public_key() == event.pubkey);
+    let reply = match (keys, by_us) {
+        (Some(keys), Some(_)) => Reply::open(event, keys, event.tags.public_keys().next()?),
+        (Some(keys), None) => Reply::decode(event, keys),
+        // Nothing is decrypted with it: it only lets a plain result be read.
+        (None, _) => Reply::decode(event, &Keys::generate()),
+    };
+    reply.ok()
+}
+
+fn ordered_repo(request: &Event, keys: Option<&Keys>) -> Option<String> {
+    let request = match keys {
+        Some(keys) if keys.public_key() == request.pubkey => Request::decode_own(request, keys),
+        Some(keys) => Request::decode(request, keys),
+        None => Request::decode_plain(request),
+    };
+    Order::read(&request.ok()?).ok()?.repo
+}
+
+/// `repository`: the one that was ordered; `commit`: it is there; `patch`: its hash, and that it applies.
+async fn repository(
+    args: &Args,
+    config: &Config,
+    reply: Option<&Reply>,
+    ordered: Option<&str>,
+) -> Result<Vec<Row>, Failure> {
+    let unchecked = |what, why: &str| Row { what, verdict: Verdict::Unchecked(why.into()) };
+    let Some(reply) = reply else {
+        return Ok(vec![unchecked("commit", "the result cannot be read without its customer's or provider's key")]);
+    };
+    let patch = is_patch(reply);
+    let Some(commit) = reply.proof.as_ref().and_then(|proof| proof.commit.clone()) else {
+        return Ok(vec![unchecked("commit", "the result names no commit")]);
+    };
+    let Some(url) = &args.repo else {
+        let mut rows = vec![unchecked("commit", "no repository was given (--repo URL)")];
+        if patch {
+            rows.push(unchecked("patch", "no repository was given (--repo URL)"));
+        }
+        return Ok(rows);
+    };
+    let mut rows = Vec::new();
+    match ordered {
+        Some(ordered) if bare(ordered) != bare(url) => rows.push(Row {
+            what: "repository",
+            verdict: Verdict::Bad(format!("the request names {}", output::tame(ordered, 200))),
+        }),
+        Some(_) => rows.push(Row { what: "repository", verdict: Verdict::Ok }),
+        None => rows.push(unchecked("repository", "without the request (--request FILE) it is not known which was ordered")),
+    }
+    let folder = Scratch::new()?;
+    let options = repo::Options {
+        allow_private: config.admission.allow_private_repos,
+        allow_file: config.admission.allow_file_repos,
+        ..config.repo.options()
+    };
+    let repos = Repos::open(&folder.0, options)?;
+    rows.push(Row { what: "commit", verdict: verdict(repos.pin(url, Some(&commit)).await.map(|_| ())) });
+    if patch {
+        let applies = repos.applies(url, &commit, reply.content.clone().into_bytes()).await;
+        rows.push(Row { what: "patch", verdict: verdict(applies) });
+    }
+    Ok(rows)
+}
+
+/// A result of the patch profile, or one that looks like a diff.
+fn is_patch(reply: &Reply) -> bool {
+    reply.fact("patch_sha256").is_some() || reply.fact("files_changed").is_some() || reply.content.starts_with("diff --git ")
+}
+
+/// What the repository says about itself is bad; what the network or this host says is no verdict.
+fn verdict(result: Result<(), repo::Error>) -> Verdict {
+    use repo::Error as E;
+    match result {
+        Ok(()) => Verdict::Ok,
+        Err(error @ (E::DoesNotApply { .. } | E::RefNotFound { .. } | E::Broken { .. })) => {
+            Verdict::Bad(error.to_string())
+        }
+        Err(error) => Verdict::Unchecked(error.to_string()),
+    }
+}
+
+fn bare(url: &str) -> &str {
+    let url = url.trim_end_matches('/');
+    url.strip_suffix(".git").unwrap_or(url)
+}
+
+/// A folder of our own for one check, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Scratch, Failure> {
+        use std::os::unix::fs::DirBuilderExt;
+        let name = format!("coinop-verify-{}", Keys::generate().public_key().to_hex());
+        let path = std::env::temp_dir().join(name);
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot make the folder {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("{} stays behind: {error}", self.0.display());
+        }
+    }
+}
+
+fn read_event(path: &Path) -> Result<Event, Failure> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(MAX_EVENT_BYTES).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_EVENT_BYTES).read_to_string(&mut text))
+    };
+    let shown = path.display();
+    read.with_context(|| format!("cannot read {shown}")).or_exit(Exit::Usage)?;
+    Event::from_json(&text).with_context(|| format!("{shown} is not a Nostr event")).or_exit(Exit::Usage)
+}
+
+fn report(event: &Event, rows: &[Row], as_json: bool) -> Outcome {
+    let bad = rows.iter().filter(|row| matches!(row.verdict, Verdict::Bad(_))).count();
+    let unchecked = rows.iter().filter(|row| matches!(row.verdict, Verdict::Unchecked(_))).count();
+    let exit = if bad > 0 { Exit::Unverified } else { Exit::Ok };
+    if as_json {
+        let findings: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let (verdict, why) = words(&row.verdict);
+                json!({ "what": row.what, "verdict": verdict, "why": why })
+            })
+            .collect();
+        output::json(&json!({
+            "event_id": event.id.to_hex(),
+            "provider": keys::npub(&event.pubkey),
+            "content_sha256": sha256_hex(event.content.as_bytes()),
+            "verified": bad == 0,
+            "bad": bad,
+            "unchecked": unchecked,
+            "findings": findings,
+        }))?;
+        return Ok(exit);
+    }
+    let mut table = Table::pairs();
+    for row in rows {
+        let (verdict, why) = words(&row.verdict);
+        let tone = match row.verdict {
+            Verdict::Ok => Tone::Good,
+            Verdict::Bad(_) => Tone::Bad,
+            Verdict::Unchecked(_) => Tone::Unsure,
+        };
+        let why = output::tame(why.unwrap_or_default(), 400);
+        table.row(vec![Cell::toned(verdict, tone), row.what.into(), why.into()]);
+    }
+    table.print()?;
+    let id = output::short(&event.id.to_hex());
+    output::talk(&match (bad, unchecked) {
+        (0, 0) => format!("{id}: everything holds"),
+        (0, _) => format!("{id}: nothing bad; {unchecked} could not be checked"),
+        _ => format!("{id}: {bad} bad, {unchecked} could not be checked"),
+    });
+    Ok(exit)
+}
+
+fn words(verdict: &Verdict) -> (&'static str, Option<&str>) {
+    match verdict {
+        Verdict::Ok => ("ok", None),
+        Verdict::Bad(why) => ("bad", Some(why)),
+        Verdict::Unchecked(why) => ("unchecked", Some(why)),
+    }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nostr_sdk::prelude::PublicKey;
 use serde::Deserialize;
 
-use crate::sandbox;
+use crate::{repo, sandbox};
 
 pub use layers::{Origin, Override, Raw, Value, env_name};
 pub use pattern::RepoPattern;
@@ -143,10 +143,27 @@ impl Limits {
 pub struct Repo {
     pub max_fetch_bytes: u64,
     pub max_tree_bytes: u64,
+    pub max_file_bytes: u64,
     pub max_files: u64,
     pub max_path_bytes: u32,
     pub fetch_timeout_ms: u64,
     pub cache_bytes: u64,
+}
+
+impl Repo {
+    /// For `repo::Repos::open`; which addresses are allowed is `admission`'s word.
+    pub fn options(&self) -> repo::Options {
+        let limits = repo::Limits {
+            fetch_bytes: self.max_fetch_bytes,
+            time_ms: self.fetch_timeout_ms,
+            files: self.max_files,
+            file_bytes: self.max_file_bytes,
+            tree_bytes: self.max_tree_bytes,
+            path_bytes: self.max_path_bytes.into(),
+            ..repo::Limits::default()
+        };
+        repo::Options { limits, cache_bytes: self.cache_bytes, ..repo::Options::default() }
+    }
 }
 
 /// Talking to relays.

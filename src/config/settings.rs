@@ -93,6 +93,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("limits.changes_bytes", 1_024, 1_024 * MIB),
     number("repo.max_fetch_bytes", MIB, TIB),
     number("repo.max_tree_bytes", MIB, TIB),
+    number("repo.max_file_bytes", 1_024, TIB),
     number("repo.max_files", 1, 100_000_000),
     number("repo.max_path_bytes", 16, 4_096),
     number("repo.fetch_timeout_ms", 1_000, DAY_MS),

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::record::{Answer, Record};
+pub use crate::store::Outgoing;
+use crate::store::Store;
 
 /// The store as the relay room sees it. Called from many threads; each call is quick.
 pub trait Memory: Send + Sync + 'static {
@@ -18,18 +20,31 @@ pub trait Memory: Send + Sync + 'static {
     fn append_lazily(&self, records: Vec<Record>);
 }
 
-/// A signed event owed to relays.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Hex id of the event.
-    pub event: String,
-    pub job: Option<String>,
-    /// The whole signed event as JSON.
-    pub json: String,
-    /// Relays that have not said a last word, as written when it was queued.
-    pub relays_left: Vec<String>,
-    /// Unix milliseconds after which no relay is tried any more.
-    pub give_up_ms: u64,
+impl Memory for Store {
+    fn cursor(&self, relay: &str) -> Option<u64> {
+        Store::cursor(self, relay).unwrap_or_else(|error| {
+            tracing::error!(relay, %error, "the cursor cannot be read; the look-back is asked again");
+            None
+        })
+    }
+
+    fn outgoing(&self) -> Vec<Outgoing> {
+        Store::outgoing(self).unwrap_or_else(|error| {
+            tracing::error!(%error, "what is owed cannot be read");
+            Vec::new()
+        })
+    }
+
+    fn knows(&self, request: &str) -> bool {
+        // Not known costs one more look by the dispatcher, which asks the store again.
+        self.job(request).is_ok_and(|row| row.is_some())
+    }
+
+    fn append_lazily(&self, records: Vec<Record>) {
+        if let Err(error) = Store::append_lazily(self, records) {
+            tracing::error!(%error, "a delivery or cursor was not written; it is repeated after a restart");
+        }
+    }
 }
 
 /// A memory that ends with the process: for tests and benches.

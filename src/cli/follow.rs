@@ -1,0 +1,327 @@
+//! Following one request to its end: feedback as talk, the result as data, and the exit code between them.
+
+use std::time::{Duration, Instant};
+
+use nostr_sdk::prelude::{JsonUtil, PublicKey};
+use serde_json::json;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{self, Paint};
+use crate::customer::{Answer, Customer, Heard};
+use crate::keys::npub;
+use crate::protocol::cancel::cancel;
+use crate::protocol::proof::Verdict;
+use crate::protocol::{Feedback, Status};
+use crate::relay::{Client, Subscription};
+
+/// When a provider says no and nobody was asked by name: how long others have to say yes.
+const OTHERS: Duration = Duration::from_secs(5);
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+/// Ignored events that are talked about; a flood of them stays quiet.
+const MAX_IGNORED_TOLD: usize = 10;
+
+/// What is followed, and until when.
+pub struct Follow<'a> {
+    pub client: &'a Client,
+    pub customer: &'a Customer,
+    pub started: Instant,
+    pub deadline: Instant,
+    /// Whether to take the request back on giving up.
+    pub cancel: bool,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct End {
+    pub why: Why,
+    pub answer: Option<Answer>,
+    pub feedback: Vec<(PublicKey, Feedback)>,
+    pub elapsed_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    Result,
+    /// A provider's last word was an error.
+    Refused,
+    /// Time was up while a provider waited for money.
+    Unpaid,
+    Timeout,
+    /// Ctrl-C.
+    Interrupted,
+    /// The relays are gone.
+    Lost,
+}
+
+impl Follow<'_> {
+    /// Waits for a result that holds, the last no, the deadline or Ctrl-C.
+    pub async fn run(&self, mut answers: Subscription) -> End {
+        let mut feedback: Vec<(PublicKey, Feedback)> = Vec::new();
+        let mut bad: Option<Answer> = None;
+        let mut ignored = 0;
+        let mut until = self.deadline;
+        let why = loop {
+            let received = tokio::select! {
+                received = answers.next() => received,
+                () = tokio::time::sleep_until(until.into()) => break self.out_of_time(&feedback),
+                interrupt = tokio::signal::ctrl_c() => {
+                    if let Err(error) = interrupt {
+                        tracing::debug!("Ctrl-C cannot be heard: {error}");
+                    }
+                    break Why::Interrupted;
+                }
+            };
+            let Some(received) = received else { break Why::Lost };
+            match self.customer.hear(&received.event) {
+                Heard::Ignored(why) => {
+                    ignored += 1;
+                    if ignored <= MAX_IGNORED_TOLD {
+                        self.say(&format!("ignored {why}, by {}", short(&received.event.pubkey)));
+                    }
+                }
+                Heard::Feedback { provider, feedback: said } => {
+                    self.say(&line(&provider, &said));
+                    feedback.push((provider, said));
+                    until = self.deadline.min(self.patience(&feedback));
+                    if is_final(self.customer, &feedback) {
+                        break Why::Refused;
+                    }
+                }
+                Heard::Result(answer) if answer.is_good() || is_asked(self.customer, &answer) => {
+                    self.say(&format!("result {} by {}", short_id(&answer), short(&answer.reply.provider)));
+                    return self.end(Why::Result, Some(*answer), feedback);
+                }
+                Heard::Result(answer) => {
+                    let faults: Vec<String> = answer.faults().map(|(what, why)| format!("{what}: {why}")).collect();
+                    self.say(&format!("a bad result by {}: {}", short(&answer.reply.provider), faults.join("; ")));
+                    bad = Some(*answer);
+                }
+            }
+        };
+        if self.cancel && matches!(why, Why::Timeout | Why::Interrupted | Why::Unpaid) {
+            self.take_back().await;
+        }
+        let why = if bad.is_some() { Why::Result } else { why };
+        self.end(why, bad, feedback)
+    }
+
+    fn end(&self, why: Why, answer: Option<Answer>, feedback: Vec<(PublicKey, Feedback)>) -> End {
+        let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        End { why, answer, feedback, elapsed_ms }
+    }
+
+    fn say(&self, words: &str) {
+        output::talk(&format!("{}  {words}", stamp(self.started)));
+    }
+
+    /// When all who spoke said no, others get a moment; else there is time until the deadline.
+    fn patience(&self, feedback: &[(PublicKey, Feedback)]) -> Instant {
+        if all_said_no(feedback) { Instant::now() + OTHERS } else { self.deadline }
+    }
+
+    fn out_of_time(&self, feedback: &[(PublicKey, Feedback)]) -> Why {
+        if all_said_no(feedback) {
+            return Why::Refused;
+        }
+        let unpaid = feedback.last().is_some_and(|(_, said)| said.status == Status::PaymentRequired);
+        if unpaid { Why::Unpaid } else { Why::Timeout }
+    }
+
+    async fn take_back(&self) {
+        let (request, keys) = (self.customer.request(), self.customer.keys());
+        let event = cancel(&request.id, request.kind.as_u16(), "no longer wanted", keys, super::common::now_ms() / 1000);
+        match event.sign_with_keys(keys) {
+            Ok(event) => {
+                let told = self.client.publish(&event, CANCEL_PATIENCE).await;
+                let stored = told.iter().filter(|p| p.answer == crate::store::record::Answer::Stored).count();
+                self.say(&format!("took the request back at {stored} of {} relays", told.len()));
+            }
+            Err(error) => self.say(&format!("could not take the request back: {error}")),
+        }
+    }
+}
+
+/// The last word of each who spoke is an error.
+fn all_said_no(feedback: &[(PublicKey, Feedback)]) -> bool {
+    let last_of = |who: &PublicKey| feedback.iter().rev().find(|(by, _)| by == who).map(|(_, said)| said.status);
+    !feedback.is_empty() && feedback.iter().all(|(who, _)| last_of(who) == Some(Status::Error))
+}
+
+/// The one provider asked said no: nobody else can say yes.
+fn is_final(customer: &Customer, feedback: &[(PublicKey, Feedback)]) -> bool {
+    customer.provider().is_some() && all_said_no(feedback)
+}
+
+/// The one provider asked answered badly: there is nobody to wait for.
+fn is_asked(customer: &Customer, answer: &Answer) -> bool {
+    customer.provider() == Some(answer.reply.provider)
+}
+
+fn line(provider: &PublicKey, said: &Feedback) -> String {
+    let mut line = format!("{}: {}", short(provider), said.status.as_str());
+    if let Some(extra) = &said.extra {
+        line.push_str(&format!(" – {}", output::tame(extra, 300)));
+    }
+    if let Some((msat, invoice)) = &said.amount {
+        line.push_str(&format!(", asks {}", output::sats(*msat)));
+        if let Some(invoice) = invoice {
+            line.push_str(&format!(", invoice {}", output::tame(invoice, 2_000)));
+        }
+    }
+    if !said.content.is_empty() {
+        line.push_str(&format!("\n{}", output::tame_lines(&said.content)));
+    }
+    line
+}
+
+fn short(key: &PublicKey) -> String {
+    output::short(&npub(key))
+}
+
+fn short_id(answer: &Answer) -> String {
+    output::short(&answer.event.id.to_hex())
+}
+
+/// Time since the start, for the margin.
+pub fn stamp(started: Instant) -> String {
+    let ms = started.elapsed().as_millis();
+    format!("{:>4}.{:02} s", ms / 1000, ms % 1000 / 10)
+}
+
+/// Prints how it ended and says so to the shell.
+pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
+    let exit = exit_of(end);
+    if as_json {
+        output::json(&to_json(customer, end))?;
+        return Ok(exit);
+    }
+    if let Some(answer) = &end.answer {
+        print(answer)?;
+    }
+    match end.why {
+        Why::Result => Ok(exit),
+        Why::Refused => Err(Failure::say(exit, "the job was refused or ended with an error")),
+        Why::Unpaid => Err(Failure::say(exit, "the provider waits for a payment, and time is up")),
+        Why::Timeout => Err(Failure::say(exit, format!("no result within {}", output::span(end.elapsed_ms)))),
+        Why::Interrupted => Err(Failure::say(exit, "interrupted")),
+        Why::Lost => Err(Failure::say(exit, "all relays are gone")),
+    }
+}
+
+fn exit_of(end: &End) -> Exit {
+    match (end.why, &end.answer) {
+        (Why::Result, Some(answer)) if !answer.is_good() => Exit::Unverified,
+        (Why::Result, Some(answer)) if answer.exit_code().is_some_and(|code| code != 0) => Exit::CommandsFailed,
+        (Why::Result, _) => Exit::Ok,
+        (Why::Refused | Why::Unpaid, _) => Exit::Refused,
+        (Why::Timeout, _) => Exit::Timeout,
+        (Why::Interrupted, _) => Exit::Failure,
+        (Why::Lost, _) => Exit::Unreachable,
+    }
+}
+
+fn print(answer: &Answer) -> Result<(), Failure> {
+    use std::io::IsTerminal;
+    let reply = &answer.reply;
+    let paint = Paint::stderr();
+    let mut told = Vec::new();
+    if let Some(proof) = &reply.proof {
+        told.extend(proof.commit.as_ref().map(|commit| format!("commit {commit}")));
+        told.push(format!("ran on {} ({})", output::tame(&proof.backend, 60), output::tame(&proof.image, 120)));
+        told.push(format!(
+            "used {} wall, {} CPU, {} memory at most",
+            output::span(proof.wall_ms),
+            output::span(proof.cpu_ms),
+            output::bytes(proof.peak_memory_bytes)
+        ));
+    }
+    if let Some(msat) = reply.amount_msat.filter(|msat| *msat > 0) {
+        told.push(format!("asks {}", output::sats(msat)));
+    }
+    if let Some(invoice) = &reply.invoice {
+        told.push(format!("invoice {}", output::tame(invoice, 2_000)));
+    }
+    for line in told {
+        output::talk(&format!("           {line}"));
+    }
+    for (what, why) in answer.faults() {
+        output::talk(&format!("           {} {what}: {why}", paint.bad("bad")));
+    }
+    if std::io::stdout().is_terminal() {
+        output::data(output::tame_lines(&reply.content).trim_end_matches('\n'))?;
+    } else {
+        output::raw(reply.content.as_bytes())?;
+        if !reply.content.ends_with('\n') {
+            output::raw(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
+    let feedback: Vec<_> = end
+        .feedback
+        .iter()
+        .map(|(by, said)| {
+            let (msat, invoice) = said.amount.clone().unzip();
+            json!({
+                "provider": npub(by), "status": said.status.as_str(), "extra": said.extra,
+                "amount_msat": msat, "invoice": invoice.flatten(), "content": said.content,
+            })
+        })
+        .collect();
+    let status = match end.why {
+        Why::Result => "result",
+        Why::Refused => "refused",
+        Why::Unpaid => "payment-required",
+        Why::Timeout => "timeout",
+        Why::Interrupted => "interrupted",
+        Why::Lost => "relays-gone",
+    };
+    let mut object = json!({
+        "request_id": customer.request().id.to_hex(),
+        "customer": npub(&customer.request().pubkey),
+        "status": status,
+        "elapsed_ms": end.elapsed_ms,
+        "feedback": feedback,
+    });
+    let (Some(answer), Some(fields)) = (&end.answer, object.as_object_mut()) else { return object };
+    let reply = &answer.reply;
+    let add = json!({
+        "result_id": reply.id.to_hex(),
+        "provider": npub(&reply.provider),
+        "kind": reply.kind,
+        "verified": answer.is_good(),
+        "content": reply.content,
+        "facts": reply.facts,
+        "amount_msat": reply.amount_msat,
+        "invoice": reply.invoice,
+        "encrypted": reply.encryption.is_some(),
+        "proof": reply.proof.as_ref().map(proof),
+        "findings": answer.findings.iter().map(finding).collect::<Vec<_>>(),
+        "event": serde_json::from_str::<serde_json::Value>(&answer.event.as_json()).ok(),
+    });
+    if let serde_json::Value::Object(add) = add {
+        fields.extend(add);
+    }
+    object
+}
+
+fn proof(proof: &crate::protocol::Proof) -> serde_json::Value {
+    json!({
+        "commit": proof.commit, "backend": proof.backend, "image": proof.image,
+        "policy_sha256": proof.policy_sha256, "output_sha256": proof.output_sha256,
+        "wall_ms": proof.wall_ms, "cpu_ms": proof.cpu_ms,
+        "peak_memory_bytes": proof.peak_memory_bytes, "price_msat": proof.price_msat,
+    })
+}
+
+/// One check for JSON: `{"what", "verdict": ok | bad | unchecked, "why"?}`.
+pub fn finding(finding: &crate::protocol::proof::Finding) -> serde_json::Value {
+    let (verdict, why) = match &finding.verdict {
+        Verdict::Ok => ("ok", None),
+        Verdict::Bad(why) => ("bad", Some(why)),
+        Verdict::Unchecked(why) => ("unchecked", Some(why)),
+    };
+    json!({ "what": finding.what, "verdict": verdict, "why": why })
+}

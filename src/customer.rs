@@ -97,10 +97,10 @@ impl Customer {
         let kind = event.kind.as_u16();
         if kind == FEEDBACK_KIND {
             return match Feedback::decode(event, &self.keys) {
-                Ok(received) if received.request_id != self.request.id => ignored("feedback on another request"),
-                Ok(received) => {
-                    Heard::Feedback { provider: received.provider, feedback: received.feedback }
+                Ok(received) if received.request_id != self.request.id => {
+                    ignored("feedback on another request")
                 }
+                Ok(received) => Heard::Feedback { provider: received.provider, feedback: received.feedback },
                 Err(error) => Heard::Ignored(format!("feedback that cannot be read: {error}")),
             };
         }

@@ -135,7 +135,11 @@ pub fn repos(config: &Config) -> Result<Repos, Error> {
 }
 
 /// Splits the skills into those whose default policy this backend enforces here, and why the others cannot run.
-pub fn runnable(catalog: &Catalog, ceiling: &sandbox::Policy, backend: &dyn Backend) -> (Vec<String>, Vec<String>) {
+pub fn runnable(
+    catalog: &Catalog,
+    ceiling: &sandbox::Policy,
+    backend: &dyn Backend,
+) -> (Vec<String>, Vec<String>) {
     let needs: Vec<Check> = backend.checks().into_iter().filter(|c| !c.ok && c.mend.is_some()).collect();
     let (mut can, mut cannot) = (Vec::new(), Vec::new());
     for job_type in catalog.types() {
@@ -194,7 +198,8 @@ impl Node {
             look_back_s: config.relay.lookback_ms / 1000,
             ..relay::Options::default()
         };
-        let (relays, events) = Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
+        let (relays, events) =
+            Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
         let outbox = relays.clone();
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
@@ -211,7 +216,8 @@ impl Node {
         let stop = CancellationToken::new();
         tokio::spawn(hand_over(events, engine.clone()));
         tokio::spawn(watch_cancels(engine.clone(), relays.clone()));
-        let mut node = Node { engine, relays, store, keys, config, skills, kinds, identity, announced: None, stop };
+        let mut node =
+            Node { engine, relays, store, keys, config, skills, kinds, identity, announced: None, stop };
         if node.config.announce.publish {
             node.announce().await?;
         }

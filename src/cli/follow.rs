@@ -92,8 +92,13 @@ impl Follow<'_> {
                     return self.end(Why::Result, Some(*answer), feedback);
                 }
                 Heard::Result(answer) => {
-                    let faults: Vec<String> = answer.faults().map(|(what, why)| format!("{what}: {why}")).collect();
-                    self.say(&format!("a bad result by {}: {}", short(&answer.reply.provider), faults.join("; ")));
+                    let faults: Vec<String> =
+                        answer.faults().map(|(what, why)| format!("{what}: {why}")).collect();
+                    self.say(&format!(
+                        "a bad result by {}: {}",
+                        short(&answer.reply.provider),
+                        faults.join("; ")
+                    ));
                     bad = Some(*answer);
                 }
             }
@@ -129,7 +134,13 @@ impl Follow<'_> {
 
     async fn take_back(&self) {
         let (request, keys) = (self.customer.request(), self.customer.keys());
-        let event = cancel(&request.id, request.kind.as_u16(), "no longer wanted", keys, super::common::now_ms() / 1000);
+        let event = cancel(
+            &request.id,
+            request.kind.as_u16(),
+            "no longer wanted",
+            keys,
+            super::common::now_ms() / 1000,
+        );
         match event.sign_with_keys(keys) {
             Ok(event) => {
                 let told = self.client.publish(&event, CANCEL_PATIENCE).await;
@@ -143,7 +154,8 @@ impl Follow<'_> {
 
 /// The last word of each who spoke is an error.
 fn all_said_no(feedback: &[(PublicKey, Feedback)]) -> bool {
-    let last_of = |who: &PublicKey| feedback.iter().rev().find(|(by, _)| by == who).map(|(_, said)| said.status);
+    let last_of =
+        |who: &PublicKey| feedback.iter().rev().find(|(by, _)| by == who).map(|(_, said)| said.status);
     !feedback.is_empty() && feedback.iter().all(|(who, _)| last_of(who) == Some(Status::Error))
 }
 
@@ -211,7 +223,9 @@ pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
 fn exit_of(end: &End) -> Exit {
     match (end.why, &end.answer) {
         (Why::Result, Some(answer)) if !answer.is_good() => Exit::Unverified,
-        (Why::Result, Some(answer)) if answer.exit_code().is_some_and(|code| code != 0) => Exit::CommandsFailed,
+        (Why::Result, Some(answer)) if answer.exit_code().is_some_and(|code| code != 0) => {
+            Exit::CommandsFailed
+        }
         (Why::Result, _) => Exit::Ok,
         (Why::Refused | Why::Unpaid, _) => Exit::Refused,
         (Why::Timeout, _) => Exit::Timeout,
@@ -227,7 +241,11 @@ fn print(answer: &Answer) -> Result<(), Failure> {
     let mut told = Vec::new();
     if let Some(proof) = &reply.proof {
         told.extend(proof.commit.as_ref().map(|commit| format!("commit {commit}")));
-        told.push(format!("ran on {} ({})", output::tame(&proof.backend, 60), output::tame(&proof.image, 120)));
+        told.push(format!(
+            "ran on {} ({})",
+            output::tame(&proof.backend, 60),
+            output::tame(&proof.image, 120)
+        ));
         told.push(format!(
             "used {} wall, {} CPU, {} memory at most",
             output::span(proof.wall_ms),

@@ -114,7 +114,10 @@ async fn repository(
 ) -> Result<Vec<Row>, Failure> {
     let unchecked = |what, why: &str| Row { what, verdict: Verdict::Unchecked(why.into()) };
     let Some(reply) = reply else {
-        return Ok(vec![unchecked("commit", "the result cannot be read without its customer's or provider's key")]);
+        return Ok(vec![unchecked(
+            "commit",
+            "the result cannot be read without its customer's or provider's key",
+        )]);
     };
     let patch = is_patch(reply);
     let Some(commit) = reply.proof.as_ref().and_then(|proof| proof.commit.clone()) else {
@@ -134,7 +137,10 @@ async fn repository(
             verdict: Verdict::Bad(format!("the request names {}", output::tame(ordered, 200))),
         }),
         Some(_) => rows.push(Row { what: "repository", verdict: Verdict::Ok }),
-        None => rows.push(unchecked("repository", "without the request (--request FILE) it is not known which was ordered")),
+        None => rows.push(unchecked(
+            "repository",
+            "without the request (--request FILE) it is not known which was ordered",
+        )),
     }
     let folder = Scratch::new()?;
     let options = repo::Options {
@@ -153,7 +159,9 @@ async fn repository(
 
 /// A result of the patch profile, or one that looks like a diff.
 fn is_patch(reply: &Reply) -> bool {
-    reply.fact("patch_sha256").is_some() || reply.fact("files_changed").is_some() || reply.content.starts_with("diff --git ")
+    reply.fact("patch_sha256").is_some()
+        || reply.fact("files_changed").is_some()
+        || reply.content.starts_with("diff --git ")
 }
 
 /// What the repository says about itself is bad; what the network or this host says is no verdict.

@@ -34,7 +34,12 @@ pub fn refusal(
 }
 
 /// The signed refusal of a request that asks for us and cannot be read, owed.
-pub fn unreadable(rooms: &Rooms, event: &Event, relay: &str, refusal: &Failure) -> Result<Vec<Record>, Failure> {
+pub fn unreadable(
+    rooms: &Rooms,
+    event: &Event,
+    relay: &str,
+    refusal: &Failure,
+) -> Result<Vec<Record>, Failure> {
     let (code, now_s) = (refusal.code, rooms.now_ms() / 1000);
     let unsigned =
         feedback::refusal(event, code, &refusal.reason, &rooms.keys, hint(relay), now_s).map_err(internal)?;

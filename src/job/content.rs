@@ -128,7 +128,10 @@ pub fn patch(work: &Work, patch: Patch, warnings: &[String], cap_bytes: usize) -
     }
     let skipped = patch.skipped.iter().map(|s| ("skipped".to_string(), format!("{}: {}", s.path, s.why)));
     let diff = String::from_utf8(patch.diff).map_err(|_| {
-        Failure::new(Code::Unsupported, "the patch changes text that is not UTF-8, which an event cannot carry")
+        Failure::new(
+            Code::Unsupported,
+            "the patch changes text that is not UTF-8, which an event cannot carry",
+        )
     })?;
     let duration: u128 = work.commands.iter().map(|c| c.duration.as_millis()).sum();
     let mut tags = vec![

@@ -283,7 +283,8 @@ impl Dispatcher {
         let customer = request.customer.to_hex();
         let options = &self.rooms.options;
         let spare_ms = options.max_wait_ms.saturating_add(options.repo_ms);
-        let deadline_ms = self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
+        let deadline_ms =
+            self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
         let accepted = Record::Accepted {
             job: job.clone(),
             customer: customer.clone(),

@@ -15,8 +15,8 @@ use crate::market::{Admission, Code};
 use crate::protocol::{self, Proof, Request, proof};
 use crate::repo::{Base, Pin};
 use crate::sandbox::{self, Limit, Sandbox, Spec, Tree, Usage};
-use crate::store::record::{Record, Summary};
 use crate::store;
+use crate::store::record::{Record, Summary};
 
 /// An accepted job, ready to run.
 #[derive(Debug)]
@@ -257,7 +257,8 @@ async fn take(
 }
 
 async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Artifact, Failure> {
-    let missing = |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
+    let missing =
+        |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
     match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
         Ok(bytes) => {
             let size = bytes.len() as u64;

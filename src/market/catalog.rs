@@ -110,8 +110,11 @@ impl Catalog {
         let file = folder.join("job.toml");
         let text = files.remove("job.toml").ok_or_else(|| bad(&file, "is missing"))?;
         let text = String::from_utf8(text).map_err(|_| bad(&file, "is not UTF-8"))?;
-        let manifest = Manifest::parse(&text)
-            .map_err(|Fault { line, reason }| Error::BadFile { file: file.clone(), line, reason })?;
+        let manifest = Manifest::parse(&text).map_err(|Fault { line, reason }| Error::BadFile {
+            file: file.clone(),
+            line,
+            reason,
+        })?;
         self.types.retain(|name, _| *name != manifest.name);
         self.by_kind.retain(|_, held| held.manifest.name != manifest.name);
         for kind in &manifest.kinds {
@@ -179,7 +182,8 @@ mod tests {
     fn a_kind_that_another_type_serves_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mine")).unwrap();
-        let text = "name = \"mine\"\ntitle = \"M\"\nkinds = [5930]\nagent = \"script\"\noutput = \"report\"\n";
+        let text =
+            "name = \"mine\"\ntitle = \"M\"\nkinds = [5930]\nagent = \"script\"\noutput = \"report\"\n";
         std::fs::write(dir.path().join("mine/job.toml"), text).unwrap();
         let error = Catalog::with_folder(dir.path()).unwrap_err().to_string();
         assert!(error.contains("already served by \"generic\""), "{error}");

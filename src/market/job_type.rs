@@ -247,7 +247,8 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "name = \"x\"\ntitle = \"X\"\nkinds = [5000]\nagent = \"script\"\noutput = \"report\"\n";
+    const GOOD: &str =
+        "name = \"x\"\ntitle = \"X\"\nkinds = [5000]\nagent = \"script\"\noutput = \"report\"\n";
 
     fn fault(text: &str) -> Fault {
         Manifest::parse(text).expect_err("must be refused")

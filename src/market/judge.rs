@@ -138,7 +138,10 @@ fn grant<T: Ord + Default + std::fmt::Display>(clause: &str, asked: T, most: T) 
         return refuse(Code::InvalidInput, format!("{clause}: 0 is not a limit one can work under"));
     }
     if asked > most {
-        return refuse(Code::ResourceLimit, format!("{clause}: {asked} asked for, at most {most} given here"));
+        return refuse(
+            Code::ResourceLimit,
+            format!("{clause}: {asked} asked for, at most {most} given here"),
+        );
     }
     Ok(asked)
 }

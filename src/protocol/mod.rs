@@ -16,8 +16,8 @@ pub mod request;
 pub mod result;
 mod tags;
 
-pub use encryption::Scheme;
 pub use code::Code;
+pub use encryption::Scheme;
 pub use feedback::{Feedback, Status};
 pub use order::Order;
 pub use proof::Proof;

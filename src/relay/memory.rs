@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::store::record::{Answer, Record};
 pub use crate::store::Outgoing;
 use crate::store::Store;
+use crate::store::record::{Answer, Record};
 
 /// The store as the relay room sees it. Called from many threads; each call is quick.
 pub trait Memory: Send + Sync + 'static {

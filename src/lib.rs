@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod customer;
+pub mod demo;
 pub mod job;
 pub mod keys;
 pub mod market;

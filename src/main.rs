@@ -7,6 +7,10 @@ use clap::Parser;
 use coinop::cli::{self, Cli, Failure, output};
 
 fn main() -> ExitCode {
+    // The jail's first process: nothing may run before it, no thread and no library.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "jail-init") {
+        return coinop::sandbox::local::jail_main();
+    }
     // Before anything that could dial wss: the TLS library wants one provider for the process.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         output::talk("warning: a TLS provider was installed before ours");

@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::common::{Common, Overrides};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::common::{Common, Overrides, block_on, node_key};
 use super::exit::{Exit, Failure, Outcome};
+use super::output;
 use crate::config::Config;
+use crate::keys::NodeKey;
+use crate::node::{self, Node};
+use crate::store;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,7 +70,57 @@ impl Args {
 pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start(args.overrides())?;
     needs_relays(&config)?;
-    Err(Failure::say(Exit::Failure, "not built yet"))
+    let key = node_key(&config)?;
+    block_on(serve(config, key, args.once))
+}
+
+async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
+    let relays = config.relays.join(", ");
+    let node = Node::start(config, key.keys().clone(), None).await.map_err(|error| {
+        let exit = match &error {
+            node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
+            node::Error::Catalog(_) => Exit::Config,
+            _ => Exit::Failure,
+        };
+        Failure::new(exit, error)
+    })?;
+    output::talk(&format!("provider  {}", key.npub()));
+    output::talk(&format!("relays    {relays}"));
+    output::talk(&format!("skills    {}", node.skills().join(", ")));
+    output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
+    output::talk("serving; Ctrl-C or SIGTERM ends in order, a second one at once");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = first_answer(&node), if once => {}
+    }
+    output::talk("draining: no new jobs; the running ones finish, or are taken up at the next start");
+    tokio::select! {
+        drained = node.drain() => {
+            let undelivered = drained?.undelivered;
+            if undelivered > 0 {
+                output::talk(&format!("{undelivered} events are delivered after the next start"));
+            }
+            Ok(Exit::Ok)
+        }
+        _ = terminate.recv() => Err(ended_at_once()),
+        _ = interrupt.recv() => Err(ended_at_once()),
+    }
+}
+
+fn ended_at_once() -> Failure {
+    Failure::say(Exit::Failure, "ended at once; open jobs are taken up at the next start")
+}
+
+async fn first_answer(node: &Node) {
+    let mut progress = node.engine().progress();
+    while progress.borrow_and_update().answered == 0 {
+        if progress.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn needs_relays(config: &Config) -> Result<(), Failure> {

@@ -1,1 +1,1 @@
-//! A scripted backend with the whole trait, for tests of the control path without a kernel's help.
+//! A scripted backend.

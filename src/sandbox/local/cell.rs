@@ -1,0 +1,315 @@
+//! A living sandbox as the rest of the node holds it: the trait's methods over the control socket and the folder
+//! descriptors that its init has passed out. How it is built stands in `mod`.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Component;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::{Change, Command, Error, Exit, Limit, Policy, Process, Sandbox, Tree, Usage};
+use super::exec::{self, Running};
+use super::files::{self, Place};
+use super::life::Life;
+use super::wire::{self, FromInit, MESSAGE_BYTES, ToInit};
+use super::{changes, watch};
+
+/// The node's end of an init's control socket.
+pub struct Control(AsyncFd<OwnedFd>);
+
+impl Control {
+    pub fn new(socket: OwnedFd) -> io::Result<Control> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        // SAFETY: an OwnedFd keeps its one descriptor open for as long as it lives, and nobody takes it out again.
+        Ok(Control(unsafe { AsyncFd::register(socket) }?))
+    }
+
+    pub async fn send(&self, message: &ToInit, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = wire::encode(message)?;
+        self.0.async_io(Interest::WRITABLE, |socket| wire::send_bytes(socket.as_fd(), &bytes, beside)).await
+    }
+
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(FromInit, Vec<OwnedFd>)>> {
+        self.0.async_io(Interest::READABLE, |socket| wire::receive(socket.as_fd(), buffer)).await
+    }
+}
+
+/// The folders of a sandbox, as its init passed them out.
+pub struct Folders {
+    pub upper: OwnedFd,
+    pub workspace: OwnedFd,
+    pub job: OwnedFd,
+    pub proc: OwnedFd,
+    pub overlay: bool,
+}
+
+/// What the tasks of one sandbox have in common.
+pub struct Shared {
+    pub id: String,
+    pub life: Arc<Life>,
+    pub policy: Policy,
+    pub folders: Folders,
+    control: Control,
+    output_left: AtomicU64,
+    running: Mutex<HashMap<u64, oneshot::Sender<Exit>>>,
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Exit>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of these bytes of output are still within the policy.
+    pub fn take_output(&self, bytes: usize) -> usize {
+        let wanted = bytes as u64;
+        let before = self
+            .output_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(wanted)))
+            .unwrap_or(0);
+        usize::try_from(before.min(wanted)).unwrap_or(bytes)
+    }
+
+    /// Ends one command; the sandbox lives on. Without an init to ask, all has ended already.
+    pub async fn kill_command(&self, n: u64) {
+        if let Err(why) = self.control.send(&ToInit::Kill { n }, &[]).await {
+            tracing::debug!(id = self.id, %why, "no init to end a command");
+        }
+    }
+
+    /// Hands each exit to its command until the sandbox ends.
+    async fn listen(self: Arc<Self>, mut buffer: Vec<u8>) {
+        loop {
+            let (n, exit) = match self.control.receive(&mut buffer).await {
+                Ok(Some((FromInit::NotStarted { n, errno }, _))) => (n, Exit::NotStarted { errno }),
+                Ok(Some((FromInit::Exited { n, code: Some(code), .. }, _))) => (n, Exit::Code { code }),
+                Ok(Some((FromInit::Exited { n, signal, .. }, _))) => {
+                    (n, Exit::Signal { signal: signal.unwrap_or_default() })
+                }
+                Ok(Some((FromInit::Ready { .. }, _))) => continue,
+                Ok(Some((FromInit::Broken { step, errno }, _))) => {
+                    tracing::warn!(id = self.id, step, errno, "a sandbox broke");
+                    break;
+                }
+                Ok(None) => break,
+                Err(why) => {
+                    tracing::debug!(id = self.id, %why, "a sandbox's init is gone");
+                    break;
+                }
+            };
+            let waiting = self.running().remove(&n);
+            if waiting.is_some_and(|waiting| waiting.send(exit).is_err()) {
+                tracing::trace!(n, "nobody waits for this command");
+            }
+        }
+        // Without its init nothing of it may run. Commands hear of the end when the cause is known.
+        self.life.strike();
+        if let Err(why) = self.life.gone().await {
+            tracing::error!(id = self.id, %why, "a sandbox does not end");
+        }
+        self.running().clear();
+    }
+}
+
+/// The trait's sandbox.
+pub struct Cell {
+    shared: Arc<Shared>,
+    base: Option<Arc<dyn Tree>>,
+    /// The uid whose rights the node takes when it writes; none where it is the node's own.
+    uid: Option<u32>,
+    commands: AtomicU64,
+    wall: tokio::task::AbortHandle,
+    /// Held for its end: dropping it ends the watch.
+    _watch: Option<watch::Guard>,
+}
+
+impl Cell {
+    pub fn new(
+        id: String,
+        life: Arc<Life>,
+        policy: Policy,
+        base: Option<Arc<dyn Tree>>,
+        uid: Option<u32>,
+        (control, folders, buffer): (Control, Folders, Vec<u8>),
+        watched: bool,
+    ) -> Cell {
+        let left = std::time::Duration::from_millis(policy.wall_ms).saturating_sub(life.wall());
+        let shared = Arc::new(Shared {
+            id,
+            output_left: AtomicU64::new(policy.output_bytes),
+            life: life.clone(),
+            policy,
+            folders,
+            control,
+            running: Mutex::new(HashMap::new()),
+        });
+        tokio::spawn(shared.clone().listen(buffer));
+        let wall = tokio::spawn(async move {
+            tokio::time::sleep(left).await;
+            life.strike_for(Limit::Wall);
+        });
+        let watch = watched.then(|| watch::watch(shared.clone()));
+        Cell { shared, base, uid, commands: AtomicU64::new(0), wall: wall.abort_handle(), _watch: watch }
+    }
+
+    fn alive(&self) -> Result<(), Error> {
+        if self.shared.life.has_ended() {
+            let why = match self.shared.life.limit() {
+                Some(limit) => format!("it reached its {limit:?} limit"),
+                None => "it has ended".to_owned(),
+            };
+            return Err(Error::Gone(why));
+        }
+        Ok(())
+    }
+
+    fn with_disk(&self, usage: Usage) -> Usage {
+        Usage { disk_written_bytes: files::used_bytes(self.shared.folders.upper.as_fd()), ..usage }
+    }
+
+    /// File work blocks: it has its own thread, and this one waits without holding up others.
+    async fn on_files<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = self.shared.clone();
+        let done = tokio::task::spawn_blocking(move || act(&shared)).await;
+        done.unwrap_or_else(|why| {
+            Err(Error::Host { doing: "reach its files", source: io::Error::other(why) })
+        })
+    }
+
+    /// Fills the workspace of a sandbox without an overlay; not counted as the job's writing.
+    pub(super) async fn copy_base(&self, base: Arc<dyn Tree>) -> Result<(), Error> {
+        let uid = self.uid;
+        self.on_files(move |shared| {
+            files::as_user(uid, || files::copy(base.path(), shared.folders.workspace.as_fd()))
+                .map_err(|source| Error::Host { doing: "copy the base", source })
+        })
+        .await
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.wall.abort();
+        self.shared.life.strike();
+    }
+}
+
+#[async_trait]
+impl Sandbox for Cell {
+    fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    async fn exec(&self, command: Command) -> Result<Process, Error> {
+        self.alive()?;
+        let cwd = command.cwd.strip_prefix("/workspace").unwrap_or(&command.cwd);
+        let inside = cwd.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let Some(cwd) = cwd.to_str().filter(|_| inside) else {
+            return Err(Error::BadPath(command.cwd.display().to_string()));
+        };
+        if let Some(name) = command.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+            return Err(Error::BadPolicy(format!("{name:?} cannot name an environment variable")));
+        }
+        let host = |source| Error::Host { doing: "start a command", source };
+        let (stdout, out) = exec::output_pipe().map_err(host)?;
+        let (stderr, err) = exec::output_pipe().map_err(host)?;
+        let input = if command.stdin { Some(exec::input_pipe().map_err(host)?) } else { None };
+        let n = self.commands.fetch_add(1, Ordering::Relaxed);
+        let (tell, ended) = oneshot::channel();
+        self.shared.running().insert(n, tell);
+        let message = ToInit::Exec {
+            n,
+            argv: command.argv,
+            env: command.env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            cwd: cwd.to_owned(),
+            stdin: command.stdin,
+        };
+        let mut beside = vec![out.as_fd(), err.as_fd()];
+        beside.extend(input.iter().map(|(theirs, _)| theirs.as_fd()));
+        if let Err(why) = self.shared.control.send(&message, &beside).await {
+            self.shared.running().remove(&n);
+            if why.kind() == io::ErrorKind::FileTooLarge {
+                let what = "the command line with its environment".to_owned();
+                return Err(Error::TooLarge { what, cap_bytes: MESSAGE_BYTES as u64 });
+            }
+            self.alive()?;
+            return Err(Error::Gone(why.to_string()));
+        }
+        drop((out, err));
+        let stdin = input.map(|(_, ours)| {
+            let (give, take) = mpsc::channel(exec::WAITING);
+            tokio::spawn(exec::feed(ours, take));
+            give
+        });
+        let (events, read) = mpsc::channel(exec::WAITING);
+        let running = Running { n, stdout, stderr, ended, events, timeout: command.timeout };
+        tokio::spawn(running.run(self.shared.clone()));
+        Ok(Process { stdin, events: read })
+    }
+
+    async fn read_file(&self, path: &str, cap_bytes: u64) -> Result<Vec<u8>, Error> {
+        let place = files::place(path)?;
+        let shown = path.to_owned();
+        self.on_files(move |shared| match place {
+            Place::Workspace(path) => files::read(shared.folders.workspace.as_fd(), &path, &shown, cap_bytes),
+            Place::Job(path) => files::read(shared.folders.job.as_fd(), &path, &shown, cap_bytes),
+        })
+        .await
+    }
+
+    async fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.alive()?;
+        let place = files::place(path)?;
+        let (shown, bytes, uid) = (path.to_owned(), bytes.to_owned(), self.uid);
+        self.on_files(move |shared| {
+            files::as_user(uid, || match place {
+                Place::Workspace(path) => {
+                    files::write(shared.folders.workspace.as_fd(), &path, &shown, &bytes)
+                }
+                Place::Job(path) => files::write(shared.folders.job.as_fd(), &path, &shown, &bytes),
+            })
+        })
+        .await
+    }
+
+    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
+        let base = self.base.clone();
+        self.on_files(move |shared| {
+            let open = |tree: &Arc<dyn Tree>| std::fs::File::open(tree.path()).map(OwnedFd::from);
+            let base = base.as_ref().map(open).transpose();
+            let base = base.map_err(|source| Error::Host { doing: "open the base", source })?;
+            changes::changes(shared.folders.upper.as_fd(), base, shared.folders.overlay, cap_bytes)
+        })
+        .await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.shared.life.strike();
+        self.shared.life.gone().await.map(drop)
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        let life = &self.shared.life;
+        let usage = match life.last_usage() {
+            Some(usage) => usage,
+            None => watch::live_usage(&self.shared),
+        };
+        Ok(self.with_disk(usage))
+    }
+
+    async fn destroy(self: Box<Self>) -> Result<Usage, Error> {
+        self.wall.abort();
+        self.shared.life.strike();
+        let usage = self.shared.life.gone().await?;
+        Ok(self.with_disk(usage))
+    }
+}

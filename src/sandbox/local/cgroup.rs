@@ -1,0 +1,366 @@
+//! Control groups, version 1, 2 or both at once: finds where this node may make them, makes one for each sandbox,
+//! reads the kernel's counts from it, removes it. It decides nothing about policy.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::super::Policy;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// The controllers that we use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controller {
+    Memory,
+    Pids,
+    Cpu,
+    Cpuacct,
+}
+
+impl Controller {
+    const ALL: [Controller; 4] = [Self::Memory, Self::Pids, Self::Cpu, Self::Cpuacct];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Cpu => "cpu",
+            Self::Cpuacct => "cpuacct",
+        }
+    }
+
+    /// A file that is there only when the controller works in a group.
+    fn sign(self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::Memory, Version::V1) => "memory.limit_in_bytes",
+            (Self::Memory, Version::V2) => "memory.max",
+            (Self::Pids, _) => "pids.max",
+            (Self::Cpu, Version::V1) => "cpu.cfs_quota_us",
+            (Self::Cpu, Version::V2) => "cpu.max",
+            (Self::Cpuacct, Version::V1) => "cpuacct.usage",
+            (Self::Cpuacct, Version::V2) => "cpu.stat",
+        }
+    }
+}
+
+/// Where this node may make groups, controller by controller.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    found: Vec<(Controller, Version, PathBuf)>,
+}
+
+const PERIOD_US: u64 = 100_000;
+
+impl Layout {
+    /// Looks at the groups that this process is in. `probe` is a name that is ours to make and remove.
+    pub fn detect(probe: &str) -> Layout {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut found = Vec::new();
+        for controller in Controller::ALL {
+            for (version, parent) in candidates(controller, &own, &mounts) {
+                if usable(controller, version, &parent, probe) {
+                    found.push((controller, version, parent));
+                    break;
+                }
+            }
+        }
+        Layout { found }
+    }
+
+    pub fn version(&self, controller: Controller) -> Option<Version> {
+        self.found.iter().find(|(c, ..)| *c == controller).map(|(_, version, _)| *version)
+    }
+
+    /// Each parent folder once.
+    pub fn parents(&self) -> Vec<&Path> {
+        let mut parents: Vec<&Path> = Vec::new();
+        for (.., parent) in &self.found {
+            if !parents.contains(&parent.as_path()) {
+                parents.push(parent);
+            }
+        }
+        parents
+    }
+
+    /// Makes the groups of one sandbox, without limits yet.
+    pub fn make(&self, name: &str) -> io::Result<Group> {
+        let mut group = Group {
+            places: self.found.iter().map(|(c, v, parent)| (*c, *v, parent.join(name))).collect(),
+            folders: Vec::new(),
+        };
+        for parent in self.parents() {
+            let folder = parent.join(name);
+            fs::create_dir(&folder)?;
+            group.folders.push(folder);
+        }
+        Ok(group)
+    }
+}
+
+/// The folders where a group with this controller would go: (version, folder).
+fn candidates(controller: Controller, own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
+    let mut found = Vec::new();
+    for mount in mounts.lines() {
+        // id parent dev root point options… - type source options
+        let Some((left, right)) = mount.split_once(" - ") else { continue };
+        let mut left = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (left.next(), left.next()) else { continue };
+        let mut right = right.split(' ');
+        let kind = right.next().unwrap_or_default();
+        let options = right.nth(1).unwrap_or_default();
+        let version = match kind {
+            "cgroup" if options.split(',').any(|o| o == controller.name()) => Version::V1,
+            "cgroup2" => Version::V2,
+            _ => continue,
+        };
+        let line = own.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let ours = match version {
+                Version::V1 => names.split(',').any(|name| name == controller.name()),
+                Version::V2 => names.is_empty(),
+            };
+            ours.then_some(path)
+        });
+        let Some(path) = line else { continue };
+        let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
+        found.push((version, Path::new(point).join(below.trim_start_matches('/'))));
+    }
+    // A version 1 hierarchy takes its controller away from version 2: look there first.
+    found.sort_by_key(|(version, _)| *version == Version::V2);
+    found
+}
+
+fn usable(controller: Controller, version: Version, parent: &Path, probe: &str) -> bool {
+    if version == Version::V2 {
+        delegate(parent);
+    }
+    let folder = parent.join(probe);
+    if fs::create_dir(&folder).is_err() {
+        return false;
+    }
+    let works = OpenOptions::new().read(true).open(folder.join(controller.sign(version))).is_ok()
+        && OpenOptions::new().write(true).open(folder.join("cgroup.procs")).is_ok();
+    fs::remove_dir(&folder).is_ok() && works
+}
+
+/// Version 2 gives controllers only to groups below one without processes: the node moves aside, if it may.
+fn delegate(parent: &Path) {
+    let control = parent.join("cgroup.subtree_control");
+    let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    for name in ["memory", "pids", "cpu"] {
+        if !offered.split_whitespace().any(|o| o == name) || enabled.split_whitespace().any(|e| e == name) {
+            continue;
+        }
+        let enable = || fs::write(&control, format!("+{name}"));
+        if let Err(why) = enable()
+            && why.raw_os_error() == Some(nix::libc::EBUSY)
+        {
+            let aside = parent.join("coinop-node");
+            let moved = fs::create_dir_all(&aside)
+                .and_then(|()| fs::write(aside.join("cgroup.procs"), "0"))
+                .and_then(|()| enable());
+            if let Err(why) = moved {
+                tracing::debug!(%why, controller = name, "cgroup controller not delegated");
+            }
+        }
+    }
+}
+
+/// The groups of one sandbox.
+#[derive(Debug)]
+pub struct Group {
+    places: Vec<(Controller, Version, PathBuf)>,
+    folders: Vec<PathBuf>,
+}
+
+impl Group {
+    fn place(&self, controller: Controller) -> Option<(Version, &Path)> {
+        self.places
+            .iter()
+            .find(|(c, ..)| *c == controller)
+            .map(|(_, version, path)| (*version, path.as_path()))
+    }
+
+    /// The files by which a process enters: each opened by us, so that it may be used without our rights.
+    pub fn doors(&self) -> io::Result<Vec<OwnedFd>> {
+        self.folders
+            .iter()
+            .map(|folder| Ok(OpenOptions::new().write(true).open(folder.join("cgroup.procs"))?.into()))
+            .collect()
+    }
+
+    /// Sets what the policy says, before the job's first instruction.
+    pub fn limit(&self, policy: &Policy) -> io::Result<()> {
+        let write = |place: &Path, file: &str, text: String| fs::write(place.join(file), text);
+        match self.place(Controller::Memory) {
+            Some((Version::V1, place)) => {
+                write(place, "memory.limit_in_bytes", policy.memory_bytes.to_string())?;
+                // Swap would double the limit. Hosts without swap accounting lack the file.
+                optional(write(place, "memory.memsw.limit_in_bytes", policy.memory_bytes.to_string()))?;
+            }
+            Some((Version::V2, place)) => {
+                write(place, "memory.max", policy.memory_bytes.to_string())?;
+                optional(write(place, "memory.swap.max", "0".to_owned()))?;
+            }
+            None => {}
+        }
+        if let Some((_, place)) = self.place(Controller::Pids) {
+            // One more for init.
+            write(place, "pids.max", (u64::from(policy.pids) + 1).to_string())?;
+        }
+        let quota = u64::from(policy.cpu_milli) * PERIOD_US / 1000;
+        match self.place(Controller::Cpu) {
+            Some((Version::V1, place)) => {
+                write(place, "cpu.cfs_period_us", PERIOD_US.to_string())?;
+                write(place, "cpu.cfs_quota_us", quota.to_string())?;
+            }
+            Some((Version::V2, place)) => write(place, "cpu.max", format!("{quota} {PERIOD_US}"))?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// CPU time of all processes, ended ones included, in microseconds.
+    pub fn cpu_us(&self) -> Option<u64> {
+        match self.place(Controller::Cpuacct)? {
+            (Version::V1, place) => Some(number(&place.join("cpuacct.usage"))? / 1000),
+            (Version::V2, place) => entry(&place.join("cpu.stat"), "usage_usec"),
+        }
+    }
+
+    pub fn peak_memory_bytes(&self) -> Option<u64> {
+        match self.place(Controller::Memory)? {
+            (Version::V1, place) => number(&place.join("memory.max_usage_in_bytes")),
+            (Version::V2, place) => {
+                number(&place.join("memory.peak")).or_else(|| number(&place.join("memory.current")))
+            }
+        }
+    }
+
+    /// How many processes the kernel has killed here for want of memory.
+    pub fn memory_kills(&self) -> u64 {
+        match self.place(Controller::Memory) {
+            Some((Version::V1, place)) => entry(&place.join("memory.oom_control"), "oom_kill"),
+            Some((Version::V2, place)) => entry(&place.join("memory.events"), "oom_kill"),
+            None => None,
+        }
+        .unwrap_or(0)
+    }
+
+    /// Removes the groups; their processes must have ended. What stays is told, and found by the next sweep.
+    pub fn remove(&self) {
+        for folder in &self.folders {
+            if let Err(why) = remove(folder) {
+                tracing::warn!(folder = %folder.display(), %why, "a cgroup stays behind");
+            }
+        }
+    }
+}
+
+fn optional(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn entry(file: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Waits a little for the kernel to let the last process go.
+fn remove(folder: &Path) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(500);
+    loop {
+        match fs::remove_dir(folder) {
+            Err(why) if why.raw_os_error() == Some(nix::libc::EBUSY) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+}
+
+/// Kills and removes every group below `parents` whose name begins with `prefix`, except those that begin
+/// with `except`; says how many sandboxes that were.
+pub fn sweep<'a>(parents: impl Iterator<Item = &'a Path>, prefix: &str, except: Option<&str>) -> usize {
+    let mut names: Vec<String> = Vec::new();
+    for parent in parents {
+        let Ok(entries) = fs::read_dir(parent) else { continue };
+        for entry in entries.flatten() {
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if !name.starts_with(prefix) || except.is_some_and(|ours| name.starts_with(ours)) {
+                continue;
+            }
+            end_all(&entry.path());
+            if let Err(why) = remove(&entry.path()) {
+                tracing::warn!(%name, %why, "a leftover cgroup cannot be removed");
+            } else if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    names.len()
+}
+
+fn end_all(folder: &Path) {
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        let pids: Vec<i32> =
+            processes.lines().filter_map(|line| line.parse().ok()).filter(|p| *p > 1).collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            if let Err(errno) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                tracing::debug!(%pid, %errno, "a leftover process had ended");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "1 0 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                          2 0 0:2 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn a_hybrid_host_offers_version_1_first() {
+        let found = candidates(Controller::Memory, "4:memory:/node/a\n0::/user\n", HYBRID);
+        assert_eq!(
+            found,
+            [
+                (Version::V1, PathBuf::from("/sys/fs/cgroup/memory/node/a")),
+                (Version::V2, PathBuf::from("/sys/fs/cgroup/unified/user")),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mount_below_the_hierarchys_root_is_followed() {
+        let mounts = "1 0 0:1 /docker/x /cg rw - cgroup cgroup rw,cpu,cpuacct\n";
+        let found = candidates(Controller::Cpu, "2:cpu,cpuacct:/docker/x/y\n", mounts);
+        assert_eq!(found, [(Version::V1, PathBuf::from("/cg/y"))]);
+    }
+}

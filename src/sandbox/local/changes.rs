@@ -1,0 +1,199 @@
+//! What a job changed: walks the overlay's upper layer (or the whole copy) beside the base and tells the
+//! differences. All names and contents are a stranger's; only plain files are opened.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
+use nix::sys::stat::{FileStat, SFlag, fstatat};
+
+use super::super::{Change, Content, Error};
+use super::files::{is_dots, kind, open_beneath, open_plain, read_capped};
+use super::sys;
+
+/// The longest path that is told; git itself takes no longer one on most systems.
+const PATH_BYTES: usize = 4096;
+/// The deepest folder; each level keeps two descriptors open.
+const DEPTH: usize = 200;
+
+struct Walk {
+    cap_bytes: u64,
+    left: u64,
+    found: Vec<Change>,
+}
+
+/// Everything that differs, sorted by path. `upper` holds only changes when `overlay`, else a whole tree.
+pub fn changes(
+    upper: BorrowedFd<'_>,
+    base: Option<OwnedFd>,
+    overlay: bool,
+    cap_bytes: u64,
+) -> Result<Vec<Change>, Error> {
+    let mut walk = Walk { cap_bytes, left: cap_bytes, found: Vec::new() };
+    let top = open_beneath(upper, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(host)?;
+    walk.folder(top, base, &mut Vec::new(), !overlay, 0)?;
+    walk.found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(walk.found)
+}
+
+fn host(errno: Errno) -> Error {
+    Error::Host { doing: "read what the job changed", source: errno.into() }
+}
+
+/// One that the job removed while we looked is no error.
+fn there<T>(found: nix::Result<T>) -> Result<Option<T>, Error> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(host(errno)),
+    }
+}
+
+fn look(folder: Option<BorrowedFd<'_>>, name: &CStr) -> Result<Option<FileStat>, Error> {
+    let Some(folder) = folder else { return Ok(None) };
+    there(fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW))
+}
+
+fn names(folder: OwnedFd) -> Result<BTreeSet<CString>, Error> {
+    let mut listed = Dir::from_fd(folder).map_err(host)?;
+    let mut names = BTreeSet::new();
+    for entry in listed.iter() {
+        let name = entry.map_err(host)?.file_name().to_owned();
+        if !is_dots(&name) {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+impl Walk {
+    fn take(&mut self, bytes: u64) -> Result<(), Error> {
+        let too_large =
+            || Error::TooLarge { what: "what the job changed".to_owned(), cap_bytes: self.cap_bytes };
+        self.left = self.left.checked_sub(bytes).ok_or_else(too_large)?;
+        Ok(())
+    }
+
+    fn tell(&mut self, path: &[u8], to: Content) -> Result<(), Error> {
+        self.take(path.len() as u64)?;
+        self.found.push(Change { path: path.to_owned(), to });
+        Ok(())
+    }
+
+    /// `whole`: what is not in this folder is gone, whatever the base has.
+    fn folder(
+        &mut self,
+        upper: OwnedFd,
+        base: Option<OwnedFd>,
+        path: &mut Vec<u8>,
+        whole: bool,
+        depth: usize,
+    ) -> Result<(), Error> {
+        if depth > DEPTH || path.len() > PATH_BYTES {
+            return Err(Error::TooLarge {
+                what: "the path of a change".to_owned(),
+                cap_bytes: PATH_BYTES as u64,
+            });
+        }
+        let here =
+            names(upper.try_clone().map_err(|source| Error::Host { doing: "list a folder", source })?)?;
+        for name in &here {
+            if depth == 0 && name.to_bytes() == b".git" {
+                continue;
+            }
+            let before = path.len();
+            if before > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.to_bytes());
+            self.entry(upper.as_fd(), base.as_ref().map(AsFd::as_fd), name, path, whole, depth)?;
+            path.truncate(before);
+        }
+        let Some(base) = base.filter(|_| whole) else { return Ok(()) };
+        for name in names(base)?.difference(&here) {
+            if depth == 0 && name.to_bytes() == b".git" {
+                continue;
+            }
+            let before = path.len();
+            if before > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.to_bytes());
+            self.tell(path, Content::Deleted)?;
+            path.truncate(before);
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        base: Option<BorrowedFd<'_>>,
+        name: &CStr,
+        path: &mut Vec<u8>,
+        whole: bool,
+        depth: usize,
+    ) -> Result<(), Error> {
+        let Some(now) = look(Some(upper), name)? else { return Ok(()) };
+        let was = look(base, name)?;
+        let was_kind = was.map(|was| kind(was.st_mode));
+        match kind(now.st_mode) {
+            SFlag::S_IFREG => {
+                let Some(Some((file, now))) = there(open_plain(upper, name))? else { return Ok(()) };
+                let bytes = read_capped(file, self.left)
+                    .map_err(|source| Error::Host { doing: "read what the job changed", source })?;
+                let Some(bytes) = bytes else { return self.take(u64::MAX) };
+                let executable = now.st_mode & 0o100 != 0;
+                if let (Some(base), Some(was)) = (base, was)
+                    && was_kind == Some(SFlag::S_IFREG)
+                    && (was.st_mode & 0o100 != 0) == executable
+                    && u64::try_from(was.st_size).is_ok_and(|size| size == bytes.len() as u64)
+                    && same(base, name, &bytes)?
+                {
+                    return Ok(());
+                }
+                self.take(bytes.len() as u64)?;
+                self.tell(path, Content::File { bytes, executable })
+            }
+            SFlag::S_IFLNK => {
+                let Some(target) = there(readlinkat(upper, name))? else { return Ok(()) };
+                if let Some(base) = base
+                    && was_kind == Some(SFlag::S_IFLNK)
+                    && there(readlinkat(base, name))?.as_ref() == Some(&target)
+                {
+                    return Ok(());
+                }
+                let target = std::os::unix::ffi::OsStringExt::into_vec(target);
+                self.take(target.len() as u64)?;
+                self.tell(path, Content::Symlink { target })
+            }
+            SFlag::S_IFDIR => {
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+                let Some(below) = there(open_beneath(upper, name, flags))? else { return Ok(()) };
+                let base_below = match (base, was_kind) {
+                    (Some(base), Some(SFlag::S_IFDIR)) => there(open_beneath(base, name, flags))?,
+                    (_, Some(_)) => {
+                        self.tell(path, Content::Deleted)?;
+                        None
+                    }
+                    _ => None,
+                };
+                let whole = whole || sys::is_opaque(below.as_fd());
+                self.folder(below, base_below, path, whole, depth + 1)
+            }
+            // A whiteout; or a pipe, socket or device, which no tree can hold: either way the base's entry is gone.
+            _ if was.is_some() => self.tell(path, Content::Deleted),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn same(base: BorrowedFd<'_>, name: &CStr, bytes: &[u8]) -> Result<bool, Error> {
+    let Some(Some((file, _))) = there(open_plain(base, name))? else { return Ok(false) };
+    let was = read_capped(file, bytes.len() as u64)
+        .map_err(|source| Error::Host { doing: "read the base", source })?;
+    Ok(was.as_deref() == Some(bytes))
+}

@@ -1,0 +1,250 @@
+//! What this host can enforce, clause by clause, found by trying one sandbox; and the refusals that follow. It
+//! builds nothing that stays.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::unistd::geteuid;
+
+use super::super::{Check, Error, Identity, Network, Policy};
+use super::cgroup::{Controller, Layout, Version};
+use super::life::Life;
+use super::wire::{self, Configure, FromInit, MESSAGE_BYTES, ToInit};
+use super::{Inner, Strike, watch};
+
+const BACKEND: &str = "local";
+
+/// What was found out once, at the start.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    pub root: bool,
+    pub cores: usize,
+    pub memory_cgroup: bool,
+    pub pids_cgroup: bool,
+    pub cpu_cgroup: bool,
+    /// The kernel counts processes by user namespace (since 5.14).
+    pub counts_by_namespace: bool,
+    pub overlay: bool,
+    pub landlock: bool,
+    /// Why no sandbox can be built at all.
+    pub broken: Option<String>,
+}
+
+/// Tries one sandbox over an empty base, and one without if that fails. Blocks.
+pub fn look(inner: &Inner) -> Result<Host, Error> {
+    let layout = &inner.layout;
+    let mut host = Host {
+        root: geteuid().is_root(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_cgroup: layout.version(Controller::Memory).is_some(),
+        pids_cgroup: layout.version(Controller::Pids).is_some(),
+        cpu_cgroup: layout.version(Controller::Cpu).is_some(),
+        counts_by_namespace: kernel() >= (5, 14),
+        ..Host::default()
+    };
+    let base = inner.options.state_dir.join("probe");
+    std::fs::create_dir_all(&base).map_err(super::host_error("make its state folder"))?;
+    match inner.nursery() {
+        Err(Error::Host { doing: "start its helper", source }) => {
+            return Err(Error::Host { doing: "start its helper", source });
+        }
+        Err(why) => {
+            host.broken = Some(why.to_string());
+            return Ok(host);
+        }
+        Ok(_) => {}
+    }
+    match try_one(inner, base.to_str()) {
+        Ok(landlock) => (host.overlay, host.landlock) = (true, landlock),
+        Err(_) => match try_one(inner, None) {
+            Ok(landlock) => host.landlock = landlock,
+            Err(why) => host.broken = Some(why.to_string()),
+        },
+    }
+    Ok(host)
+}
+
+fn try_one(inner: &Inner, base: Option<&str>) -> Result<bool, Error> {
+    let life: Arc<Life> = inner.new_life()?;
+    let end = Strike(Some(life.clone()));
+    let nursery = inner.nursery()?;
+    let doors = life.group.doors().map_err(super::host_error("open its cgroup"))?;
+    let (ours, theirs) = wire::pair().map_err(super::host_error("make a socket"))?;
+    let configure = Configure {
+        disk_bytes: 1 << 20,
+        inodes: 64,
+        pids: 8,
+        open_files: 64,
+        base: base.is_some(),
+        ..Configure::default()
+    };
+    wire::send(ours.as_fd(), &ToInit::Configure(configure), &[])
+        .map_err(super::host_error("pass the policy"))?;
+    let built = nursery.build(life, theirs, &doors, base).map_err(super::host_error("ask its helper"))?;
+    match built.blocking_recv() {
+        Ok(Ok(_)) => {}
+        Ok(Err((step, why))) => return Err(super::broken(&step, why)),
+        Err(_) => return Err(Error::Gone("its helper has ended".to_owned())),
+    }
+    let mut buffer = vec![0; MESSAGE_BYTES];
+    let answer = wire::receive(ours.as_fd(), &mut buffer).map_err(super::host_error("hear from its init"))?;
+    drop(end);
+    match answer {
+        Some((FromInit::Ready { landlock, .. }, _)) => Ok(landlock),
+        Some((FromInit::Broken { step, errno }, _)) => {
+            Err(super::broken(&step, io::Error::from_raw_os_error(errno)))
+        }
+        _ => Err(Error::Gone("its init ended at once".to_owned())),
+    }
+}
+
+fn kernel() -> (u32, u32) {
+    let release = release();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+pub fn identity() -> Identity {
+    let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let field = |name: &str| {
+        let value = os.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or("unknown").trim_matches('"').to_owned()
+    };
+    let image =
+        format!("{} {}, linux {}, {}", field("ID"), field("VERSION_ID"), release(), std::env::consts::ARCH);
+    Identity { backend: BACKEND.to_owned(), image }
+}
+
+impl Host {
+    /// The cores a job keeps to, where no cgroup caps its share; `None` when nothing need be done.
+    pub fn cores_for(&self, cpu_milli: u32, slot: u32) -> Option<Vec<usize>> {
+        let whole = (cpu_milli / 1000) as usize;
+        if self.cpu_cgroup || whole >= self.cores || self.cores == 0 {
+            return None;
+        }
+        let first = slot as usize * whole;
+        Some((first..first + whole.max(1)).map(|core| core % self.cores).collect())
+    }
+
+    pub fn admit(&self, policy: &Policy) -> Result<(), Error> {
+        let refuse =
+            |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
+        for (usable, what) in [
+            (policy.wall_ms >= 1, "wall_ms must be at least 1"),
+            (policy.memory_bytes >= 8 << 20, "memory_bytes must be at least 8 MiB"),
+            (policy.pids >= 1, "pids must be at least 1"),
+            (policy.cpu_milli >= 10, "cpu_milli must be at least 10"),
+            (policy.disk_bytes >= 64 << 10, "disk_bytes must be at least 64 KiB"),
+            (policy.inodes >= 1, "inodes must be at least 1"),
+            (policy.open_files >= 8, "open_files must be at least 8"),
+        ] {
+            if !usable {
+                return Err(Error::BadPolicy(what.to_owned()));
+            }
+        }
+        if let Some(why) = &self.broken {
+            return refuse("isolation", why.clone());
+        }
+        if policy.network == Network::Egress {
+            return refuse("network", "there is no egress gateway yet".to_owned());
+        }
+        if !self.pids_cgroup && !self.counts_by_namespace {
+            return refuse("pids", "no pids cgroup, and a kernel before 5.14".to_owned());
+        }
+        if !self.cpu_cgroup && policy.cpu_milli < 1000 && self.cores > 0 {
+            let why = "without a cpu cgroup only whole cores can be given".to_owned();
+            return refuse("cpu_milli", why);
+        }
+        Ok(())
+    }
+
+    pub fn checks(&self, layout: &Layout) -> Vec<Check> {
+        let check = |name: &str, ok: bool, how: String, mend: Option<&str>| Check {
+            name: name.to_owned(),
+            ok,
+            how,
+            mend: mend.map(str::to_owned),
+        };
+        let by = |controller| match layout.version(controller) {
+            Some(Version::V1) => Some("by the kernel, cgroup v1".to_owned()),
+            Some(Version::V2) => Some("by the kernel, cgroup v2".to_owned()),
+            None => None,
+        };
+        let delegate = "run the node as root, or in a systemd unit with Delegate=yes";
+        let userns = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
+                      kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces), or run as root";
+        let mut all = Vec::new();
+        all.push(match &self.broken {
+            None => check("user_namespaces", true, "a sandbox was built at start".to_owned(), None),
+            Some(why) => check("user_namespaces", false, why.clone(), Some(userns)),
+        });
+        all.push(check(
+            "wall_ms",
+            self.broken.is_none(),
+            "a timer of the node kills the process namespace".to_owned(),
+            None,
+        ));
+        all.push(match by(Controller::Memory) {
+            Some(how) => check("memory_bytes", true, how, None),
+            None => check(
+                "memory_bytes",
+                true,
+                format!(
+                    "watched every {} ms, and RLIMIT_DATA on each process; socket and pipe buffers are not counted",
+                    watch::INTERVAL.as_millis()
+                ),
+                Some(delegate),
+            ),
+        });
+        all.push(match by(Controller::Pids) {
+            Some(how) => check("pids", true, how, None),
+            None => check(
+                "pids",
+                self.counts_by_namespace,
+                "RLIMIT_NPROC, counted by user namespace".to_owned(),
+                Some(delegate),
+            ),
+        });
+        all.push(match by(Controller::Cpu) {
+            Some(how) => check("cpu_milli", true, how, None),
+            None => check(
+                "cpu_milli",
+                true,
+                "kept to whole cores by affinity; less than one core is refused".to_owned(),
+                Some(delegate),
+            ),
+        });
+        for (name, how) in [
+            ("disk_bytes", "size of the sandbox's one tmpfs: workspace, /tmp, home and /dev/shm"),
+            ("inodes", "inodes of the sandbox's one tmpfs"),
+            ("open_files", "RLIMIT_NOFILE on each process"),
+            ("output_bytes", "counted by the node as it drains"),
+            ("network", "an empty network namespace; no other family than unix, inet, netlink route"),
+        ] {
+            all.push(check(name, self.broken.is_none(), how.to_owned(), None));
+        }
+        all.push(if self.overlay {
+            check("overlay", true, "the workspace is an overlay over the cached base".to_owned(), None)
+        } else {
+            let how = "no unprivileged overlay here: each job's base is copied, which is slower".to_owned();
+            check(
+                "overlay",
+                true,
+                how,
+                Some("a kernel from 6.6 on, and a data folder on ext4, xfs, btrfs or tmpfs"),
+            )
+        });
+        all.push(if self.landlock {
+            check("landlock", true, "a second wall behind the read-only mounts".to_owned(), None)
+        } else {
+            let how = "not in this kernel; the read-only mounts stand alone".to_owned();
+            check("landlock", true, how, Some("boot with landlock in the lsm= list"))
+        });
+        all
+    }
+}

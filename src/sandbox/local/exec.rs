@@ -1,0 +1,149 @@
+//! One running command as the node sees it: its output streamed, counted and cut, its time-out, its one exit.
+//! The process itself is started and reaped by the sandbox's init.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::{Event, Exit, Limit};
+use super::cell::Shared;
+
+/// Bytes of output taken at once.
+const CHUNK: usize = 16 * 1024;
+/// Events that may wait for their reader before the command itself must wait.
+pub const WAITING: usize = 64;
+/// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
+const AFTERMATH: Duration = Duration::from_millis(50);
+
+/// A pipe with one end for us, that never blocks, and one for the command.
+pub fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (ours, theirs) = io::pipe()?;
+    Ok((pipe::Receiver::from_owned_fd(ours.into())?, theirs.into()))
+}
+
+pub fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
+    let (theirs, ours) = io::pipe()?;
+    Ok((theirs.into(), pipe::Sender::from_owned_fd(ours.into())?))
+}
+
+/// Feeds a command's stdin until the sender is dropped or nobody reads.
+pub async fn feed(mut to: pipe::Sender, mut from: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = from.recv().await {
+        if let Err(why) = to.write_all(&bytes).await {
+            tracing::debug!(%why, "a command closed its stdin");
+            return;
+        }
+    }
+}
+
+/// One stream of a command.
+struct Stream {
+    pipe: Option<pipe::Receiver>,
+    buffer: Vec<u8>,
+    wrap: fn(Vec<u8>) -> Event,
+}
+
+impl Stream {
+    fn new(pipe: pipe::Receiver, wrap: fn(Vec<u8>) -> Event) -> Stream {
+        Stream { pipe: Some(pipe), buffer: vec![0; CHUNK], wrap }
+    }
+
+    /// The next bytes; waits for ever once the stream has ended.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
+        match pipe.read(&mut self.buffer).await {
+            Ok(len) if len > 0 => Some(self.buffer.get(..len).unwrap_or_default().to_vec()),
+            Ok(_) | Err(_) => {
+                self.pipe = None;
+                None
+            }
+        }
+    }
+}
+
+pub struct Running {
+    pub n: u64,
+    pub stdout: pipe::Receiver,
+    pub stderr: pipe::Receiver,
+    pub ended: oneshot::Receiver<Exit>,
+    pub events: mpsc::Sender<Event>,
+    pub timeout: Option<Duration>,
+}
+
+impl Running {
+    /// Streams until the end. Says nothing at the end when the sandbox died without a limit being its cause.
+    pub async fn run(self, sandbox: Arc<Shared>) {
+        let Running { n, stdout, stderr, mut ended, events, timeout } = self;
+        let kills_before = sandbox.life.group.memory_kills();
+        let mut streams = [Stream::new(stdout, Event::Stdout), Stream::new(stderr, Event::Stderr)];
+        let [out, err] = &mut streams;
+        let (cause, mut caused) = oneshot::channel();
+        let timer = timeout.map(|time| {
+            let sandbox = sandbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                // The run may have ended in this moment; then nobody asks for the cause.
+                cause.send(()).unwrap_or_default();
+                sandbox.kill_command(n).await;
+            })
+        });
+        let mut cut = false;
+        let mut exit: Option<Result<Exit, ()>> = None;
+        let deadline = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(deadline);
+        while out.pipe.is_some() || err.pipe.is_some() || exit.is_none() {
+            let (bytes, wrap) = tokio::select! {
+                biased;
+                bytes = out.next() => (bytes, out.wrap),
+                bytes = err.next() => (bytes, err.wrap),
+                how = &mut ended, if exit.is_none() => {
+                    exit = Some(how.map_err(drop));
+                    deadline.as_mut().reset(tokio::time::Instant::now() + AFTERMATH);
+                    continue;
+                }
+                () = &mut deadline, if exit.is_some() => break,
+            };
+            let Some(mut bytes) = bytes else { continue };
+            let allowed = sandbox.take_output(bytes.len());
+            if allowed < bytes.len() {
+                bytes.truncate(allowed);
+                if !cut {
+                    cut = true;
+                    sandbox.kill_command(n).await;
+                }
+            }
+            // A reader that has gone away does not stop the command.
+            if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
+                tracing::trace!(n, "nobody reads this output");
+            }
+        }
+        if let Some(timer) = timer {
+            timer.abort();
+        }
+        let timed_out = caused.try_recv().is_ok();
+        let natural = exit.and_then(Result::ok);
+        let starved = sandbox.life.group.memory_kills() > kills_before;
+        let exit = match natural {
+            _ if sandbox.life.limit().is_some() && natural.is_none() => {
+                sandbox.life.limit().map(|limit| Exit::Limit { limit })
+            }
+            Some(_) if cut => Some(Exit::Limit { limit: Limit::Output }),
+            Some(Exit::Code { code: 0 }) => natural,
+            Some(_) if timed_out => Some(Exit::Timeout),
+            Some(Exit::Code { .. } | Exit::Signal { .. }) if starved => {
+                Some(Exit::Limit { limit: Limit::Memory })
+            }
+            other => other,
+        };
+        if let Some(exit) = exit
+            && events.send(Event::Exit(exit)).await.is_err()
+        {
+            tracing::trace!(n, "nobody waits for this exit");
+        }
+    }
+}

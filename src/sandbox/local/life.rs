@@ -1,0 +1,178 @@
+//! One sandbox's life as the node keeps count of it: its cgroups, its uid, its pidfd, how it ended and what it
+//! cost. `spawn` tells it of the end; `cell` is what the rest of the node holds.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use tokio::sync::watch;
+
+use super::super::{Error, Limit, Usage};
+use super::cgroup::Group;
+use super::sys;
+
+/// The first of the uids that sandboxes of a root node run as, one each; far from people, services and subuids.
+const FIRST_UID: u32 = 1_879_100_000;
+/// As many sandboxes as may live at once.
+const SLOTS: u32 = 1024;
+/// The kernel needs milliseconds to end a sandbox; a host that needs this long is broken.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// The free slots; each stands for a uid.
+#[derive(Debug, Clone)]
+pub struct Slots(Arc<Mutex<BTreeSet<u32>>>);
+
+/// A slot in use, given back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    number: u32,
+    all: Slots,
+}
+
+impl Slots {
+    pub fn new() -> Slots {
+        Slots(Arc::new(Mutex::new((0..SLOTS).collect())))
+    }
+
+    pub fn take(&self) -> Result<Slot, Error> {
+        let number = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+        let number = number.ok_or(Error::Host {
+            doing: "find a free slot: too many live at once",
+            source: std::io::Error::from_raw_os_error(libc::EAGAIN),
+        })?;
+        Ok(Slot { number, all: self.clone() })
+    }
+}
+
+impl Slot {
+    pub fn uid(&self) -> u32 {
+        FIRST_UID + self.number
+    }
+
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number);
+    }
+}
+
+#[derive(Debug)]
+pub struct Life {
+    /// Its number with the nursery.
+    pub n: u64,
+    pub slot: Slot,
+    pub group: Group,
+    started: Mutex<Instant>,
+    pidfd: OnceLock<OwnedFd>,
+    limit: OnceLock<Limit>,
+    /// The highest memory seen by the watcher, where no cgroup counts it.
+    pub watched_peak: AtomicU64,
+    ended: watch::Sender<Option<Usage>>,
+}
+
+impl Life {
+    pub fn new(n: u64, slot: Slot, group: Group) -> Life {
+        Life {
+            n,
+            slot,
+            group,
+            started: Mutex::new(Instant::now()),
+            pidfd: OnceLock::new(),
+            limit: OnceLock::new(),
+            watched_peak: AtomicU64::new(0),
+            ended: watch::Sender::new(None),
+        }
+    }
+
+    /// A pre-built sandbox's clock starts when it is given to a job.
+    pub fn start_clock(&self) {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    pub fn wall(&self) -> Duration {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Called by the nursery's reader, once.
+    pub fn born(&self, pidfd: OwnedFd) {
+        if self.pidfd.set(pidfd).is_err() {
+            tracing::error!(n = self.n, "a sandbox was born twice");
+        }
+    }
+
+    /// Sends the kill; the kernel ends every process of the namespace with its init.
+    pub fn strike(&self) {
+        if let Some(pidfd) = self.pidfd.get()
+            && let Err(why) = sys::signal(pidfd.as_fd(), libc::SIGKILL)
+        {
+            tracing::error!(n = self.n, %why, "a sandbox cannot be killed");
+        }
+    }
+
+    /// Kills because of a limit; the first limit is the one that counts.
+    pub fn strike_for(&self, limit: Limit) {
+        if self.limit.set(limit).is_err() {
+            tracing::debug!(n = self.n, ?limit, "a second limit at the end");
+        }
+        self.strike();
+    }
+
+    /// The limit that ended it, if one did.
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit.get().copied()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// All its processes are gone: the last counts are read and its cgroups removed.
+    pub fn end(&self, cpu_us: u64, peak_bytes: u64) {
+        if self.has_ended() {
+            return;
+        }
+        if self.group.memory_kills() > 0 && self.limit.set(Limit::Memory).is_err() {
+            tracing::debug!(n = self.n, "memory was short, too");
+        }
+        let usage = Usage {
+            wall_ms: millis(self.wall()),
+            cpu_ms: self.group.cpu_us().unwrap_or(cpu_us) / 1000,
+            peak_memory_bytes: self
+                .group
+                .peak_memory_bytes()
+                .unwrap_or_else(|| peak_bytes.max(self.watched_peak.load(Ordering::Relaxed))),
+            disk_written_bytes: 0,
+        };
+        self.group.remove();
+        self.ended.send_replace(Some(usage));
+    }
+
+    /// Waits until nothing of it runs.
+    pub async fn gone(&self) -> Result<Usage, Error> {
+        let mut ended = self.ended.subscribe();
+        let usage = tokio::time::timeout(DEATH, ended.wait_for(Option::is_some)).await;
+        match usage {
+            Ok(Ok(usage)) => Ok(usage.unwrap_or_default()),
+            Ok(Err(_)) | Err(_) => Err(Error::Host {
+                doing: "end its processes",
+                source: std::io::Error::from(std::io::ErrorKind::TimedOut),
+            }),
+        }
+    }
+
+    /// The last usage, when it has ended.
+    pub fn last_usage(&self) -> Option<Usage> {
+        *self.ended.borrow()
+    }
+}
+
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

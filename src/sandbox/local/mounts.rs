@@ -1,0 +1,241 @@
+//! What a job sees as its file system. `build_root` makes, once a node, the read-only root that all sandboxes
+//! copy; `furnish` adds one sandbox's own proc; `move_in` its writable places. No processes and no limits here.
+
+use std::ffi::{CStr, CString};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, pivot_root};
+
+use super::sys;
+use super::wire::Configure;
+
+/// A step that failed, with its name for the operator.
+pub type Step<T> = Result<T, (String, io::Error)>;
+
+/// Names the step of an error.
+pub trait Named<T> {
+    fn step(self, name: &str) -> Step<T>;
+}
+
+impl<T, E: Into<io::Error>> Named<T> for Result<T, E> {
+    fn step(self, name: &str) -> Step<T> {
+        self.map_err(|why| (name.to_owned(), why.into()))
+    }
+}
+
+/// Where the root is put together; every Linux has this folder, and no source lies in it.
+const STAGE: &str = "/tmp";
+/// Inside: where the sandbox's one tmpfs is mounted while it is furnished.
+const ATTIC: &str = "/run";
+
+/// Links or folders beside /usr, as this host has them.
+const SYSTEM: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
+const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+/// Parts of /etc that programs need and that hold no secret; those this host lacks are left out.
+const ETC: [&str; 9] = [
+    "alternatives",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "ca-certificates",
+    "pki/tls/certs",
+    "pki/ca-trust/extracted",
+    "ld.so.cache",
+    "localtime",
+    "mime.types",
+];
+/// Files of /proc that tell of the host, or that have let programs do harm.
+const MASKED: [&CStr; 5] =
+    [c"/proc/cmdline", c"/proc/keys", c"/proc/timer_list", c"/proc/kallsyms", c"/proc/sysrq-trigger"];
+
+const PASSWD: &str = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\njob:x:1000:1000:job:/home/job:/bin/sh\n\
+                      nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+const GROUP: &str = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n";
+const HOSTS: &str = "127.0.0.1 localhost coinop\n::1 localhost\n";
+const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files\n";
+
+fn c(path: impl AsRef<Path>) -> io::Result<CString> {
+    CString::new(path.as_ref().as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Replaces this process's root with a read-only one made of the host's base system. The mount namespace must be
+/// its own already.
+pub fn build_root() -> Step<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).step("make mounts private")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("root"), STAGE, Some("tmpfs"), flags, Some("mode=755,size=8m,nr_inodes=4k"))
+        .step("mount a tmpfs")?;
+    let stage = Path::new(STAGE);
+    for folder in ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "workspace"] {
+        fs::create_dir_all(stage.join(folder)).step("make the root's folders")?;
+    }
+    let read_only = sys::RDONLY | sys::NOSUID | sys::NODEV;
+    graft(Path::new("/usr"), &stage.join("usr"), read_only).step("bind /usr")?;
+    for name in SYSTEM {
+        let (from, to) = (Path::new("/").join(name), stage.join(name));
+        match fs::symlink_metadata(&from) {
+            Ok(found) if found.is_symlink() => {
+                let target = fs::read_link(&from).step("read a link of the base system")?;
+                symlink(target, to).step("link the base system")?;
+            }
+            Ok(found) if found.is_dir() => {
+                fs::create_dir(&to).step("make the root's folders")?;
+                graft(&from, &to, read_only).step("bind the base system")?;
+            }
+            _ => {}
+        }
+    }
+    build_etc(&stage.join("etc"))?;
+    for name in DEVICES {
+        let (from, to) = (Path::new("/dev").join(name), stage.join("dev").join(name));
+        touch(&to).step("make /dev")?;
+        graft(&from, &to, sys::NOSUID | sys::NOEXEC).step("bind a device")?;
+    }
+    let links = [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
+    for (name, target) in links {
+        symlink(target, stage.join("dev").join(name)).step("make /dev")?;
+    }
+    // The kernel lets a user namespace mount its own proc only where one is visible already.
+    graft(Path::new("/proc"), &stage.join("proc"), 0).step("bind /proc")?;
+
+    chdir(STAGE).step("enter the new root")?;
+    pivot_root(".", ".").step("pivot_root")?;
+    umount2(".", MntFlags::MNT_DETACH).step("let go of the old root")?;
+    chdir("/").step("enter the new root")?;
+    let seal = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+    mount(none, "/", none, seal, none).step("make the root read-only")
+}
+
+fn build_etc(etc: &Path) -> Step<()> {
+    for (name, text) in [
+        ("passwd", PASSWD),
+        ("group", GROUP),
+        ("hosts", HOSTS),
+        ("nsswitch.conf", NSSWITCH),
+        ("resolv.conf", ""),
+        ("hostname", "coinop\n"),
+    ] {
+        fs::write(etc.join(name), text).step("write /etc")?;
+    }
+    for name in ETC {
+        let (from, to) = (Path::new("/etc").join(name), etc.join(name));
+        let Ok(found) = fs::metadata(&from) else { continue };
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).step("make /etc")?;
+        }
+        if found.is_dir() {
+            fs::create_dir(&to).step("make /etc")?;
+            let attributes = sys::RDONLY | sys::NOSUID | sys::NODEV | sys::NOEXEC;
+            graft(&from, &to, attributes).step("bind a part of /etc")?;
+        } else if found.is_file() && found.len() < 1024 * 1024 {
+            // One that this user may not read is none that a job needs.
+            if let Ok(bytes) = fs::read(&from) {
+                fs::write(&to, bytes).step("write /etc")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn graft(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {
+    let tree = sys::open_tree(&c(from)?, true)?;
+    if attributes != 0 {
+        sys::set_attributes(tree.as_fd(), attributes, None)?;
+    }
+    sys::move_mount(tree.as_fd(), &c(to)?)
+}
+
+fn touch(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).open(path).map(drop)
+}
+
+/// In a sandbox's own namespaces: its own /proc, of its own processes.
+pub fn furnish() -> Step<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).step("mount /proc")?;
+    for file in MASKED {
+        match mount(Some(c"/dev/null"), file, None::<&str>, MsFlags::MS_BIND, None::<&str>) {
+            // A kernel without the file has nothing to hide.
+            Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+            Err(errno) => return Err(("mask a file of /proc".to_owned(), errno.into())),
+        }
+    }
+    Ok(())
+}
+
+/// The sandbox's places, as the node reaches them after the job has moved in.
+pub struct Places {
+    /// What the job changed (the overlay's upper layer), or all of the workspace.
+    pub upper: OwnedFd,
+    pub workspace: OwnedFd,
+    /// `/job`, writable through this descriptor only.
+    pub job: OwnedFd,
+    pub proc: OwnedFd,
+    /// Whether `upper` holds only what differs from the base.
+    pub overlay: bool,
+}
+
+/// Mounts the one size-limited tmpfs and all writable places on it; over the base, if there is one.
+pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
+    let none = None::<&str>;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    // Our own folders are not taken from the job's budget.
+    let data = format!("mode=755,size={},nr_inodes={}", how.disk_bytes, how.inodes.saturating_add(12));
+    mount(Some("box"), ATTIC, Some("tmpfs"), flags, Some(data.as_str())).step("mount the sandbox's tmpfs")?;
+    for (folder, to) in [
+        (c"/run/tmp", Some(c"/tmp")),
+        (c"/run/home", Some(c"/home/job")),
+        (c"/run/shm", Some(c"/dev/shm")),
+        (c"/run/job", Some(c"/job")),
+        (c"/run/upper", None),
+        (c"/run/work", None),
+        (c"/run/base", None),
+    ] {
+        nix::unistd::mkdir(folder, Mode::from_bits_truncate(0o755)).step("make the sandbox's folders")?;
+        if let Some(to) = to {
+            mount(Some(folder), to, none, MsFlags::MS_BIND, none).step("bind a writable place")?;
+        }
+    }
+    let seal = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+    mount(none, c"/job", none, seal, none).step("make /job read-only")?;
+    let upper = folder(c"/run/upper")?;
+    let overlay = match base {
+        Some(tree) => {
+            if !sys::takes_user_attributes(upper.as_fd()) {
+                return Err(("overlay".to_owned(), io::Error::from_raw_os_error(nix::libc::EOPNOTSUPP)));
+            }
+            sys::move_mount(tree.as_fd(), c"/run/base").step("overlay")?;
+            let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
+            mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), flags, Some(layers))
+                .step("overlay")?;
+            umount2(c"/run/base", MntFlags::MNT_DETACH).step("hide the base")?;
+            true
+        }
+        None => {
+            mount(Some(c"/run/upper"), c"/workspace", none, MsFlags::MS_BIND, none)
+                .step("bind the workspace")?;
+            false
+        }
+    };
+    let places = Places {
+        upper,
+        workspace: folder(c"/workspace")?,
+        job: folder(c"/run/job")?,
+        proc: folder(c"/proc")?,
+        overlay,
+    };
+    umount2(ATTIC, MntFlags::MNT_DETACH).step("hide the tmpfs")?;
+    Ok(places)
+}
+
+fn folder(path: &CStr) -> Step<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).step("open a folder")
+}

@@ -1,0 +1,259 @@
+//! The system calls that a job may not make, as one BPF program. All others are allowed: the namespaces and the
+//! missing capabilities are the wall, this takes away the ladders. It only builds and applies the program.
+
+use std::collections::BTreeMap;
+
+use nix::libc;
+use seccompiler::sock_filter;
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("the local sandbox knows the system calls of x86_64 and aarch64 only");
+
+/// From here on x86_64 counts its x32 calls, which would walk past a list of numbers.
+const X32: u32 = 0x4000_0000;
+
+const ALLOW: u32 = 0x7fff_0000;
+const KILL: u32 = 0x8000_0000;
+const ERRNO: u32 = 0x0005_0000;
+
+const LOAD: u16 = 0x20;
+const JUMP_EQ: u16 = 0x15;
+const JUMP_GE: u16 = 0x35;
+const JUMP_ANY_BIT: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+
+/// The low half of an argument (both architectures are little-endian).
+const fn argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+const NEW_NAMESPACES: u32 = (libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP) as u32;
+
+/// What stands in for a limit where no cgroup keeps it, and so must not be walked around.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StandIns {
+    /// Memory is counted process by process: no memory outside of processes, then.
+    pub memory: bool,
+    /// The job is kept to some cores: it may not choose others.
+    pub cores: bool,
+}
+
+/// Refuses the calls for the rest of this process's life and of all that it starts.
+pub fn apply(stand_ins: StandIns) -> Result<(), seccompiler::Error> {
+    seccompiler::apply_filter(&program(stand_ins))
+}
+
+fn program(stand_ins: StandIns) -> Vec<sock_filter> {
+    let mut code = vec![
+        load(ARCHITECTURE),
+        jump(JUMP_EQ, ARCH, 1, 0),
+        give(KILL),
+        load(NUMBER),
+        jump(JUMP_GE, X32, 0, 1),
+        give(ERRNO | libc::ENOSYS as u32),
+    ];
+    for (call, errno) in refused(stand_ins) {
+        code.push(jump(JUMP_EQ, call as u32, 0, 1));
+        code.push(give(ERRNO | errno as u32));
+    }
+    for (call, body) in examined() {
+        let over = u8::try_from(body.len()).unwrap_or(u8::MAX);
+        code.push(jump(JUMP_EQ, call as u32, 0, over));
+        code.extend(body);
+    }
+    code.push(give(ALLOW));
+    code
+}
+
+fn load(offset: u32) -> sock_filter {
+    sock_filter { code: LOAD, jt: 0, jf: 0, k: offset }
+}
+
+fn jump(test: u16, against: u32, if_true: u8, if_false: u8) -> sock_filter {
+    sock_filter { code: test, jt: if_true, jf: if_false, k: against }
+}
+
+fn give(verdict: u32) -> sock_filter {
+    sock_filter { code: RETURN, jt: 0, jf: 0, k: verdict }
+}
+
+/// Calls whose arguments decide.
+fn examined() -> Vec<(libc::c_long, Vec<sock_filter>)> {
+    let no = |errno: i32| give(ERRNO | errno as u32);
+    // Only on itself: init has the job's uid, and must not be starved or starved of descriptors.
+    let self_only = || vec![load(argument(0)), jump(JUMP_EQ, 0, 1, 0), no(libc::EPERM), give(ALLOW)];
+    let family = |family: i32, on: u8| jump(JUMP_EQ, family as u32, on, 0);
+    let mut calls = vec![
+        (
+            libc::SYS_clone,
+            vec![load(argument(0)), jump(JUMP_ANY_BIT, NEW_NAMESPACES, 0, 1), no(libc::EPERM), give(ALLOW)],
+        ),
+        // A network namespace does not hold back VSOCK, and the rarer families are all attack surface.
+        (
+            libc::SYS_socket,
+            vec![
+                load(argument(0)),
+                family(libc::AF_UNIX, 6),
+                family(libc::AF_INET, 5),
+                family(libc::AF_INET6, 4),
+                jump(JUMP_EQ, libc::AF_NETLINK as u32, 0, 2),
+                load(argument(2)),
+                jump(JUMP_EQ, libc::NETLINK_ROUTE as u32, 1, 0),
+                no(libc::EAFNOSUPPORT),
+                give(ALLOW),
+            ],
+        ),
+        // Typing into a terminal from inside.
+        (
+            libc::SYS_ioctl,
+            vec![
+                load(argument(1)),
+                jump(JUMP_EQ, libc::TIOCSTI as u32, 1, 0),
+                jump(JUMP_EQ, libc::TIOCLINUX as u32, 0, 1),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
+        ),
+        (
+            libc::SYS_setpriority,
+            vec![
+                load(argument(0)),
+                jump(JUMP_EQ, 0, 0, 2),
+                load(argument(1)),
+                jump(JUMP_EQ, 0, 1, 0),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
+        ),
+    ];
+    for call in
+        [libc::SYS_prlimit64, libc::SYS_sched_setscheduler, libc::SYS_sched_setparam, libc::SYS_sched_setattr]
+    {
+        calls.push((call, self_only()));
+    }
+    calls
+}
+
+/// Calls refused whatever their arguments, with the errno that programs take as "not here".
+fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
+    const EPERM: &[libc::c_long] = &[
+        // mounts and namespaces
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_pivot_root,
+        libc::SYS_chroot,
+        libc::SYS_move_mount,
+        libc::SYS_open_tree,
+        libc::SYS_fsopen,
+        libc::SYS_fsconfig,
+        libc::SYS_fsmount,
+        libc::SYS_fspick,
+        libc::SYS_mount_setattr,
+        libc::SYS_unshare,
+        libc::SYS_setns,
+        // other processes
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_process_madvise,
+        libc::SYS_kcmp,
+        libc::SYS_pidfd_getfd,
+        // the kernel's own machinery
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_userfaultfd,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_kexec_load,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_delete_module,
+        libc::SYS_reboot,
+        libc::SYS_swapon,
+        libc::SYS_swapoff,
+        libc::SYS_syslog,
+        libc::SYS_acct,
+        libc::SYS_quotactl,
+        libc::SYS_nfsservctl,
+        libc::SYS_fanotify_init,
+        libc::SYS_vhangup,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_name_to_handle_at,
+        libc::SYS_lookup_dcookie,
+        libc::SYS_migrate_pages,
+        libc::SYS_move_pages,
+        libc::SYS_mbind,
+        libc::SYS_set_mempolicy,
+        libc::SYS_ioprio_set,
+        // the clock and the name
+        libc::SYS_settimeofday,
+        libc::SYS_clock_settime,
+        libc::SYS_clock_adjtime,
+        libc::SYS_adjtimex,
+        libc::SYS_sethostname,
+        libc::SYS_setdomainname,
+        libc::SYS_personality,
+    ];
+    #[cfg(target_arch = "x86_64")]
+    const HERE_ONLY: &[libc::c_long] = &[
+        libc::SYS_iopl,
+        libc::SYS_ioperm,
+        libc::SYS_modify_ldt,
+        libc::SYS_uselib,
+        libc::SYS_ustat,
+        libc::SYS_sysfs,
+        libc::SYS__sysctl,
+        libc::SYS_kexec_file_load,
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    const HERE_ONLY: &[libc::c_long] = &[];
+    /// Answered as by a kernel without them, so that libraries fall back: clone3 hides its flags from a filter,
+    /// io_uring makes calls that no filter sees, memfd_secret is memory that nobody can count.
+    const ENOSYS: &[libc::c_long] = &[
+        libc::SYS_clone3,
+        libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_enter,
+        libc::SYS_io_uring_register,
+        libc::SYS_memfd_secret,
+    ];
+    let mut calls: BTreeMap<libc::c_long, i32> = BTreeMap::new();
+    calls.extend(EPERM.iter().chain(HERE_ONLY).map(|call| (*call, libc::EPERM)));
+    calls.extend(ENOSYS.iter().map(|call| (*call, libc::ENOSYS)));
+    if stand_ins.memory {
+        calls.insert(libc::SYS_memfd_create, libc::ENOSYS);
+        calls.insert(libc::SYS_shmget, libc::ENOSYS);
+    }
+    if stand_ins.cores {
+        calls.insert(libc::SYS_sched_setaffinity, libc::EPERM);
+    }
+    calls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_jump_lands_inside_the_program() {
+        let code = program(StandIns { memory: true, cores: true });
+        for (at, line) in code.iter().enumerate() {
+            let longest = usize::from(line.jt.max(line.jf));
+            assert!(at + longest + 1 < code.len() || line.code == RETURN || line.code == LOAD, "line {at}");
+        }
+        assert_eq!(code.last().map(|l| (l.code, l.k)), Some((RETURN, ALLOW)));
+    }
+}

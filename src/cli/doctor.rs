@@ -1,5 +1,6 @@
 //! `coinop doctor`: what this machine, the configuration and the sandbox can do, and how to mend what they
-//! cannot. It looks, and changes nothing but empty folders of the sandbox.
+//! cannot. It looks, and
+//! changes nothing: the sandbox is tried in a folder of its own.
 
 use std::path::Path;
 use std::time::Duration;
@@ -78,7 +79,7 @@ fn configuration(loaded: &Loaded) -> Group {
     };
     let config = &loaded.config;
     let relays = match config.relays.len() {
-        0 => bad("relays", "none", "set `relays` in the file, or give --relay wss://… to connect"),
+        0 => good("relays", "none configured; connect needs --relay wss://…"),
         n => good("relays", format!("{n} configured")),
     };
     Group { name: "configuration", checks: vec![file, relays, key(config)] }
@@ -167,6 +168,15 @@ fn jobs(config: &Config) -> Group {
 }
 
 fn sandbox(config: &Config) -> Group {
+    // Not in the data directory: a node may be running there.
+    let folder = match tempfile::Builder::new().prefix("coinop-doctor-").tempdir() {
+        Ok(folder) => folder,
+        Err(error) => {
+            let how = format!("no temporary folder: {error}");
+            return Group { name: "sandbox", checks: vec![bad("backend", how, "make room in TMPDIR")] };
+        }
+    };
+    let config = &Config { data_dir: folder.path().to_path_buf(), ..config.clone() };
     let checks = match node::backend(config, None) {
         Ok(backend) => {
             let identity = backend.identity();

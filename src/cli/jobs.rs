@@ -146,16 +146,17 @@ fn list(config: &Config, filter: &JobFilter, as_json: bool) -> Outcome {
         return Ok(Exit::Ok);
     }
     let now = now_ms();
+    let ran = |row: &JobRow| row.summary.clone().filter(|used| used.wall_ms > 0);
     let mut table = Table::new(&["job", "skill", "state", "accepted", ">wall", ">memory", "customer", "end"]);
     for row in &rows {
-        let used = row.summary.as_ref();
+        let used = ran(row);
         table.row(vec![
             output::short(&row.job).into(),
             output::tame(&row.skill, 20).into(),
             state(row.state),
             output::relative(row.accepted_ms, now).into(),
-            used.map(|s| output::span(s.wall_ms)).unwrap_or_default().into(),
-            used.map(|s| output::bytes(s.peak_memory_bytes)).unwrap_or_default().into(),
+            used.as_ref().map(|s| output::span(s.wall_ms)).unwrap_or_default().into(),
+            used.as_ref().map(|s| output::bytes(s.peak_memory_bytes)).unwrap_or_default().into(),
             output::short(&customer(row)).into(),
             row.verdict.as_ref().map(end).unwrap_or_default().into(),
         ]);
@@ -248,7 +249,7 @@ fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
     let Some(log) = log else {
         let why = match (row.state.is_open(), blob) {
             (true, _) => "the job has not ended; its log is kept when it has",
-            (false, None) => "nothing ran, so there is no log",
+            (false, None) => "no log was kept",
             (false, Some(_)) => "the log is no longer here",
         };
         return Err(Failure::say(Exit::Failure, format!("job {}: {why}", output::short(&row.job))));
@@ -311,7 +312,7 @@ fn end(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Done => "result".into(),
         Verdict::Failed { code, reason } => output::tame(&format!("{code}: {reason}"), 100),
-        Verdict::Cancelled => "cancelled by the customer".into(),
+        Verdict::Cancelled => "cancelled".into(),
     }
 }
 

@@ -175,8 +175,6 @@ pub struct Relay {
     pub outbox_give_up_ms: u64,
     /// Relays of the customer's choosing for one answer.
     pub max_answer_relays: u32,
-    /// Of a result's plain content.
-    pub max_content_bytes: u64,
     /// Of a whole event as JSON.
     pub max_event_bytes: u64,
 }

@@ -74,7 +74,9 @@ pub fn build_root() -> Step<()> {
     mount(Some("root"), STAGE, Some("tmpfs"), flags, Some("mode=755,size=8m,nr_inodes=4k"))
         .step("mount a tmpfs")?;
     let stage = Path::new(STAGE);
-    for folder in ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "void", "workspace"] {
+    for folder in
+        ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "void", "workspace"]
+    {
         fs::create_dir_all(stage.join(folder)).step("make the root's folders")?;
     }
     let read_only = sys::RDONLY | sys::NOSUID | sys::NODEV;

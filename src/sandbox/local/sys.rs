@@ -159,7 +159,8 @@ pub fn bar_capabilities() -> io::Result<()> {
         }
     }
     // SAFETY: only numbers.
-    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into()).map(drop)
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into())
+        .map(drop)
 }
 
 /// Empties the capability sets of this process. Nothing can be won back.

@@ -5,3 +5,4 @@ pub mod intake;
 pub mod job;
 pub mod memory;
 pub mod stats;
+pub mod tti;

@@ -45,7 +45,11 @@ async fn first() {
     std::fs::write(base.join("a"), "one").unwrap();
     std::fs::write(base.join("b"), "two").unwrap();
     let l = Local::new(Options {
-        helper: Some(std::env::var_os("COINOP_TEST_HELPER").unwrap_or_else(|| env!("CARGO_BIN_EXE_coinop").into()).into()),
+        helper: Some(
+            std::env::var_os("COINOP_TEST_HELPER")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_coinop").into())
+                .into(),
+        ),
         state_dir: dir.path().join("st"),
         warm: 0,
     })

@@ -74,7 +74,7 @@ fn accepted(n: u64) -> Record {
 }
 
 fn started(n: u64, attempt: u32) -> Record {
-    Record::Started { job: id(n), attempt, commit: Some("c0ffee".into()), backend: "local".into() }
+    Record::Started { job: id(n), attempt, backend: "local".into() }
 }
 
 fn closed(n: u64, verdict: Verdict, answer: u64) -> Record {
@@ -525,8 +525,8 @@ fn record() -> impl Strategy<Value = Record> {
                 deadline_ms
             }
         ),
-        (n(), any::<u32>(), proptest::option::of(text()))
-            .prop_map(|(job, attempt, commit)| Record::Started { job, attempt, commit, backend: "x".into() }),
+        (n(), any::<u32>()).prop_map(|(job, attempt)| Record::Started { job, attempt, backend: "x".into() }),
+        (n(), text()).prop_map(|(job, commit)| Record::Pinned { job, commit }),
         (n(), verdict, n()).prop_map(|(job, verdict, answer)| Record::Closed {
             job,
             verdict,

@@ -38,7 +38,13 @@ async fn play(args: Args, config: crate::config::Config) -> Outcome {
         output::talk(&format!("provider    {}", stage.npub()));
         output::talk(&format!("sandbox     {}\n", stage.node.identity().image));
     }
-    let report = stage.order(|at_ms, seen| if !told { say(at_ms, &seen) }).await?;
+    let report = stage
+        .order(|at_ms, seen| {
+            if !told {
+                say(at_ms, &seen)
+            }
+        })
+        .await?;
     if args.json {
         output::json(&report)?;
     } else {
@@ -76,7 +82,9 @@ fn print(report: &Report) -> Result<(), Failure> {
         for line in output::tame_lines(run["stdout"].as_str().unwrap_or_default()).lines() {
             output::data(&format!("    {line}"))?;
         }
-        output::data(&paint.faint(&format!("    exit code {}, {} ms", run["exit_code"], run["duration_ms"])))?;
+        output::data(
+            &paint.faint(&format!("    exit code {}, {} ms", run["exit_code"], run["duration_ms"])),
+        )?;
     }
     output::data("\nThe result's proof:")?;
     output::data(&format!("  commit         {}", report.commit))?;
@@ -101,7 +109,11 @@ fn print(report: &Report) -> Result<(), Failure> {
         output::data(&format!("  {leg:<32} {ms:>6}"))?;
     }
     let line = if report.verified { paint.good("verified") } else { paint.bad("NOT verified") };
-    output::data(&format!("\n{line}: request {} → result {}", output::short(&report.request_id), output::short(&report.result_id)))?;
+    output::data(&format!(
+        "\n{line}: request {} → result {}",
+        output::short(&report.request_id),
+        output::short(&report.result_id)
+    ))?;
     Ok(())
 }
 

@@ -10,11 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
 use super::{Failure, Rooms, answer};
-use crate::market::{Admission, Code, judge};
-use crate::protocol::cancel::Cancel;
-use crate::protocol::request::{self, Request};
+use crate::market::{Code, judge};
+use crate::protocol::request::Request;
 use crate::store;
-use crate::store::record::Record;
 
 const TICK: Duration = Duration::from_secs(1);
 /// Offers and reports that may wait for the dispatcher before their senders do.
@@ -51,7 +49,7 @@ pub struct Progress {
     pub answered: u64,
 }
 
-enum Message {
+pub(super) enum Message {
     Offer(Offer),
     Recorded { job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send> },
     Ended { job: String, result: Result<End, store::Error> },
@@ -149,30 +147,32 @@ impl Engine {
 }
 
 /// One open job as the dispatcher sees it.
-struct Open {
-    customer: String,
-    phase: Phase,
+pub(super) struct Open {
+    pub(super) customer: String,
+    pub(super) phase: Phase,
 }
 
-enum Phase {
+pub(super) enum Phase {
     /// Its acceptance is on its way to the disk; stopped meanwhile, it never runs.
     Recording(Box<Ticket>, Option<Stop>),
     Waiting(Box<Ticket>),
     Running(watch::Sender<Option<Stop>>),
 }
 
-struct Dispatcher {
-    rooms: Rooms,
-    inbox: mpsc::Sender<Message>,
-    open: HashMap<String, Open>,
-    queue: Queue,
-    running: usize,
-    draining: bool,
-    stopped: Option<String>,
-    refusals: Bucket,
+pub(super) struct Dispatcher {
+    pub(super) rooms: Rooms,
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) open: HashMap<String, Open>,
+    pub(super) queue: Queue,
+    pub(super) running: usize,
+    pub(super) draining: bool,
+    pub(super) stopped: Option<String>,
+    pub(super) refusals: Bucket,
     answered: u64,
     tell: watch::Sender<Progress>,
 }
+
+// === impl Dispatcher: the loop and the turns; intake stands in `intake.rs`
 
 impl Dispatcher {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
@@ -235,202 +235,9 @@ impl Dispatcher {
         }
     }
 
-    // === intake
-
-    fn offered(&mut self, offer: Offer) {
-        if self.draining || self.stopped.is_some() {
-            return; // not done: the cursor stays before it, and the next start sees it again
-        }
-        if offer.event.kind.as_u16() == 5 {
-            return self.offered_cancel(offer);
-        }
-        let id = offer.event.id.to_hex();
-        match self.rooms.store.knows(&id, &offer.event.pubkey.to_hex()) {
-            _ if self.open.contains_key(&id) => return (offer.done)(),
-            Ok(true) => return (offer.done)(),
-            Ok(false) => {}
-            Err(error) => return self.fail(error),
-        }
-        let request = match Request::decode(&offer.event, &self.rooms.keys) {
-            Ok(request) => request,
-            Err(error) => return self.undecodable(offer, &error),
-        };
-        let now_s = self.rooms.now_ms() / 1000;
-        match self.admit(&request, now_s) {
-            Ok(admission) => self.accept(request, admission, offer),
-            Err(refusal) => self.refuse(&request, &refusal, offer),
-        }
-    }
-
-    fn admit(&self, request: &Request, now_s: u64) -> Result<Admission, Failure> {
-        let admission = judge(&self.rooms.rules, request, now_s)?;
-        let unenforceable = |e: crate::sandbox::Error| Failure::new(Code::Unsupported, e.to_string());
-        self.rooms.backend.admit(&admission.policy).map_err(unenforceable)?;
-        let open = self.open.len();
-        if open >= self.rooms.options.max_open {
-            return Err(Failure::new(Code::RateLimited, format!("{open} jobs are open here already")));
-        }
-        let customer = request.customer.to_hex();
-        let own = self.open.values().filter(|o| o.customer == customer).count();
-        if own >= self.rooms.options.max_open_per_customer {
-            return Err(Failure::new(Code::RateLimited, format!("{own} of your jobs are open already")));
-        }
-        Ok(admission)
-    }
-
-    fn accept(&mut self, request: Request, admission: Admission, offer: Offer) {
-        let job = request.id.to_hex();
-        let customer = request.customer.to_hex();
-        let options = &self.rooms.options;
-        let spare_ms = options.max_wait_ms.saturating_add(options.repo_ms);
-        let deadline_ms =
-            self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
-        let accepted = Record::Accepted {
-            job: job.clone(),
-            customer: customer.clone(),
-            kind: request.kind,
-            skill: admission.job_type.manifest.name.clone(),
-            request: offer.event.as_json(),
-            relay: offer.relay.clone(),
-            deadline_ms,
-        };
-        let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
-        let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
-        let mut records = vec![accepted];
-        match answer::processing(&self.rooms, &request, &offer.relay, &extra) {
-            Ok(feedback) => records.push(feedback),
-            Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
-        }
-        tracing::info!(%job, skill = %admission.job_type.manifest.name, relay = %offer.relay, "job accepted");
-        let ticket = Ticket { request, admission, relay: offer.relay, attempts: 0, deadline_ms };
-        let phase = Phase::Recording(Box::new(ticket), None);
-        self.open.insert(job.clone(), Open { customer, phase });
-        self.tell_progress();
-        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
-        tokio::spawn(async move {
-            let result = rooms.record(records).await;
-            report(&inbox, Message::Recorded { job, result, done: offer.done }).await;
-        });
-    }
-
-    fn recorded(&mut self, job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send>) {
-        if let Err(error) = result {
-            self.open.remove(&job);
-            self.tell_progress();
-            return self.fail(error);
-        }
-        done();
-        let Some(open) = self.open.remove(&job) else { return };
-        match open.phase {
-            Phase::Recording(ticket, None) => self.wait(job, open.customer, ticket),
-            Phase::Recording(ticket, Some(stop)) => self.end_unrun(job, open.customer, ticket, stopped(stop)),
-            phase => {
-                self.open.insert(job, Open { phase, ..open });
-            }
-        }
-        self.pump();
-    }
-
-    fn wait(&mut self, job: String, customer: String, ticket: Box<Ticket>) {
-        self.queue.push(&customer, job.clone());
-        self.open.insert(job, Open { customer, phase: Phase::Waiting(ticket) });
-    }
-
-    /// A request that is ours by its `p` tag but cannot be read is answered by its event alone.
-    fn undecodable(&mut self, offer: Offer, error: &request::Error) {
-        let refusal = Failure::new(error.code(), error.to_string());
-        let targeted = request::asks_for(&offer.event, &self.rooms.keys.public_key());
-        let (event, relay) = (offer.event.clone(), offer.relay.clone());
-        self.refused(targeted, &refusal, offer, |rooms| answer::unreadable(rooms, &event, &relay, &refusal));
-    }
-
-    fn refuse(&mut self, request: &Request, refusal: &Failure, offer: Offer) {
-        let targeted = request.is_targeted(&self.rooms.keys.public_key());
-        let relay = offer.relay.clone();
-        self.refused(targeted, refusal, offer, |rooms| answer::refusal(rooms, request, &relay, refusal));
-    }
-
-    /// One signed refusal at most, to those who asked for us by name, and not too many a minute (R9). The
-    /// rest is silence, which is not recorded: a stranger must not grow our log for nothing.
-    fn refused(
-        &mut self,
-        targeted: bool,
-        refusal: &Failure,
-        offer: Offer,
-        answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
-    ) {
-        let id = offer.event.id;
-        tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
-        if !targeted || !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
-            return (offer.done)();
-        }
-        let records = match answer(&self.rooms) {
-            Ok(records) => records,
-            Err(error) => {
-                tracing::error!(%id, %error, "the refusal could not be signed");
-                return (offer.done)();
-            }
-        };
-        let rooms = self.rooms.clone();
-        tokio::spawn(async move {
-            match rooms.record(records).await {
-                Ok(()) => (offer.done)(),
-                Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
-            }
-        });
-    }
-
-    // === cancelling
-
-    fn offered_cancel(&mut self, offer: Offer) {
-        let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
-        let by = cancel.by.to_hex();
-        let mut records = Vec::new();
-        for request in &cancel.requests {
-            let request = request.to_hex();
-            match self.open.get(&request) {
-                Some(open) if open.customer == by => {}
-                Some(_) => continue, // not its author: nothing to do with this job
-                None if matches!(self.rooms.store.knows(&request, &by), Ok(false)) => {}
-                None => continue,
-            }
-            records.push(Record::Cancelled { request: request.clone(), by: by.clone() });
-            self.stop(&request, Stop::Customer);
-        }
-        if records.is_empty() {
-            return (offer.done)();
-        }
-        let rooms = self.rooms.clone();
-        tokio::spawn(async move {
-            match rooms.record(records).await {
-                Ok(()) => (offer.done)(),
-                Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
-            }
-        });
-    }
-
-    fn stop(&mut self, job: &str, stop: Stop) {
-        let Some(open) = self.open.remove(job) else { return };
-        let Open { customer, phase } = open;
-        match phase {
-            Phase::Waiting(ticket) => {
-                self.queue.remove(&customer, job);
-                self.end_unrun(job.to_string(), customer, ticket, stopped(stop));
-            }
-            Phase::Recording(ticket, _) => {
-                let phase = Phase::Recording(ticket, Some(stop));
-                self.open.insert(job.to_string(), Open { customer, phase });
-            }
-            Phase::Running(sender) => {
-                sender.send_replace(Some(stop));
-                self.open.insert(job.to_string(), Open { customer, phase: Phase::Running(sender) });
-            }
-        }
-    }
-
     // === turns
 
-    fn pump(&mut self) {
+    pub(super) fn pump(&mut self) {
         while self.running < self.rooms.options.max_jobs && !self.draining && self.stopped.is_none() {
             let Some(job) = self.next() else { return };
             let Some(open) = self.open.remove(&job) else { continue };
@@ -455,7 +262,7 @@ impl Dispatcher {
     }
 
     /// Ends a job that waits, without running it. It counts as running until its answer is durable.
-    fn end_unrun(&mut self, job: String, customer: String, ticket: Box<Ticket>, failure: Failure) {
+    pub(super) fn end_unrun(&mut self, job: String, customer: String, ticket: Box<Ticket>, failure: Failure) {
         let (stop, _) = watch::channel(None);
         self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
         let rooms = self.rooms.clone();
@@ -506,12 +313,12 @@ impl Dispatcher {
     }
 
     /// The store failed: nothing more is promised from here on, and what was promised stays on disk.
-    fn fail(&mut self, error: store::Error) {
+    pub(super) fn fail(&mut self, error: store::Error) {
         tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
         self.stopped.get_or_insert_with(|| error.to_string());
     }
 
-    fn tell_progress(&self) {
+    pub(super) fn tell_progress(&self) {
         let open = self.open.keys().cloned().collect();
         self.tell.send_replace(Progress { open, answered: self.answered });
     }
@@ -536,6 +343,7 @@ impl Dispatcher {
                     admission,
                     relay: row.relay.clone(),
                     attempts: row.attempt,
+                    commit: row.commit.clone(),
                     deadline_ms: row.deadline_ms,
                 })
             };
@@ -562,26 +370,26 @@ impl Dispatcher {
     }
 }
 
-async fn report(inbox: &mpsc::Sender<Message>, message: Message) {
+pub(super) async fn report(inbox: &mpsc::Sender<Message>, message: Message) {
     if inbox.send(message).await.is_err() {
         tracing::debug!("the dispatcher is gone; the process is ending");
     }
 }
 
-fn stopped(stop: Stop) -> Failure {
+pub(super) fn stopped(stop: Stop) -> Failure {
     let who = if stop == Stop::Customer { "the customer" } else { "the node's owner" };
     Failure::new(Code::Cancelled, format!("{who} cancelled"))
 }
 
 /// A token bucket over a minute.
 #[derive(Debug, Default)]
-struct Bucket {
+pub(super) struct Bucket {
     minute: u64,
     taken: u32,
 }
 
 impl Bucket {
-    fn take(&mut self, now_ms: u64, per_minute: u32) -> bool {
+    pub(super) fn take(&mut self, now_ms: u64, per_minute: u32) -> bool {
         let minute = now_ms / 60_000;
         if minute != self.minute {
             *self = Bucket { minute, taken: 0 };

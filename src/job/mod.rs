@@ -4,6 +4,7 @@
 pub mod answer;
 pub mod content;
 pub mod engine;
+mod intake;
 pub mod queue;
 pub mod runner;
 

@@ -25,8 +25,9 @@ pub struct Ticket {
     pub admission: Admission,
     /// The relay that the request came from.
     pub relay: String,
-    /// Attempts begun before this one.
+    /// Attempts begun before this one, and the commit that they ran on.
     pub attempts: u32,
+    pub commit: Option<String>,
     pub deadline_ms: u64,
 }
 
@@ -134,8 +135,8 @@ impl From<Failure> for Trouble {
 
 /// Tries again when the host failed, as often as the options say; never when the job did.
 async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
-    let pinned = pin(rooms, ticket).await?;
     let mut attempt = ticket.attempts;
+    let mut commit = ticket.commit.clone();
     loop {
         attempt += 1;
         if attempt > rooms.options.max_attempts {
@@ -145,10 +146,15 @@ async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
         let started = Record::Started {
             job: ticket.request.id.to_hex(),
             attempt,
-            commit: pinned.as_ref().map(|(pin, _)| pin.commit.clone()),
             backend: rooms.backend.identity().backend,
         };
         rooms.record(vec![started]).await?;
+        let pinned = pin(rooms, ticket, commit.as_deref()).await?;
+        if let Some((pin, _)) = pinned.as_ref().filter(|(pin, _)| commit.as_ref() != Some(&pin.commit)) {
+            let (job, pinned) = (ticket.request.id.to_hex(), pin.commit.clone());
+            commit = Some(pinned.clone());
+            rooms.record(vec![Record::Pinned { job, commit: pinned }]).await?;
+        }
         match once(rooms, ticket, attempt, pinned.as_ref()).await {
             Err(Again(error)) if attempt < rooms.options.max_attempts => {
                 tracing::warn!(job = %ticket.request.id, attempt, %error, "the sandbox failed; trying again");
@@ -162,11 +168,16 @@ async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
 /// The host's fault: the same job may be tried again.
 struct Again(sandbox::Error);
 
-async fn pin(rooms: &Rooms, ticket: &Ticket) -> Result<Option<(Pin, Arc<Base>)>, Failure> {
+/// The commit of an earlier attempt holds, wherever the branch has moved since.
+async fn pin(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    commit: Option<&str>,
+) -> Result<Option<(Pin, Arc<Base>)>, Failure> {
     let order = &ticket.admission.order;
     let Some(url) = &order.repo else { return Ok(None) };
     let fetch = async {
-        let pin = rooms.repos.pin(url, order.git_ref.as_deref()).await?;
+        let pin = rooms.repos.pin(url, commit.or(order.git_ref.as_deref())).await?;
         let base = rooms.repos.base(&pin).await?;
         Ok::<_, crate::repo::Error>((pin, base))
     };

@@ -97,14 +97,17 @@ impl Applier<'_> {
                 };
                 self.put_job(job, None, &row)
             }
-            Record::Started { job, attempt, commit, backend } => {
+            Record::Started { job, attempt, backend } => {
                 self.remember(job)?;
                 self.change_job(job, |row| {
                     row.state = JobState::Running;
                     row.attempt = *attempt;
-                    row.commit = commit.clone().or(row.commit.take());
                     row.backend = Some(backend.clone());
                 })
+            }
+            Record::Pinned { job, commit } => {
+                self.remember(job)?;
+                self.change_job(job, |row| row.commit = Some(commit.clone()))
             }
             Record::Closed { job, verdict, answer, summary } => {
                 self.remember(job)?;

@@ -27,14 +27,15 @@ pub enum Record {
         /// Unix milliseconds by which a terminal answer is signed.
         deadline_ms: u64,
     },
-    /// An attempt to run the job begins: written before the sandbox is made.
+    /// An attempt to run the job begins: written before anything is fetched for it.
     Started {
         job: EventId,
         /// From 1.
         attempt: u32,
-        commit: Option<String>,
         backend: String,
     },
+    /// The commit that the job runs on, in this attempt and in later ones: written before the sandbox is made.
+    Pinned { job: EventId, commit: String },
     /// The terminal answer is signed. Always in one batch with its `Queued`.
     Closed { job: EventId, verdict: Verdict, answer: EventId, summary: Summary },
     /// We will not take this request. Kept so that a replay is not judged, or answered, twice.

@@ -1,0 +1,211 @@
+//! What the dispatcher does with a verified event: take it as a job, refuse it, or stop the job that it takes
+//! back. Every step is one batch of records; what waits for the disk is a task that reports back.
+
+use nostr_sdk::prelude::JsonUtil;
+
+use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
+use super::runner::{Stop, Ticket};
+use super::{Failure, Rooms, answer};
+use crate::market::{Admission, Code, judge};
+use crate::protocol::request::{self, Cancel, Request};
+use crate::store;
+use crate::store::record::Record;
+
+impl Dispatcher {
+    pub(super) fn offered(&mut self, offer: Offer) {
+        if self.draining || self.stopped.is_some() {
+            return; // not done: the cursor stays before it, and the next start sees it again
+        }
+        if offer.event.kind.as_u16() == 5 {
+            return self.offered_cancel(offer);
+        }
+        let id = offer.event.id.to_hex();
+        match self.rooms.store.knows(&id, &offer.event.pubkey.to_hex()) {
+            _ if self.open.contains_key(&id) => return (offer.done)(),
+            Ok(true) => return (offer.done)(),
+            Ok(false) => {}
+            Err(error) => return self.fail(error),
+        }
+        let request = match Request::decode(&offer.event, &self.rooms.keys) {
+            Ok(request) => request,
+            Err(error) => return self.undecodable(offer, &error),
+        };
+        let now_s = self.rooms.now_ms() / 1000;
+        match self.admit(&request, now_s) {
+            Ok(admission) => self.accept(request, admission, offer),
+            Err(refusal) => self.refuse(&request, &refusal, offer),
+        }
+    }
+
+    fn admit(&self, request: &Request, now_s: u64) -> Result<Admission, Failure> {
+        let admission = judge(&self.rooms.rules, request, now_s)?;
+        let unenforceable = |e: crate::sandbox::Error| Failure::new(Code::Unsupported, e.to_string());
+        self.rooms.backend.admit(&admission.policy).map_err(unenforceable)?;
+        let open = self.open.len();
+        if open >= self.rooms.options.max_open {
+            return Err(Failure::new(Code::RateLimited, format!("{open} jobs are open here already")));
+        }
+        let customer = request.customer.to_hex();
+        let own = self.open.values().filter(|o| o.customer == customer).count();
+        if own >= self.rooms.options.max_open_per_customer {
+            return Err(Failure::new(Code::RateLimited, format!("{own} of your jobs are open already")));
+        }
+        Ok(admission)
+    }
+
+    fn accept(&mut self, request: Request, admission: Admission, offer: Offer) {
+        let job = request.id.to_hex();
+        let customer = request.customer.to_hex();
+        let options = &self.rooms.options;
+        let spare_ms = options.max_wait_ms.saturating_add(options.repo_ms);
+        let deadline_ms =
+            self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
+        let accepted = Record::Accepted {
+            job: job.clone(),
+            customer: customer.clone(),
+            kind: request.kind,
+            skill: admission.job_type.manifest.name.clone(),
+            request: offer.event.as_json(),
+            relay: offer.relay.clone(),
+            deadline_ms,
+        };
+        let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
+        let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
+        let mut records = vec![accepted];
+        match answer::processing(&self.rooms, &request, &offer.relay, &extra) {
+            Ok(feedback) => records.push(feedback),
+            Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
+        }
+        tracing::info!(%job, skill = %admission.job_type.manifest.name, relay = %offer.relay, "job accepted");
+        let ticket =
+            Ticket { request, admission, relay: offer.relay, attempts: 0, commit: None, deadline_ms };
+        let phase = Phase::Recording(Box::new(ticket), None);
+        self.open.insert(job.clone(), Open { customer, phase });
+        self.tell_progress();
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let result = rooms.record(records).await;
+            report(&inbox, Message::Recorded { job, result, done: offer.done }).await;
+        });
+    }
+
+    pub(super) fn recorded(
+        &mut self,
+        job: String,
+        result: Result<(), store::Error>,
+        done: Box<dyn FnOnce() + Send>,
+    ) {
+        if let Err(error) = result {
+            self.open.remove(&job);
+            self.tell_progress();
+            return self.fail(error);
+        }
+        done();
+        let Some(open) = self.open.remove(&job) else { return };
+        match open.phase {
+            Phase::Recording(ticket, None) => self.wait(job, open.customer, ticket),
+            Phase::Recording(ticket, Some(stop)) => self.end_unrun(job, open.customer, ticket, stopped(stop)),
+            phase => {
+                self.open.insert(job, Open { phase, ..open });
+            }
+        }
+        self.pump();
+    }
+
+    pub(super) fn wait(&mut self, job: String, customer: String, ticket: Box<Ticket>) {
+        self.queue.push(&customer, job.clone());
+        self.open.insert(job, Open { customer, phase: Phase::Waiting(ticket) });
+    }
+
+    /// A request that is ours by its `p` tag but cannot be read is answered by its event alone.
+    fn undecodable(&mut self, offer: Offer, error: &request::Error) {
+        let refusal = Failure::new(error.code(), error.to_string());
+        let targeted = request::asks_for(&offer.event, &self.rooms.keys.public_key());
+        let (event, relay) = (offer.event.clone(), offer.relay.clone());
+        self.refused(targeted, &refusal, offer, |rooms| answer::unreadable(rooms, &event, &relay, &refusal));
+    }
+
+    fn refuse(&mut self, request: &Request, refusal: &Failure, offer: Offer) {
+        let targeted = request.is_targeted(&self.rooms.keys.public_key());
+        let relay = offer.relay.clone();
+        self.refused(targeted, refusal, offer, |rooms| answer::refusal(rooms, request, &relay, refusal));
+    }
+
+    /// One signed refusal at most, to those who asked for us by name, and not too many a minute (R9). The
+    /// rest is silence, which is not recorded: a stranger must not grow our log for nothing.
+    fn refused(
+        &mut self,
+        targeted: bool,
+        refusal: &Failure,
+        offer: Offer,
+        answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
+    ) {
+        let id = offer.event.id;
+        tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
+        if !targeted || !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
+            return (offer.done)();
+        }
+        let records = match answer(&self.rooms) {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::error!(%id, %error, "the refusal could not be signed");
+                return (offer.done)();
+            }
+        };
+        let rooms = self.rooms.clone();
+        tokio::spawn(async move {
+            match rooms.record(records).await {
+                Ok(()) => (offer.done)(),
+                Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
+            }
+        });
+    }
+
+    // === cancelling
+
+    fn offered_cancel(&mut self, offer: Offer) {
+        let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
+        let by = cancel.by.to_hex();
+        let mut records = Vec::new();
+        for request in &cancel.requests {
+            let request = request.to_hex();
+            match self.open.get(&request) {
+                Some(open) if open.customer == by => {}
+                Some(_) => continue, // not its author: nothing to do with this job
+                None if matches!(self.rooms.store.knows(&request, &by), Ok(false)) => {}
+                None => continue,
+            }
+            records.push(Record::Cancelled { request: request.clone(), by: by.clone() });
+            self.stop(&request, Stop::Customer);
+        }
+        if records.is_empty() {
+            return (offer.done)();
+        }
+        let rooms = self.rooms.clone();
+        tokio::spawn(async move {
+            match rooms.record(records).await {
+                Ok(()) => (offer.done)(),
+                Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
+            }
+        });
+    }
+
+    pub(super) fn stop(&mut self, job: &str, stop: Stop) {
+        let Some(open) = self.open.remove(job) else { return };
+        let Open { customer, phase } = open;
+        match phase {
+            Phase::Waiting(ticket) => {
+                self.queue.remove(&customer, job);
+                self.end_unrun(job.to_string(), customer, ticket, stopped(stop));
+            }
+            Phase::Recording(ticket, _) => {
+                let phase = Phase::Recording(ticket, Some(stop));
+                self.open.insert(job.to_string(), Open { customer, phase });
+            }
+            Phase::Running(sender) => {
+                sender.send_replace(Some(stop));
+                self.open.insert(job.to_string(), Open { customer, phase: Phase::Running(sender) });
+            }
+        }
+    }
+}

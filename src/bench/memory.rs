@@ -60,12 +60,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let keys = Keys::generate();
     let client = Client::connect(&[relay.url()], None, true, Wire::default(), PATIENCE).await?;
     let post = |command: String| {
-        let draft = Draft {
-            kind: 5930,
-            repo: Some(server.url()),
-            commands: vec![command],
-            ..Draft::default()
-        };
+        let draft =
+            Draft { kind: 5930, repo: Some(server.url()), commands: vec![command], ..Draft::default() };
         let now_s = crate::relay::system_clock()() / 1000;
         draft.unsigned(&keys, now_s)?.sign_with_keys(&keys).map_err(anyhow::Error::from)
     };
@@ -102,7 +98,9 @@ fn start(program: &Path, dir: &Path, relay: &str, jobs: usize) -> anyhow::Result
         .args(["connect", "--nip90", "--relay", relay, "--allow-private-repos", "--data-dir"])
         .arg(dir.join("node"))
         .args(["--max-jobs", &jobs.to_string(), "--log-level", "off"]);
-    for (key, value) in [("queue.max_running_per_customer", jobs), ("queue.max_open_jobs_per_customer", jobs + 1)] {
+    for (key, value) in
+        [("queue.max_running_per_customer", jobs), ("queue.max_open_jobs_per_customer", jobs + 1)]
+    {
         command.arg("--set").arg(format!("{key}={value}"));
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);

@@ -55,7 +55,7 @@ pub(super) enum Message {
     Ended { job: String, result: Result<End, store::Error> },
     Cancel { job: String, reply: oneshot::Sender<Result<(), Failure>> },
     /// Their customers cancelled them, and that is written down.
-    TakenBack { jobs: Vec<String> },
+    TakenBack { jobs: Vec<String>, by: String },
     Drain,
     Stop,
     Status(oneshot::Sender<Status>),
@@ -216,9 +216,12 @@ impl Dispatcher {
                     tracing::debug!(%job, "nobody waits for the answer to a cancel");
                 }
             }
-            Message::TakenBack { jobs } => {
+            Message::TakenBack { jobs, by } => {
+                // Asked again: a request that was not known then may have come since, from somebody else.
                 for job in jobs {
-                    self.stop(&job, Stop::Customer);
+                    if self.open.get(&job).is_some_and(|open| open.customer == by) {
+                        self.stop(&job, Stop::Customer);
+                    }
                 }
             }
             Message::Drain => self.draining = true,

@@ -187,14 +187,14 @@ impl Dispatcher {
         if jobs.is_empty() {
             return (offer.done)();
         }
-        let cancelled = |job: &String| Record::Cancelled { request: job.clone(), by: by.clone() };
-        let records = jobs.iter().map(cancelled).collect();
+        let records =
+            jobs.iter().map(|job| Record::Cancelled { request: job.clone(), by: by.clone() }).collect();
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         tokio::spawn(async move {
             match rooms.record(records).await {
                 Ok(()) => {
                     (offer.done)();
-                    report(&inbox, Message::TakenBack { jobs }).await;
+                    report(&inbox, Message::TakenBack { jobs, by }).await;
                 }
                 Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
             }

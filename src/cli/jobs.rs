@@ -330,10 +330,10 @@ fn record(entry: &Entry) -> String {
         Record::Accepted { skill, relay, .. } => {
             format!("accepted as {skill} from {}", output::tame(relay, 200))
         }
-        Record::Started { attempt, backend, commit, .. } => {
-            let on = commit.as_deref().map(|c| format!(" on {}", output::short(c))).unwrap_or_default();
-            format!("attempt {attempt} in {}{on}", output::tame(backend, 60))
+        Record::Started { attempt, backend, .. } => {
+            format!("attempt {attempt} in {}", output::tame(backend, 60))
         }
+        Record::Pinned { commit, .. } => format!("pinned to commit {}", output::short(commit)),
         Record::Closed { verdict, answer, .. } => {
             format!("closed: {}; answer {}", end(verdict), output::short(answer))
         }

@@ -182,7 +182,10 @@ fn clone_by_libgit2(url: &str, to: &Path) -> Result<(), Error> {
 }
 
 fn git(command: &mut Command, doing: &'static str) -> Result<(), Error> {
-    command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_TERMINAL_PROMPT", "0");
+    command
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0");
     let out = command.output()?;
     if out.status.success() {
         return Ok(());
@@ -233,7 +236,11 @@ impl History {
         }
         drop(child.stdin.take());
         let status = child.wait()?;
-        if status.success() { Ok(()) } else { Err(Error::Git { doing: "fast-import", why: status.to_string() }) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::Git { doing: "fast-import", why: status.to_string() })
+        }
     }
 
     fn write_commit(&mut self, out: &mut Vec<u8>, changed: usize, has_parent: bool) -> Result<(), Error> {
@@ -293,7 +300,13 @@ async fn serve(root: PathBuf) -> Result<SocketAddr, Error> {
     Ok(addr)
 }
 
-async fn backend(State(root): State<Arc<PathBuf>>, method: Method, uri: Uri, headers: HeaderMap, request: Request) -> Response {
+async fn backend(
+    State(root): State<Arc<PathBuf>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    request: Request,
+) -> Response {
     let body = match axum::body::to_bytes(request.into_body(), 64 << 20).await {
         Ok(body) => body,
         Err(e) => return (StatusCode::PAYLOAD_TOO_LARGE, e.to_string()).into_response(),
@@ -305,7 +318,13 @@ async fn backend(State(root): State<Arc<PathBuf>>, method: Method, uri: Uri, hea
 }
 
 /// One CGI run; its output is passed on as it comes.
-async fn cgi(root: &Path, method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes) -> std::io::Result<Response> {
+async fn cgi(
+    root: &Path,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> std::io::Result<Response> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_string();
     let mut child = tokio::process::Command::new("git")
         .arg("http-backend")

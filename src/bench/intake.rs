@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use nostr_sdk::prelude::{Event, EventBuilder, Filter, JsonUtil, Keys, Kind, Tag};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -52,6 +53,9 @@ pub struct Report {
     pub intake_per_s: f64,
     /// Median of the rounds' intake ÷ bare.
     pub ratio: f64,
+    /// The same of processor time an event: on a busy host this one tells of the path, the other of the host.
+    pub cpu_ratio: f64,
+    /// Both ratios are to reach it.
     pub goal: f64,
     pub met: bool,
     /// Verified events for which nobody had room, over all rounds.
@@ -69,20 +73,25 @@ pub fn run(options: &Options) -> Result<Report, Error> {
         .enable_all()
         .build()
         .map_err(Error::Threads)?;
-    let (mut bare, mut intake, mut ratios, mut lagged) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let (mut bare, mut intake, mut ratios, mut cpu_ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut lagged = 0;
     for round in 0..=options.rounds.max(1) {
+        let before = cpu();
         let bare_per_s = rate(frames.len(), bare_round(&frames, threads));
+        let between = cpu();
         let (took, lost) = runtime.block_on(intake_round(&frames, threads))?;
+        let after = cpu();
         let intake_per_s = rate(frames.len().saturating_sub(lost), took);
         // The first round warms up.
         if round > 0 {
             bare.push(bare_per_s);
             intake.push(intake_per_s);
             ratios.push(intake_per_s / bare_per_s);
+            cpu_ratios.push((between - before) / (after - between).max(1e-9));
             lagged += lost as u64;
         }
     }
-    let ratio = median(&mut ratios);
+    let (ratio, cpu_ratio) = (median(&mut ratios), median(&mut cpu_ratios));
     let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
     Ok(Report {
         threads,
@@ -91,8 +100,9 @@ pub fn run(options: &Options) -> Result<Report, Error> {
         bare_per_s: median(&mut bare),
         intake_per_s: median(&mut intake),
         ratio,
+        cpu_ratio,
         goal: GOAL,
-        met: ratio >= GOAL,
+        met: ratio.min(cpu_ratio) >= GOAL,
         lagged,
         rounds: options.rounds.max(1),
     })
@@ -170,6 +180,13 @@ async fn intake_round(frames: &[Utf8Bytes], threads: usize) -> Result<(Duration,
     }
     reader.await.map_err(|e| Error::Broken(e.to_string()))?;
     Ok((last - began, expected - handled))
+}
+
+/// Seconds of processor time that this process has used.
+fn cpu() -> f64 {
+    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(0.0, |used| seconds(used.user_time()) + seconds(used.system_time()))
 }
 
 fn rate(events: usize, took: Duration) -> f64 {

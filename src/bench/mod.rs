@@ -2,3 +2,7 @@
 
 pub mod checkout;
 pub mod intake;
+pub mod job;
+pub mod memory;
+pub mod stats;
+pub mod tti;

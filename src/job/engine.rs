@@ -54,6 +54,8 @@ pub(super) enum Message {
     Recorded { job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send> },
     Ended { job: String, result: Result<End, store::Error> },
     Cancel { job: String, reply: oneshot::Sender<Result<(), Failure>> },
+    /// Their customers cancelled them, and that is written down.
+    TakenBack { jobs: Vec<String> },
     Drain,
     Stop,
     Status(oneshot::Sender<Status>),
@@ -83,6 +85,7 @@ impl Engine {
             draining: false,
             stopped: None,
             refusals: Bucket::default(),
+            tombstones: Bucket::default(),
             answered: 0,
             tell,
         };
@@ -168,6 +171,7 @@ pub(super) struct Dispatcher {
     pub(super) draining: bool,
     pub(super) stopped: Option<String>,
     pub(super) refusals: Bucket,
+    pub(super) tombstones: Bucket,
     answered: u64,
     tell: watch::Sender<Progress>,
 }
@@ -210,6 +214,11 @@ impl Dispatcher {
                 };
                 if reply.send(answer).is_err() {
                     tracing::debug!(%job, "nobody waits for the answer to a cancel");
+                }
+            }
+            Message::TakenBack { jobs } => {
+                for job in jobs {
+                    self.stop(&job, Stop::Customer);
                 }
             }
             Message::Drain => self.draining = true,

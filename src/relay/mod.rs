@@ -10,7 +10,6 @@ mod cursor;
 mod delivery;
 mod fill;
 mod follow;
-pub mod ip;
 mod limits;
 pub mod local;
 mod memory;

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn other_transports_are_refused_by_name() {
-        for text in ["ssh://h/a", "git://h/a", "ftp://h/a", "ext::sh -c x", "ext://x", "javascript://h/a"] {
+        for text in ["ssh://h/a", "git://h/a", "ftp://h/a", "ext::sh", "ext://x", "javascript://h/a"] {
             let why = why(text);
             assert!(why.contains("http"), "{text}: {why}");
         }
@@ -146,6 +146,7 @@ mod tests {
         assert!(why("https://h.example/a?token=1").contains("query"));
         assert!(why("https://h.example/a#x").contains("fragment"));
         assert!(why("https://h.example/a\r\nHost: b").contains("control"));
+        assert!(why("ext::sh -c x").contains("blanks"));
         assert!(why("https://h.example\\@b/a").contains("backslash"));
         assert!(why("https:///h/a").contains("no host"));
         assert!(why("https://h.example./a").contains("malformed"));

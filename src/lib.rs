@@ -1,7 +1,7 @@
 //! Coinop, a NIP-90 provider node, as a library: the rooms of the house, each below naming what it does.
 //!
-//! A room imports only rooms below it: `protocol` and `store` are the ground; `repo` and `sandbox`
-//! stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in
+//! A room imports only rooms below it: under all lie single answers such as `net`; `protocol` and `store`
+//! are the ground; `repo` and `sandbox` stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in
 //! `main.rs` only parses arguments and hands over to `cli`.
 
 pub mod agent;
@@ -14,6 +14,7 @@ pub mod demo;
 pub mod job;
 pub mod keys;
 pub mod market;
+pub mod net;
 pub mod node;
 pub mod protocol;
 pub mod relay;

@@ -196,11 +196,12 @@ impl Node {
             kinds: kinds.clone(),
             allow_private: config.admission.allow_private_relays,
             look_back_s: config.relay.lookback_ms / 1000,
+            max_read_relays: engine_options(&config).max_answer_relays,
             ..relay::Options::default()
         };
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
-        let outbox = relays.clone();
+        let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
             store: store.clone(),
@@ -210,6 +211,7 @@ impl Node {
             rules,
             options: Arc::new(engine_options(&config)),
             owe: Arc::new(move |outgoing| outbox.owe(outgoing)),
+            read_relays: Arc::new(move |customer| inbox.reads_at(customer)),
             clock,
         })
         .await?;

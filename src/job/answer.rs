@@ -9,11 +9,12 @@ use crate::market::Code;
 use crate::protocol::{self, Feedback, Proof, Request, Status, feedback, result};
 use crate::store::record::{Record, Summary, Verdict};
 
-/// The `processing` feedback, owed.
+/// The `processing` feedback, owed. It does not wait for the look-up of the customer's read relays, which begins
+/// here at the latest, so that the answer finds it done.
 pub fn processing(rooms: &Rooms, request: &Request, relay: &str, extra: &str) -> Result<Record, Failure> {
     let feedback = Feedback::new(Status::Processing, extra);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
-    Ok(queued(rooms, request, relay, &event))
+    Ok(queued(rooms, request, relay, &event, &read_relays(rooms, request)))
 }
 
 /// The signed refusal of a request that is not taken, owed.
@@ -30,7 +31,8 @@ pub fn refusal(
         code: refusal.code.to_string(),
         answered: true,
     };
-    Ok(vec![refused, queued(rooms, request, relay, &event)])
+    // For a stranger's sake nobody is asked where it reads.
+    Ok(vec![refused, queued(rooms, request, relay, &event, &[])])
 }
 
 /// The signed refusal of a request that asks for us and cannot be read, owed.
@@ -54,7 +56,7 @@ pub fn unreadable(
         event: answer.id.to_hex(),
         job: Some(event.id.to_hex()),
         json: answer.as_json(),
-        relays: relays(&[], 0, relay, &rooms.options.relays),
+        relays: relays(relay, &rooms.options.relays, &[], 0),
         give_up_ms: rooms.now_ms().saturating_add(rooms.options.outbox_give_up_ms),
     };
     Ok(vec![refused, queued])
@@ -116,32 +118,45 @@ fn close(
     summary: Summary,
 ) -> Vec<Record> {
     let closed = Record::Closed { job: request.id.to_hex(), verdict, answer: event.id.to_hex(), summary };
-    vec![closed, queued(rooms, request, relay, event)]
+    vec![closed, queued(rooms, request, relay, event, &read_relays(rooms, request))]
 }
 
-fn queued(rooms: &Rooms, request: &Request, relay: &str, event: &Event) -> Record {
+fn queued(rooms: &Rooms, request: &Request, relay: &str, event: &Event, reads: &[String]) -> Record {
+    let chosen: Vec<&String> = request.relays.iter().chain(reads).collect();
     Record::Queued {
         event: event.id.to_hex(),
         job: Some(request.id.to_hex()),
         json: event.as_json(),
-        relays: relays(&request.relays, rooms.options.max_answer_relays, relay, &rooms.options.relays),
+        relays: relays(relay, &rooms.options.relays, &chosen, rooms.options.max_answer_relays),
         give_up_ms: rooms.now_ms().saturating_add(rooms.options.outbox_give_up_ms),
     }
 }
 
-/// Where R12 says: the relay that the request came from, ours, and at most `cap` of those that the request
-/// asks for. Whether an address may be dialled is judged by `relay`, after resolving it.
-fn relays(asked: &[String], cap: usize, from: &str, own: &[String]) -> Vec<String> {
-    let mut all: Vec<String> = Vec::new();
-    let from = (!from.is_empty()).then(|| from.to_string());
-    for relay in from.iter().chain(own).chain(asked.iter().take(cap)) {
-        let relay = relay.trim_end_matches('/').to_string();
-        let plain = relay.starts_with("ws://") || relay.starts_with("wss://");
-        if plain && !all.contains(&relay) {
-            all.push(relay);
+fn read_relays(rooms: &Rooms, request: &Request) -> Vec<String> {
+    (rooms.read_relays)(&request.customer)
+}
+
+/// Where R12 says: the relay that the request came from, ours, and at most `cap` more of those that the customer
+/// has chosen. Whether an address may be dialled is judged by `relay`, after resolving it.
+fn relays(from: &str, own: &[String], chosen: &[&String], cap: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    add(&mut all, from);
+    own.iter().for_each(|relay| add(&mut all, relay));
+    let most = all.len().saturating_add(cap);
+    for relay in chosen {
+        if all.len() < most {
+            add(&mut all, relay);
         }
     }
     all
+}
+
+fn add(all: &mut Vec<String>, relay: &str) {
+    let relay = relay.trim_end_matches('/');
+    let plain = relay.starts_with("ws://") || relay.starts_with("wss://");
+    if plain && !all.iter().any(|known| known == relay) {
+        all.push(relay.to_string());
+    }
 }
 
 fn sign_error(rooms: &Rooms, request: &Request, relay: &str, failure: &Failure) -> Result<Event, Failure> {
@@ -177,16 +192,24 @@ fn internal(error: impl std::fmt::Display) -> Failure {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_answer_goes_to_the_relay_of_the_request_ours_and_the_ones_asked_for_once_each() {
-        let asked = ["wss://a/".into(), "http://no".into(), "wss://own".into()];
-        let all = relays(&asked, 8, "wss://from/", &["wss://own".into()]);
-        assert_eq!(all, ["wss://from", "wss://own", "wss://a"]);
+    fn to(chosen: &[&str], cap: usize) -> Vec<String> {
+        let chosen: Vec<String> = chosen.iter().map(|relay| relay.to_string()).collect();
+        relays("wss://from/", &["wss://own".into()], &chosen.iter().collect::<Vec<_>>(), cap)
     }
 
     #[test]
-    fn a_request_cannot_make_us_dial_more_than_the_cap() {
-        let asked: Vec<String> = (0..100).map(|i| format!("wss://r{i}")).collect();
-        assert_eq!(relays(&asked, 8, "wss://from", &[]).len(), 9);
+    fn an_answer_goes_to_the_relay_of_the_request_ours_and_the_chosen_ones_once_each() {
+        let all = to(&["wss://a/", "http://no", "wss://own", "wss://a", "wss://b"], 8);
+        assert_eq!(all, ["wss://from", "wss://own", "wss://a", "wss://b"]);
+    }
+
+    #[test]
+    fn a_customer_cannot_make_us_dial_more_than_the_cap() {
+        let chosen: Vec<String> = (0..100).map(|i| format!("wss://r{i}")).collect();
+        let chosen: Vec<&str> = chosen.iter().map(String::as_str).collect();
+        assert_eq!(to(&chosen, 8).len(), 10);
+        assert_eq!(to(&chosen, 0), ["wss://from", "wss://own"]);
+        let known = to(&["wss://own", "wss://from", "wss://a", "wss://b"], 1);
+        assert_eq!(known, ["wss://from", "wss://own", "wss://a"], "those we answer anyway do not count");
     }
 }

@@ -365,6 +365,8 @@ impl Dispatcher {
                 }
                 Ok(admission) => {
                     tracing::info!(%job, attempt = row.attempt, "taking up an open job");
+                    let reads = (self.rooms.read_relays)(&request.customer).len();
+                    tracing::trace!(%job, reads, "asked where the customer reads, for the answer");
                     self.wait(job, row.customer.clone(), ticket(admission));
                 }
                 Err(refusal) => {

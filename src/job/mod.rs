@@ -10,7 +10,7 @@ pub mod runner;
 
 use std::sync::Arc;
 
-use nostr_sdk::prelude::Keys;
+use nostr_sdk::prelude::{Keys, PublicKey};
 
 use crate::market::{self, Rules};
 use crate::repo::Repos;
@@ -34,6 +34,9 @@ pub struct Rooms {
     pub options: Arc<Options>,
     /// Tells the outbox what is owed, once that is durable.
     pub owe: Arc<dyn Fn(Outgoing) + Send + Sync>,
+    /// Relays on which a customer says it reads (NIP-65), as far as known now. Asking for a customer who is
+    /// not known begins a look-up; it never waits.
+    pub read_relays: Arc<dyn Fn(&PublicKey) -> Vec<String> + Send + Sync>,
     /// Unix milliseconds; a value so that tests can hold it still.
     pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -64,7 +67,8 @@ pub struct Options {
     pub max_changes_bytes: u64,
     /// How long an answer is offered to relays, milliseconds.
     pub outbox_give_up_ms: u64,
-    /// Relays of the customer's choosing that one answer is offered to.
+    /// Relays of the customer's choosing, named in the request or in its NIP-65 list, that one answer is
+    /// offered to.
     pub max_answer_relays: usize,
     /// Our own relays: every answer goes there, too.
     pub relays: Vec<String>,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use url::{Host, Url};
 
-use super::{Error, ip};
+use super::Error;
+use crate::net::is_public;
 
 /// Longest address read, bytes.
 const MAX_LEN: usize = 512;
@@ -61,8 +62,8 @@ impl Address {
     /// The address is written as a private one (an IP, or `localhost`): whoever typed it meant it.
     pub(super) fn is_plainly_private(&self) -> bool {
         match &self.host {
-            Host::Ipv4(ip) => !ip::is_public(IpAddr::V4(*ip)),
-            Host::Ipv6(ip) => !ip::is_public(IpAddr::V6(*ip)),
+            Host::Ipv4(ip) => !is_public(IpAddr::V4(*ip)),
+            Host::Ipv6(ip) => !is_public(IpAddr::V6(*ip)),
             Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
         }
     }
@@ -82,8 +83,7 @@ impl Address {
         let Some(first) = found.first().copied() else {
             return Err(Error::Resolve { host, why: "no address".into() });
         };
-        let mut usable: Vec<_> =
-            found.into_iter().filter(|a| allow_private || ip::is_public(a.ip())).collect();
+        let mut usable: Vec<_> = found.into_iter().filter(|a| allow_private || is_public(a.ip())).collect();
         usable.truncate(MAX_TRIED);
         if usable.is_empty() { Err(Error::Private { host, ip: first.ip() }) } else { Ok(usable) }
     }

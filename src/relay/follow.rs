@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::fill::{Fill, Page};
+use super::inbox::{self, Inbox};
 use super::limits::Limits;
 use super::session::{Command, Link, Signal, Sink};
 use super::subscriptions::Life;
@@ -51,12 +52,16 @@ impl Asked {
 pub(super) struct FollowSink {
     pub(super) source: Arc<Source>,
     pub(super) intake: Arc<Intake>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) page: Arc<Mutex<Asked>>,
     pub(super) signals: mpsc::UnboundedSender<Signal>,
 }
 
 impl Sink for FollowSink {
     async fn event(&self, subscription: &str, wanted: &Arc<Wanted>, glance: Glance, frame: Utf8Bytes) {
+        if inbox::is_ours(subscription) {
+            return self.inbox.hear(&self.source, subscription, wanted, &glance, &frame);
+        }
         if subscription.starts_with(FILL) && wanted.may_match(&glance) {
             let mut asked = self.page.lock().unwrap_or_else(PoisonError::into_inner);
             if asked.id == subscription {
@@ -67,6 +72,7 @@ impl Sink for FollowSink {
     }
 
     fn signal(&self, signal: Signal) {
+        let Some(signal) = self.inbox.sort_out(&self.source.relay, signal) else { return };
         if self.signals.send(signal).is_err() {
             tracing::trace!("a relay spoke after its follower ended");
         }

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nostr_sdk::prelude::{EventId, Keys};
+use nostr_sdk::prelude::{EventId, Keys, PublicKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::finder::{Finder, Peer};
 use super::follow::{Asked, Follow, FollowSink};
+use super::inbox::Inbox;
 use super::outbox::{Links, Note, Outbox};
 use super::session::{Command, Link, Session};
 use super::verify::{Counts, Inbound, Intake, Source};
@@ -46,6 +48,8 @@ pub struct Options {
     pub seen_capacity: usize,
     /// Events asked for a page.
     pub page_limit: usize,
+    /// Relays of one customer's NIP-65 list that are told by `reads_at`; 0 looks none up.
+    pub max_read_relays: usize,
     pub wire: Wire,
 }
 
@@ -65,6 +69,7 @@ impl Default for Options {
             verify_threads: 0,
             seen_capacity: 50_000,
             page_limit: 500,
+            max_read_relays: 8,
             wire: Wire::default(),
         }
     }
@@ -98,6 +103,8 @@ impl Service {
         let (answer, answers) = mpsc::unbounded_channel();
         let (links, mut tasks) = (Links::default(), JoinSet::new());
         let (mut own, mut sources) = (HashMap::new(), Vec::new());
+        let (reads, asked) = Inbox::new(options.max_read_relays, Arc::clone(&clock));
+        let mut peers = Vec::new();
         for url in &options.relays {
             let address = Address::parse(url)?;
             if own.contains_key(&address) {
@@ -111,6 +118,7 @@ impl Service {
             let sink = FollowSink {
                 source: Arc::clone(&source),
                 intake: Arc::clone(&intake),
+                inbox: Arc::clone(&reads),
                 page: Arc::clone(&page),
                 signals,
             };
@@ -146,10 +154,16 @@ impl Service {
                 }
                 .run(),
             );
+            peers.push(Peer {
+                relay: source.relay.clone(),
+                commands: commands.clone(),
+                link: Arc::clone(&link),
+            });
             lock(&links).insert(address.clone(), link);
             sources.push(source);
             own.insert(address, commands);
         }
+        tasks.spawn(Finder { inbox: Arc::clone(&reads), asked, peers, draining }.run());
         let wake = Arc::new(Notify::new());
         let sessions = own.values().cloned().collect();
         let outbox = Outbox {
@@ -168,6 +182,7 @@ impl Service {
         let outbox = tokio::spawn(outbox.run());
         let room = Room {
             intake,
+            reads,
             wake,
             note,
             watch_cancels,
@@ -191,6 +206,7 @@ pub struct Handle {
 #[derive(Debug)]
 struct Room {
     intake: Arc<Intake>,
+    reads: Arc<Inbox>,
     wake: Arc<Notify>,
     note: mpsc::UnboundedSender<Note>,
     watch_cancels: watch::Sender<Vec<EventId>>,
@@ -248,6 +264,12 @@ impl Handle {
         if self.room.note.send(Note::Owe(Box::new(outgoing))).is_err() {
             tracing::warn!("the outbox has ended; the event is sent after the next start");
         }
+    }
+
+    /// The relays on which this key says it reads (NIP-65), at most `max_read_relays`, as far as known now. Not
+    /// known: a look-up begins, and a later call may tell. Never waits.
+    pub fn reads_at(&self, key: &PublicKey) -> Vec<String> {
+        self.room.reads.reads_at(key)
     }
 
     /// The jobs that a cancel may stop now; each call replaces the ones before.

@@ -11,9 +11,9 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{Connector, NextTimeout, RustlsConnector, TcpConnector};
 use url::Url;
 
-use super::address::is_public;
 use super::budget::{Budget, Metered};
 use super::{Error, Location};
+use crate::net::is_public;
 
 /// Redirects followed on the first request.
 const MAX_REDIRECTS: usize = 3;

@@ -32,7 +32,7 @@ use std::time::Instant;
 use git2::Oid;
 use serde::{Deserialize, Serialize};
 
-pub use address::{Location, is_public};
+pub use address::Location;
 pub use base::Base;
 pub use error::Error;
 pub use patch::{Patch, Skipped};

@@ -51,11 +51,24 @@ pub struct Progress {
 
 pub(super) enum Message {
     Offer(Offer),
-    Recorded { job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send> },
-    Ended { job: String, result: Result<End, store::Error> },
-    Cancel { job: String, reply: oneshot::Sender<Result<(), Failure>> },
+    Recorded {
+        job: String,
+        result: Result<(), store::Error>,
+        done: Box<dyn FnOnce() + Send>,
+    },
+    Ended {
+        job: String,
+        result: Result<End, store::Error>,
+    },
+    Cancel {
+        job: String,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
     /// Their customers cancelled them, and that is written down.
-    TakenBack { jobs: Vec<String>, by: String },
+    TakenBack {
+        jobs: Vec<String>,
+        by: String,
+    },
     Drain,
     Stop,
     Status(oneshot::Sender<Status>),

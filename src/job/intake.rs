@@ -11,17 +11,26 @@ use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
 
+/// Events held while nothing is taken; more are dropped, and asked for again.
+const UNTAKEN: usize = 1024;
+
 impl Dispatcher {
     pub(super) fn offered(&mut self, offer: Offer) {
-        if self.draining || self.stopped.is_some() {
-            return; // not done: the cursor stays before it, and the next start sees it again
+        let cancels = offer.event.kind.as_u16() == 5;
+        if self.stopped.is_some() || (self.draining && !cancels) {
+            // Not done: the cursor stays before it, and the next start sees it again.
+            if self.untaken.len() < UNTAKEN {
+                self.untaken.push(offer);
+            }
+            return;
         }
-        if offer.event.kind.as_u16() == 5 {
+        if cancels {
             return self.offered_cancel(offer);
         }
-        let id = offer.event.id.to_hex();
-        match self.rooms.store.knows(&id, &offer.event.pubkey.to_hex()) {
+        let (id, customer) = (offer.event.id.to_hex(), offer.event.pubkey.to_hex());
+        match self.rooms.store.knows(&id, &customer) {
             _ if self.open.contains_key(&id) => return (offer.done)(),
+            _ if self.withdrawing.contains(&(id, customer)) => return (offer.done)(),
             Ok(true) => return (offer.done)(),
             Ok(false) => {}
             Err(error) => return self.fail(error),
@@ -181,13 +190,25 @@ impl Dispatcher {
         if records.is_empty() {
             return (offer.done)();
         }
-        let rooms = self.rooms.clone();
+        let keys: Vec<_> = records.iter().filter_map(withdrawal).collect();
+        self.withdrawing.extend(keys.iter().cloned());
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            match rooms.record(records).await {
-                Ok(()) => (offer.done)(),
-                Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
+            let result = rooms.record(records).await;
+            if result.is_ok() {
+                (offer.done)();
             }
+            report(&inbox, Message::Withdrawn { keys, result }).await;
         });
+    }
+
+    pub(super) fn withdrawn(&mut self, keys: &[(String, String)], result: Result<(), store::Error>) {
+        for key in keys {
+            self.withdrawing.remove(key);
+        }
+        if let Err(error) = result {
+            self.fail(error);
+        }
     }
 
     pub(super) fn stop(&mut self, job: &str, stop: Stop) {
@@ -207,5 +228,12 @@ impl Dispatcher {
                 self.open.insert(job.to_string(), Open { customer, phase: Phase::Running(sender) });
             }
         }
+    }
+}
+
+fn withdrawal(record: &Record) -> Option<(String, String)> {
+    match record {
+        Record::Cancelled { request, by } => Some((request.clone(), by.clone())),
+        _ => None,
     }
 }

@@ -116,20 +116,10 @@ pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) 
 /// # Errors
 /// When its folder cannot be made or belongs to somebody else.
 pub fn repos(config: &Config) -> Result<Repos, Error> {
-    let limits = repo::Limits {
-        fetch_bytes: config.repo.max_fetch_bytes,
-        time_ms: config.repo.fetch_timeout_ms,
-        files: config.repo.max_files,
-        tree_bytes: config.repo.max_tree_bytes,
-        path_bytes: config.repo.max_path_bytes.into(),
-        ..repo::Limits::default()
-    };
     let options = repo::Options {
         allow_private: config.admission.allow_private_repos,
         allow_file: config.admission.allow_file_repos,
-        limits,
-        cache_bytes: config.repo.cache_bytes,
-        ..repo::Options::default()
+        ..config.repo.options()
     };
     Ok(Repos::open(&config.data_dir.join("repos"), options)?)
 }
@@ -258,7 +248,10 @@ impl Node {
         if let Some(last) = self.announced {
             let now_s = relay::system_clock()() / 1000;
             for unsigned in announcement::withdrawal(ANNOUNCED_AS, Some(last), &self.keys, now_s) {
-                self.publish(unsigned).await?;
+                // A store that takes nothing more must not keep the rest from ending in order.
+                if let Err(error) = self.publish(unsigned).await {
+                    tracing::error!(%error, "the announcement was not taken back; it ends by itself");
+                }
             }
         }
         let drained = self.relays.drain(DELIVERY_GRACE).await;
@@ -340,7 +333,7 @@ fn engine_options(config: &Config) -> job::Options {
         max_running_per_customer: count(config.queue.max_running_per_customer),
         max_wait_ms: config.queue.max_wait_ms,
         repo_ms: config.repo.fetch_timeout_ms,
-        max_attempts: 3,
+        max_attempts: config.queue.max_attempts,
         // Encryption adds a third (base64), JSON escapes of the event up to as much again.
         max_content_bytes: max_event_bytes / 2,
         max_event_bytes,
@@ -349,7 +342,7 @@ fn engine_options(config: &Config) -> job::Options {
         outbox_give_up_ms: config.relay.outbox_give_up_ms,
         max_answer_relays: count(config.relay.max_answer_relays),
         relays: config.relays.clone(),
-        refusals_per_minute: 30,
+        refusals_per_minute: config.admission.refusals_per_minute,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The dispatcher: the one owner of which jobs are open. It takes events in order, judges them, and gives
 //! jobs their turn; it never waits for the disk, a repository or a sandbox (R15). Workers do, and report back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use nostr_sdk::prelude::{Event, JsonUtil};
@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
-use super::{Failure, Rooms, answer};
+use super::{Failure, Rooms};
 use crate::market::{Code, judge};
 use crate::protocol::request::Request;
-use crate::store;
+use crate::store::{self, JobRow};
 
 const TICK: Duration = Duration::from_secs(1);
 /// Offers and reports that may wait for the dispatcher before their senders do.
@@ -60,14 +60,19 @@ pub(super) enum Message {
         job: String,
         result: Result<End, store::Error>,
     },
+    /// The job's task panicked in this attempt.
+    Broke {
+        job: String,
+        attempts: u32,
+    },
+    /// A cancellation is durable, or will not be.
+    Withdrawn {
+        keys: Vec<(String, String)>,
+        result: Result<(), store::Error>,
+    },
     Cancel {
         job: String,
         reply: oneshot::Sender<Result<(), Failure>>,
-    },
-    /// Their customers cancelled them, and that is written down.
-    TakenBack {
-        jobs: Vec<String>,
-        by: String,
     },
     Drain,
     Stop,
@@ -99,10 +104,12 @@ impl Engine {
             stopped: None,
             refusals: Bucket::default(),
             tombstones: Bucket::default(),
+            withdrawing: HashSet::new(),
+            untaken: Vec::new(),
             answered: 0,
             tell,
         };
-        dispatcher.recover().await?;
+        dispatcher.recover()?;
         tokio::spawn(dispatcher.run(messages));
         Ok(Engine { inbox, progress })
     }
@@ -185,6 +192,10 @@ pub(super) struct Dispatcher {
     pub(super) stopped: Option<String>,
     pub(super) refusals: Bucket,
     pub(super) tombstones: Bucket,
+    /// Requests taken back, each with its author, whose record is on its way to the disk.
+    pub(super) withdrawing: HashSet<(String, String)>,
+    /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
+    pub(super) untaken: Vec<Offer>,
     answered: u64,
     tell: watch::Sender<Progress>,
 }
@@ -201,7 +212,10 @@ impl Dispatcher {
                     Some(message) => self.handle(message),
                     None => return,
                 },
-                _ = tick.tick() => self.end_overdue(),
+                _ = tick.tick() => {
+                    self.end_overdue();
+                    self.look_at_store();
+                }
             }
         }
     }
@@ -215,6 +229,12 @@ impl Dispatcher {
                 self.close(&job, result);
                 self.pump();
             }
+            Message::Broke { job, attempts } => {
+                self.running -= 1;
+                self.broke(&job, attempts);
+                self.pump();
+            }
+            Message::Withdrawn { keys, result } => self.withdrawn(&keys, result),
             Message::Cancel { job, reply } => {
                 let known = self.open.contains_key(&job);
                 if known {
@@ -227,14 +247,6 @@ impl Dispatcher {
                 };
                 if reply.send(answer).is_err() {
                     tracing::debug!(%job, "nobody waits for the answer to a cancel");
-                }
-            }
-            Message::TakenBack { jobs, by } => {
-                // Asked again: a request that was not known then may have come since, from somebody else.
-                for job in jobs {
-                    if self.open.get(&job).is_some_and(|open| open.customer == by) {
-                        self.stop(&job, Stop::Customer);
-                    }
                 }
             }
             Message::Drain => self.draining = true,
@@ -273,7 +285,8 @@ impl Dispatcher {
             let (stop, stopped) = watch::channel(None);
             self.open.insert(job.clone(), Open { phase: Phase::Running(stop), customer: open.customer });
             let rooms = self.rooms.clone();
-            self.spawn(job, async move { runner::run(&rooms, &ticket, stopped).await });
+            let attempts = ticket.attempts.saturating_add(1);
+            self.spawn(job, attempts, async move { runner::run(&rooms, &ticket, stopped).await });
         }
     }
 
@@ -291,29 +304,35 @@ impl Dispatcher {
         let (stop, _) = watch::channel(None);
         self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
         let rooms = self.rooms.clone();
-        self.spawn(job, async move { runner::fail(&rooms, &ticket, &failure).await });
+        let attempts = ticket.attempts.saturating_add(1);
+        self.spawn(job, attempts, async move { runner::fail(&rooms, &ticket, &failure).await });
     }
 
-    fn spawn(&mut self, job: String, work: impl Future<Output = Result<End, store::Error>> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        job: String,
+        attempts: u32,
+        work: impl Future<Output = Result<End, store::Error>> + Send + 'static,
+    ) {
         self.running += 1;
         let inbox = self.inbox.clone();
         tokio::spawn(async move {
             // A panic in a job must neither take the node down nor leave its slot taken for ever.
-            let result = match tokio::spawn(work).await {
-                Ok(result) => result,
+            let message = match tokio::spawn(work).await {
+                Ok(result) => Message::Ended { job, result },
                 Err(error) => {
                     tracing::error!(%job, %error, "the job's task broke off");
-                    Ok(End::LeftOpen)
+                    Message::Broke { job, attempts }
                 }
             };
-            report(&inbox, Message::Ended { job, result }).await;
+            report(&inbox, message).await;
         });
     }
 
     fn end_overdue(&mut self) {
-        let now_ms = self.rooms.now_ms();
+        let (now_ms, repo_ms) = (self.rooms.now_ms(), self.rooms.options.repo_ms);
         let overdue = |open: &Open| match &open.phase {
-            Phase::Waiting(ticket) => ticket.deadline_ms < now_ms,
+            Phase::Waiting(ticket) => ticket.start_by_ms(repo_ms) < now_ms,
             _ => false,
         };
         let jobs: Vec<String> =
@@ -321,7 +340,7 @@ impl Dispatcher {
         for job in jobs {
             if let Some(Open { customer, phase: Phase::Waiting(ticket) }) = self.open.remove(&job) {
                 self.queue.remove(&customer, &job);
-                let failure = Failure::new(Code::Timeout, "its turn did not come within its deadline");
+                let failure = Failure::new(Code::Timeout, "its turn did not come in time");
                 self.end_unrun(job, customer, ticket, failure);
             }
         }
@@ -339,8 +358,17 @@ impl Dispatcher {
 
     /// The store failed: nothing more is promised from here on, and what was promised stays on disk.
     pub(super) fn fail(&mut self, error: store::Error) {
-        tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
-        self.stopped.get_or_insert_with(|| error.to_string());
+        if self.stopped.is_none() {
+            tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
+            self.stopped = Some(error.to_string());
+        }
+    }
+
+    /// A write that nobody waited for (a cursor, a delivery) may have failed, too.
+    fn look_at_store(&mut self) {
+        if let Some(error) = self.rooms.store.health().poisoned {
+            self.fail(error);
+        }
     }
 
     pub(super) fn tell_progress(&self) {
@@ -350,50 +378,76 @@ impl Dispatcher {
 
     // === recovery
 
-    async fn recover(&mut self) -> Result<(), store::Error> {
-        for row in self.rooms.store.open_jobs()? {
-            let job = row.job.clone();
-            let Some(request) = Event::from_json(&row.request)
-                .ok()
-                .and_then(|event| Request::decode(&event, &self.rooms.keys).ok())
-            else {
-                tracing::error!(%job, "an open job's request is no longer readable with this key");
-                continue;
-            };
-            let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
-            let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
-            let ticket = |admission| {
-                Box::new(Ticket {
-                    request: request.clone(),
-                    admission,
-                    relay: row.relay.clone(),
-                    attempts: row.attempt,
-                    commit: row.commit.clone(),
-                    deadline_ms: row.deadline_ms,
-                })
-            };
-            match judged {
-                Ok(admission) if cancelled => {
-                    self.end_unrun(job, row.customer.clone(), ticket(admission), stopped(Stop::Customer));
-                }
-                Ok(admission) => {
-                    tracing::info!(%job, attempt = row.attempt, "taking up an open job");
-                    let reads = (self.rooms.read_relays)(&request.customer).len();
-                    tracing::trace!(%job, reads, "asked where the customer reads, for the answer");
-                    self.wait(job, row.customer.clone(), ticket(admission));
-                }
-                Err(refusal) => {
-                    let records =
-                        answer::failed(&self.rooms, &request, &row.relay, &refusal, Default::default());
-                    match records {
-                        Ok(records) => self.rooms.record(records).await?,
-                        Err(error) => tracing::error!(%job, %error, "the error could not be signed"),
-                    }
-                }
-            }
+    fn recover(&mut self) -> Result<(), store::Error> {
+        // The store gives the newest first; those who came first have waited longest.
+        for row in self.rooms.store.open_jobs()?.into_iter().rev() {
+            self.take_up(row)?;
         }
         self.tell_progress();
         Ok(())
+    }
+
+    /// Puts an open job back into the line, or ends it when it was cancelled or is against the rules of today.
+    fn take_up(&mut self, row: JobRow) -> Result<(), store::Error> {
+        let job = row.job;
+        let Some(request) = Event::from_json(&row.request)
+            .ok()
+            .and_then(|event| Request::decode(&event, &self.rooms.keys).ok())
+        else {
+            tracing::error!(%job, "an open job's request is no longer readable with this key");
+            return Ok(());
+        };
+        // Begins the look-up now, so that the answer finds it done.
+        (self.rooms.read_relays)(&request.customer);
+        let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
+        let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
+        let admission = match judged {
+            Ok(admission) => admission,
+            Err(refusal) => {
+                self.end_refused(job, row.customer, request, row.relay, refusal);
+                return Ok(());
+            }
+        };
+        let ticket = Box::new(Ticket {
+            request,
+            admission,
+            relay: row.relay,
+            attempts: row.attempt,
+            commit: row.commit,
+            deadline_ms: row.deadline_ms,
+        });
+        if cancelled {
+            self.end_unrun(job, row.customer, ticket, stopped(Stop::Customer));
+        } else {
+            tracing::info!(%job, attempt = row.attempt, "taking up an open job");
+            self.wait(job, row.customer, ticket);
+        }
+        Ok(())
+    }
+
+    /// Ends an open job that the rules of today do not let in.
+    fn end_refused(&mut self, job: String, customer: String, request: Request, relay: String, why: Failure) {
+        let (stop, _) = watch::channel(None);
+        self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
+        let rooms = self.rooms.clone();
+        self.spawn(job, 0, async move { runner::end(&rooms, &request, &relay, &why).await });
+    }
+
+    /// The task of a job panicked: a fault of ours. The job is begun again as often as the options say, so that
+    /// it has its answer within its deadline.
+    fn broke(&mut self, job: &str, attempts: u32) {
+        self.open.remove(job);
+        match self.rooms.store.job(job) {
+            Ok(Some(row)) if row.state.is_open() && !self.draining => {
+                let attempt = row.attempt.max(attempts);
+                if let Err(error) = self.take_up(JobRow { attempt, ..row }) {
+                    self.fail(error);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => self.fail(error),
+        }
+        self.tell_progress();
     }
 }
 

@@ -13,18 +13,26 @@ use crate::store::record::Record;
 
 /// Cancellations of requests that we do not know, kept a minute.
 const TOMBSTONES_PER_MINUTE: u32 = 120;
+/// Events held while nothing is taken; more are dropped, and asked for again.
+const UNTAKEN: usize = 1024;
 
 impl Dispatcher {
     pub(super) fn offered(&mut self, offer: Offer) {
-        if self.draining || self.stopped.is_some() {
-            return; // not done: the cursor stays before it, and the next start sees it again
+        let cancels = offer.event.kind.as_u16() == 5;
+        if self.stopped.is_some() || (self.draining && !cancels) {
+            // Not done: the cursor stays before it, and the next start sees it again.
+            if self.untaken.len() < UNTAKEN {
+                self.untaken.push(offer);
+            }
+            return;
         }
-        if offer.event.kind.as_u16() == 5 {
+        if cancels {
             return self.offered_cancel(offer);
         }
-        let id = offer.event.id.to_hex();
-        match self.rooms.store.knows(&id, &offer.event.pubkey.to_hex()) {
+        let (id, customer) = (offer.event.id.to_hex(), offer.event.pubkey.to_hex());
+        match self.rooms.store.knows(&id, &customer) {
             _ if self.open.contains_key(&id) => return (offer.done)(),
+            _ if self.withdrawing.contains(&(id, customer)) => return (offer.done)(),
             Ok(true) => return (offer.done)(),
             Ok(false) => {}
             Err(error) => return self.fail(error),
@@ -175,7 +183,7 @@ impl Dispatcher {
     fn offered_cancel(&mut self, offer: Offer) {
         let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
         let by = cancel.by.to_hex();
-        let mut jobs = Vec::new();
+        let mut keys = Vec::new();
         for request in cancel.requests.iter().map(|id| id.to_hex()) {
             let counts = match self.open.get(&request) {
                 Some(open) => open.customer == by,
@@ -185,24 +193,38 @@ impl Dispatcher {
                 }
             };
             if counts {
-                jobs.push(request);
+                keys.push((request, by.clone()));
             }
         }
-        if jobs.is_empty() {
+        if keys.is_empty() {
             return (offer.done)();
         }
-        let records =
-            jobs.iter().map(|job| Record::Cancelled { request: job.clone(), by: by.clone() }).collect();
+        let cancelled = |(request, by): (String, String)| Record::Cancelled { request, by };
+        let records = keys.iter().cloned().map(cancelled).collect();
+        self.withdrawing.extend(keys.iter().cloned());
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            match rooms.record(records).await {
-                Ok(()) => {
-                    (offer.done)();
-                    report(&inbox, Message::TakenBack { jobs, by }).await;
-                }
-                Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
+            let result = rooms.record(records).await;
+            if result.is_ok() {
+                (offer.done)();
             }
+            report(&inbox, Message::Withdrawn { keys, result }).await;
         });
+    }
+
+    pub(super) fn withdrawn(&mut self, keys: &[(String, String)], result: Result<(), store::Error>) {
+        for key in keys {
+            self.withdrawing.remove(key);
+        }
+        if let Err(error) = result {
+            return self.fail(error);
+        }
+        // Asked again: a request that was not known then may have come since, from somebody else.
+        for (job, by) in keys {
+            if self.open.get(job).is_some_and(|open| open.customer == *by) {
+                self.stop(job, Stop::Customer);
+            }
+        }
     }
 
     pub(super) fn stop(&mut self, job: &str, stop: Stop) {

@@ -31,6 +31,17 @@ pub struct Ticket {
     pub deadline_ms: u64,
 }
 
+impl Ticket {
+    /// Unix milliseconds by which its first attempt begins, so that `repo_ms` and its own time are left before
+    /// the deadline; a job that was begun before may use what is left of it.
+    pub fn start_by_ms(&self, repo_ms: u64) -> u64 {
+        if self.attempts > 0 {
+            return self.deadline_ms;
+        }
+        self.deadline_ms.saturating_sub(repo_ms).saturating_sub(self.admission.policy.wall_ms)
+    }
+}
+
 /// Why a job is stopped from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -89,15 +100,25 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
 
 /// Ends an accepted job without running it (further).
 pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
-    tracing::info!(job = %ticket.request.id, code = %failure.code, reason = %failure.reason, "job failed");
-    match answer::failed(rooms, &ticket.request, &ticket.relay, failure, Summary::default()) {
+    end(rooms, &ticket.request, &ticket.relay, failure).await
+}
+
+/// As [`fail`], for a job whose terms are not known any more.
+pub async fn end(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    failure: &Failure,
+) -> Result<End, store::Error> {
+    tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
+    match answer::failed(rooms, request, relay, failure, Summary::default()) {
         Ok(records) => {
             rooms.record(records).await?;
             Ok(End::Answered)
         }
         // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
         Err(error) => {
-            tracing::error!(job = %ticket.request.id, %error, "the error could not be signed");
+            tracing::error!(job = %request.id, %error, "the error could not be signed");
             Ok(End::LeftOpen)
         }
     }
@@ -140,7 +161,7 @@ async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
     loop {
         attempt += 1;
         if attempt > rooms.options.max_attempts {
-            let reason = format!("the node was stopped under this job {} times", ticket.attempts);
+            let reason = format!("the work on this job broke off {} times", attempt - 1);
             return Err(Failure::new(Code::Interrupted, reason).into());
         }
         let started = Record::Started {
@@ -160,7 +181,7 @@ async fn attempts(rooms: &Rooms, ticket: &Ticket) -> Result<Finished, Trouble> {
                 tracing::warn!(job = %ticket.request.id, attempt, %error, "the sandbox failed; trying again");
             }
             Err(Again(error)) => return Err(sandbox_failure(&error).into()),
-            Ok(end) => return end.map_err(Trouble::Job),
+            Ok(end) => return end,
         }
     }
 }
@@ -186,7 +207,7 @@ async fn pin(
         Ok(Err(error)) => Err(repo_failure(&error)),
         Err(_) => {
             let reason = format!("the repository was not there within {} ms", rooms.options.repo_ms);
-            Err(Failure::new(Code::RepoUnreachable, reason))
+            Err(Failure::new(Code::Timeout, reason))
         }
     }
 }
@@ -196,7 +217,7 @@ async fn once(
     ticket: &Ticket,
     attempt: u32,
     pinned: Option<&(Pin, Arc<Base>)>,
-) -> Result<Result<Finished, Failure>, Again> {
+) -> Result<Result<Finished, Trouble>, Again> {
     let id = ticket.request.id.to_hex();
     let short = id.get(..16).unwrap_or(&id);
     let spec = Spec {
@@ -211,14 +232,14 @@ async fn once(
     let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order };
     let work = match agent::script::run(&*sandbox, task).await {
         Ok(work) => work,
-        Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why))),
+        Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why).into())),
         Err(agent::Error::Sandbox(error)) => return or_again(error),
     };
     let taken = take(rooms, ticket, &*sandbox, &work, pinned.map(|(pin, _)| pin)).await;
     let usage = sandbox.destroy().await.map_err(Again)?;
     let taken = match taken {
         Ok(taken) => taken,
-        Err(failure) => return Ok(Err(failure)),
+        Err(trouble) => return Ok(Err(trouble)),
     };
     let warnings: Vec<String> =
         pinned.map(|(_, base)| base.warnings().iter().map(|w| w.to_string()).collect()).unwrap_or_default();
@@ -231,7 +252,7 @@ async fn once(
         (Output::Text, _) => content::printed(&work, false, &warnings, cap),
     };
     let commit = pinned.map(|(pin, _)| pin.commit.clone());
-    Ok(content.map(|content| Finished { content, commit, usage, log: work.log() }))
+    Ok(content.map(|content| Finished { content, commit, usage, log: work.log() }).map_err(Trouble::Job))
 }
 
 /// What is taken out of the sandbox before it is destroyed.
@@ -246,9 +267,9 @@ async fn take(
     sandbox: &dyn Sandbox,
     work: &Work,
     pin: Option<&Pin>,
-) -> Result<Taken, Failure> {
+) -> Result<Taken, Trouble> {
     if let Some(limit) = work.limit() {
-        return Err(limit_failure(limit));
+        return Err(limit_failure(limit).into());
     }
     // Nothing that is still running may change what is read now.
     sandbox.kill().await.map_err(|e| sandbox_failure(&e))?;
@@ -267,7 +288,7 @@ async fn take(
     Ok(Taken { patch, artifacts })
 }
 
-async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Artifact, Failure> {
+async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Artifact, Trouble> {
     let missing =
         |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
     match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
@@ -275,14 +296,14 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
             let size = bytes.len() as u64;
             let store = rooms.store.clone();
             let kept = tokio::task::spawn_blocking(move || store.put_blob(&bytes)).await;
-            let sha256 = kept.map_err(internal)?.map_err(internal)?;
+            let sha256 = kept.map_err(internal)??;
             Ok(Artifact { path: path.into(), sha256: Some(sha256), size: Some(size), error: None })
         }
         Err(error @ (sandbox::Error::NotFound(_) | sandbox::Error::BadPath(_))) => {
             Ok(missing(error.to_string()))
         }
         Err(error @ sandbox::Error::TooLarge { .. }) => Ok(missing(error.to_string())),
-        Err(error) => Err(sandbox_failure(&error)),
+        Err(error) => Err(sandbox_failure(&error).into()),
     }
 }
 
@@ -331,10 +352,10 @@ async fn keep_log(rooms: &Rooms, log: Vec<u8>) -> Result<Option<String>, store::
     }
 }
 
-fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Failure>, Again> {
+fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Trouble>, Again> {
     match error {
         sandbox::Error::Host { .. } => Err(Again(error)),
-        error => Ok(Err(sandbox_failure(&error))),
+        error => Ok(Err(sandbox_failure(&error).into())),
     }
 }
 

@@ -89,7 +89,7 @@ async fn a_kill_ends_everything_within_a_tenth_of_a_second() {
         );
         let mut process = sandbox.exec(words(["sh", "-c", &script])).await.unwrap();
         assert_eq!(process.events.recv().await, Some(Event::Stdout(b"up\n".to_vec())));
-        wait_until("all sleep", || processes_with(&sleep).len() >= 10);
+        wait_until("all sleep", || processes_with(&format!("sleep {sleep}")).len() >= 15);
         let start = Instant::now();
         sandbox.kill().await.unwrap();
         times.push(start.elapsed());
@@ -114,8 +114,8 @@ async fn dropping_a_sandbox_kills_it() {
     wait_until("it is gone", || processes_with(&sleep).is_empty());
 }
 
-/// Cgroups of ours, and descriptors and mounts of this process.
-fn traces(state: &Path) -> (Vec<PathBuf>, usize, usize) {
+/// Cgroups of this node, and mounts of sandboxes that this process sees.
+fn traces(state: &Path) -> (Vec<PathBuf>, Vec<String>) {
     use sha2::Digest;
     let state = state.canonicalize().unwrap();
     let hash = hex::encode(sha2::Sha256::digest(state.to_str().unwrap().as_bytes()));
@@ -131,9 +131,10 @@ fn traces(state: &Path) -> (Vec<PathBuf>, usize, usize) {
             }
         }
     }
-    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
-    (groups, fds, mounts)
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let ours = |line: &&str| line.contains("tmpfs box") || line.contains("overlay workspace");
+    let mounts = mounts.lines().filter(ours).map(str::to_owned).collect();
+    (groups, mounts)
 }
 
 #[tokio::test]
@@ -143,7 +144,6 @@ async fn a_hundred_sandboxes_leave_nothing() {
     let sleep = unique_sleep();
     let one = bench.sandbox_over(|_| {}).await;
     one.destroy().await.unwrap();
-    let (.., mounts) = traces(&state);
     let mut all = Vec::new();
     for round in 0..100 {
         let base = Arc::new(Folder(bench.dir.path().join("base")));
@@ -158,8 +158,7 @@ async fn a_hundred_sandboxes_leave_nothing() {
         }
     }
     assert_eq!(processes_with(&sleep), Vec::<i32>::new());
-    let (groups, _, mounts_after) = traces(&state);
-    assert_eq!((groups, mounts_after), (vec![], mounts));
+    assert_eq!(traces(&state), (vec![], vec![]));
     assert_eq!(bench.local.reap().await.unwrap(), 0);
 }
 
@@ -253,7 +252,7 @@ async fn a_node_to_be_killed() {
         sh(&*sandbox, &format!("setsid sh -c 'trap \"\" TERM; sleep {sleep} & wait' & echo")).await.ok();
         kept.push(sandbox);
     }
-    wait_until("all sleep", || processes_with(&sleep).len() == 3);
+    wait_until("all sleep", || processes_with(&sleep).len() >= 6);
     println!("\nVICTIM READY");
     tokio::time::sleep(Duration::from_secs(600)).await;
 }

@@ -71,8 +71,9 @@ for _ in range(8):
         b = bytearray(os.urandom(1 << 20)) * 40
         time.sleep(60)
         os._exit(0)
-codes = [os.wait()[1] for _ in range(8)]
-os._exit(1 if any(codes) else 0)";
+for _ in range(8):
+    if os.wait()[1]:
+        os._exit(1)";
     python(&*sandbox, hogs).await.hit(Limit::Memory);
 }
 
@@ -132,14 +133,6 @@ async fn the_disk_limit_holds_over_all_writable_places_together() {
     let bytes: u64 = said.lines().last().unwrap().trim().parse().unwrap();
     assert!((7 << 20..=8 << 20).contains(&bytes), "{bytes}");
     assert!(sandbox.usage().await.unwrap().disk_written_bytes <= 8 << 20);
-}
-
-#[tokio::test]
-async fn no_file_is_longer_than_the_disk_limit_even_a_hole() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox_with(Policy { disk_bytes: 8 << 20, ..policy() }).await;
-    let ran = sh(&*sandbox, "truncate -s 1G f; stat -c %s f").await;
-    assert!(ran.out.trim() != (1u64 << 30).to_string(), "{ran:?}");
 }
 
 #[tokio::test]

@@ -68,7 +68,6 @@ pub fn limit(how: &Configure) -> io::Result<()> {
     // The kernel counts this uid's tasks in this user namespace: init is one of them.
     lower(Resource::RLIMIT_NPROC, u64::from(how.pids) + 1)?;
     lower(Resource::RLIMIT_NOFILE, u64::from(how.open_files))?;
-    lower(Resource::RLIMIT_FSIZE, how.disk_bytes)?;
     lower(Resource::RLIMIT_CORE, 0)?;
     lower(Resource::RLIMIT_RTPRIO, 0)?;
     lower(Resource::RLIMIT_MSGQUEUE, 0)?;

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -224,10 +224,7 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
             if how.probe && !sys::takes_user_attributes(upper.as_fd()) {
                 return Err(("overlay".to_owned(), io::Error::from_raw_os_error(nix::libc::EOPNOTSUPP)));
             }
-            sys::move_mount(tree.as_fd(), c"/run/base").step("overlay")?;
-            let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
-            mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), INERT, Some(layers))
-                .step("overlay")?;
+            lay_over(tree.as_fd()).step("overlay")?;
             true
         }
         None => {
@@ -246,6 +243,17 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
     // Covered for good, as nobody here may unmount; letting go of it would wait for all cores (an RCU grace period).
     mount(Some(c"/void"), ATTIC, none, MsFlags::MS_BIND, none).step("hide the tmpfs")?;
     Ok(places)
+}
+
+/// The workspace, over a base that must not show in the job's list of mounts: its path is the host's.
+fn lay_over(base: BorrowedFd<'_>) -> io::Result<()> {
+    if let Ok(overlay) = sys::overlay_over(base, c"/run/upper", c"/run/work") {
+        return sys::move_mount(overlay.as_fd(), c"/workspace");
+    }
+    sys::move_mount(base, c"/run/base")?;
+    let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
+    mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), INERT, Some(layers))?;
+    Ok(umount2(c"/run/base", MntFlags::MNT_DETACH)?)
 }
 
 fn folder(path: &CStr) -> Step<OwnedFd> {

@@ -74,7 +74,7 @@ pub async fn run(options: Options) -> Result<Report, Error> {
     std::fs::create_dir_all(&options.dir)?;
     let served = options.dir.join("bench.git");
     let mut history = History::make(&served, options.files, options.commits)?;
-    let addr = serve(options.dir.clone()).await?;
+    let addr = serve(options.dir.clone(), true).await?;
     let url = format!("http://{addr}/bench.git");
     let mut times = Times::default();
     for _ in 0..options.rounds {
@@ -282,9 +282,10 @@ impl History {
     }
 }
 
-/// Serves every repository below `root` through `git http-backend`, until the process ends.
-async fn serve(root: PathBuf) -> Result<SocketAddr, Error> {
-    let app = Router::new().fallback(backend).with_state(Arc::new(root));
+/// Serves every repository below `root` through `git http-backend` on loopback, until the process ends. With
+/// `v2` false, git is not told that the client speaks protocol version 2.
+pub async fn serve(root: PathBuf, v2: bool) -> Result<SocketAddr, Error> {
+    let app = Router::new().fallback(backend).with_state(Arc::new((root, v2)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let addr = listener.local_addr()?;
     let listener = axum::serve::ListenerExt::tap_io(listener, |tcp: &mut tokio::net::TcpStream| {
@@ -301,7 +302,7 @@ async fn serve(root: PathBuf) -> Result<SocketAddr, Error> {
 }
 
 async fn backend(
-    State(root): State<Arc<PathBuf>>,
+    State(served): State<Arc<(PathBuf, bool)>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -311,7 +312,7 @@ async fn backend(
         Ok(body) => body,
         Err(e) => return (StatusCode::PAYLOAD_TOO_LARGE, e.to_string()).into_response(),
     };
-    match cgi(&root, &method, &uri, &headers, body).await {
+    match cgi(&served.0, served.1, &method, &uri, &headers, body).await {
         Ok(response) => response,
         Err(e) => (StatusCode::BAD_GATEWAY, e.to_string()).into_response(),
     }
@@ -320,12 +321,14 @@ async fn backend(
 /// One CGI run; its output is passed on as it comes.
 async fn cgi(
     root: &Path,
+    v2: bool,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
     body: Bytes,
 ) -> std::io::Result<Response> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_string();
+    let protocol = if v2 { text("git-protocol") } else { String::new() };
     let mut child = tokio::process::Command::new("git")
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", root)
@@ -338,8 +341,7 @@ async fn cgi(
         .env("CONTENT_TYPE", text("content-type"))
         .env("CONTENT_LENGTH", body.len().to_string())
         .env("HTTP_CONTENT_ENCODING", text("content-encoding"))
-        .env("HTTP_GIT_PROTOCOL", text("git-protocol"))
-        .env("GIT_PROTOCOL", text("git-protocol"))
+        .env("GIT_PROTOCOL", protocol)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -1,0 +1,121 @@
+//! Our git client against git's own server, in both versions of the protocol. Skipped where git is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coinop::bench::checkout;
+use coinop::repo::{Error, Options, Repos};
+use coinop::sandbox::Tree;
+
+fn git(dir: &Path, args: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(dir).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    for who in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{who}_NAME"), "a").env(format!("GIT_{who}_EMAIL"), "a@b");
+    }
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().trim().to_string()
+}
+
+fn have_git() -> bool {
+    let found = Command::new("git").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("skipped: git is not installed");
+    }
+    found
+}
+
+struct House {
+    dir: tempfile::TempDir,
+    work: PathBuf,
+}
+
+impl House {
+    fn new() -> House {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir(&work).unwrap();
+        git(&work, &["init", "-q", "-b", "main", "."]);
+        House { dir, work }
+    }
+
+    /// Commits thirty files, three of them new in this round.
+    fn commit(&self, round: usize) -> String {
+        for n in 0..30 {
+            let text = if n % 10 == round % 10 { format!("{round}") } else { "same\n".repeat(50) };
+            let path = self.work.join(format!("d{}/f{n}", n % 3));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("{n} {text}\n")).unwrap();
+        }
+        git(&self.work, &["add", "-A"]);
+        git(&self.work, &["commit", "-q", "-m", "m"]);
+        git(&self.work, &["rev-parse", "HEAD"])
+    }
+}
+
+fn same_tree(work: &Path, commit: &str, base: &dyn Tree) {
+    for name in git(work, &["ls-tree", "-r", "--name-only", commit]).lines() {
+        let want = git(work, &["show", &format!("{commit}:{name}")]);
+        assert_eq!(std::fs::read_to_string(base.path().join(name)).unwrap().trim(), want, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
+    if !have_git() {
+        return;
+    }
+    for v2 in [true, false] {
+        let house = House::new();
+        let commits: Vec<String> = (0..4).map(|n| house.commit(n)).collect();
+        git(&house.work, &["tag", "-a", "-m", "t", "heavy", &commits[1]]);
+        git(&house.work, &["tag", "light", &commits[2]]);
+        let addr = checkout::serve(house.dir.path().to_path_buf(), v2).await.unwrap();
+        let url = format!("http://{addr}/work/.git");
+        let options = Options { allow_private: true, ..Options::default() };
+        let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
+        let names = [
+            ("", &commits[3]), ("heavy", &commits[1]), ("light", &commits[2]), ("main", &commits[3]),
+            (commits[0].as_str(), &commits[0]), (&commits[0][..9], &commits[0]), (&commits[2][..9], &commits[2]),
+        ];
+        for (name, want) in names {
+            let pin = repos.pin(&url, Some(name)).await.unwrap_or_else(|e| panic!("v2 {v2}, {name:?}: {e}"));
+            assert_eq!(&pin.commit, want, "{name:?}");
+            same_tree(&house.work, want, &*repos.base(&pin).await.unwrap());
+        }
+        // A new commit leans on what is here: the pack is thin.
+        for round in 4..8 {
+            let commit = house.commit(round);
+            let pin = repos.pin(&url, None).await.unwrap();
+            assert_eq!(pin.commit, commit);
+            same_tree(&house.work, &commit, &*repos.base(&pin).await.unwrap());
+        }
+        for name in ["nowhere", &"1".repeat(40), "1111111"] {
+            let error = repos.pin(&url, Some(name)).await.unwrap_err();
+            assert!(matches!(error, Error::RefNotFound { .. }), "v2 {v2}, {name}: {error}");
+        }
+        // A commit that nothing leads to any more.
+        git(&house.work, &["checkout", "-q", "--orphan", "lost"]);
+        let lost = house.commit(9);
+        git(&house.work, &["checkout", "-q", "main"]);
+        git(&house.work, &["branch", "-D", "lost"]);
+        let found = repos.pin(&url, Some(&lost)).await;
+        assert!(found.is_ok() || matches!(found, Err(Error::RefNotFound { .. })), "{found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing() {
+    if !have_git() {
+        return;
+    }
+    let house = House::new();
+    let addr = checkout::serve(house.dir.path().to_path_buf(), true).await.unwrap();
+    let options = Options { allow_private: true, ..Options::default() };
+    let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
+    let error = repos.pin(&format!("http://{addr}/work/.git"), None).await.unwrap_err();
+    assert!(matches!(&error, Error::RefNotFound { git_ref } if git_ref == "HEAD"), "{error}");
+    let error = repos.pin(&format!("http://{addr}/nothing.git"), None).await.unwrap_err();
+    assert!(matches!(&error, Error::Unreachable { why } if why.contains("no such repository")), "{error}");
+}

@@ -12,9 +12,7 @@ fn main() -> ExitCode {
         return coinop::sandbox::local::jail_main();
     }
     // Before anything that could dial wss: the TLS library wants one provider for the process.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        output::talk("warning: a TLS provider was installed before ours");
-    }
+    coinop::relay::install_crypto();
     // Clap ends with 2 on a bad command line, 0 on --help.
     let parsed = Cli::parse();
     match cli::run(parsed) {

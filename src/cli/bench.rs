@@ -1,9 +1,14 @@
 //! `coinop bench`: which measurements, how often, and their table. Measuring is `bench`'s business.
 
 use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::common::Common;
+use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, Outcome};
+use super::output::{self, Cell, Table};
+use crate::bench::{checkout, intake, job, memory, tti};
+use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,13 +28,122 @@ pub enum What {
     Tti,
     /// Events read and verified
     Intake,
-    /// Repository cloned and checked out
+    /// Repository cloned and checked out; needs git
     Checkout,
     /// Job published → result received
     Job,
+    /// The node's memory, idle and a running job
+    Memory,
     All,
 }
 
-pub fn run(_args: Args, _common: &Common) -> Outcome {
-    Err(Failure::say(Exit::Failure, "not built yet"))
+impl What {
+    fn each(self) -> Vec<What> {
+        match self {
+            What::All => vec![What::Tti, What::Intake, What::Checkout, What::Job, What::Memory],
+            one => vec![one],
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            What::Tti => "tti",
+            What::Intake => "intake",
+            What::Checkout => "checkout",
+            What::Job => "job",
+            What::Memory => "memory",
+            What::All => "all",
+        }
+    }
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let mut figures = Map::new();
+    for what in args.what.each() {
+        output::talk(&format!("measuring {} …", what.name()));
+        let folder = tempfile::Builder::new().prefix("coinop-bench-").tempdir()?;
+        let mut over = Overrides::default();
+        over.text("data_dir", "bench", Some(folder.path().join("data").to_string_lossy().into_owned()));
+        let config = common.start_quietly(over)?;
+        let report = measure(what, args.rounds, folder.path(), config)?;
+        figures.insert(what.name().into(), report);
+    }
+    if args.json {
+        output::json(&figures)?;
+    } else {
+        print(&figures)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn measure(
+    what: What,
+    rounds: Option<u32>,
+    folder: &std::path::Path,
+    config: Config,
+) -> Result<Value, Failure> {
+    let rounds = |usual: usize| rounds.map_or(usual, |n| usize::try_from(n).unwrap_or(usual));
+    let dir = folder.to_path_buf();
+    Ok(match what {
+        What::Tti => {
+            let options = tti::Options { rounds: rounds(200), helper: None, state_dir: dir };
+            serde_json::to_value(tti::run(&options)?)?
+        }
+        What::Intake => {
+            let options = intake::Options { rounds: rounds(7), ..intake::Options::default() };
+            serde_json::to_value(intake::run(&options)?)?
+        }
+        What::Checkout => {
+            let options = checkout::Options { files: 20_000, commits: 200, rounds: rounds(5), dir };
+            wait(async { Ok(checkout::run(options).await?) })?
+        }
+        What::Job => {
+            let dir = config.data_dir.clone();
+            let options = job::Options { rounds: rounds(200), at_once: 64, dir };
+            wait(job::run(&options, config))?
+        }
+        What::Memory => wait(memory::run(&memory::Options { jobs: rounds(16), dir, program: None }))?,
+        What::All => Value::Null,
+    })
+}
+
+fn wait<T: Serialize>(task: impl Future<Output = anyhow::Result<T>>) -> Result<Value, Failure> {
+    let mut report = Value::Null;
+    block_on(async {
+        report = serde_json::to_value(task.await?)?;
+        Ok(Exit::Ok)
+    })?;
+    Ok(report)
+}
+
+/// Every figure by its path: `job.bare.p50_ms`.
+fn print(figures: &Map<String, Value>) -> Result<(), Failure> {
+    let mut table = Table::new(&["figure", "value"]);
+    for (name, report) in figures {
+        rows(&mut table, name.clone(), report);
+    }
+    Ok(table.print()?)
+}
+
+fn rows(table: &mut Table, path: String, value: &Value) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                rows(table, format!("{path}.{key}"), value);
+            }
+        }
+        Value::Array(items) => {
+            for (n, value) in items.iter().enumerate() {
+                rows(table, format!("{path}.{n}"), value);
+            }
+        }
+        Value::Number(number) if number.is_f64() => {
+            let text = format!("{:.3}", number.as_f64().unwrap_or_default());
+            table.row(vec![Cell::from(path), Cell::from(text)]);
+        }
+        scalar => {
+            let text = scalar.as_str().map_or_else(|| scalar.to_string(), str::to_string);
+            table.row(vec![Cell::from(path), Cell::from(text)]);
+        }
+    }
 }

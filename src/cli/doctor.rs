@@ -1,10 +1,256 @@
-//! `coinop doctor`.
-use super::common::Common;
-use super::exit::{Exit, Failure, Outcome};
+//! `coinop doctor`: what this machine, the configuration and the sandbox can do, and how to mend what they
+//! cannot. It looks, and
+//! changes nothing: the sandbox is tried in a folder of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::common::{Common, Overrides, block_on, log_at};
+use super::exit::{Exit, Outcome};
+use super::output::{self, Cell, Table, Tone};
+use crate::config::{Config, Loaded};
+use crate::control::{self, Ask};
+use crate::keys::{self, NodeKey};
+use crate::node;
+use crate::relay::{Client, Wire};
+use crate::sandbox::{Backend, Check};
+use crate::store::{self, Store};
+
+const RELAY_PATIENCE: Duration = Duration::from_secs(8);
+/// Less free space than this is told.
+const SPACE_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Do not dial the configured relays
+    #[arg(long)]
+    pub offline: bool,
+    #[arg(long)]
+    pub json: bool,
+}
 
-pub fn run(_args: Args, _common: &Common) -> Outcome {
-    Err(Failure::say(Exit::Failure, "not built yet"))
+/// Checks of one room.
+struct Group {
+    name: &'static str,
+    checks: Vec<Check>,
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let mut groups = Vec::new();
+    match common.loaded(Overrides::default()) {
+        Ok(loaded) => {
+            // What is wrong comes out as rows; the rooms' own warnings would only say it twice.
+            log_at("error");
+            groups.push(configuration(&loaded));
+            groups.push(data(&loaded.config));
+            groups.push(jobs(&loaded.config));
+            groups.push(sandbox(&loaded.config));
+            if !args.offline && !loaded.config.relays.is_empty() {
+                let config = loaded.config;
+                block_on(async {
+                    groups.push(relays(&config).await);
+                    Ok(Exit::Ok)
+                })?;
+            }
+        }
+        Err(failure) => {
+            let how = format!("{:#}", failure.error);
+            let mend = "correct it; `coinop config default` shows every key";
+            groups.push(Group { name: "configuration", checks: vec![bad("file", how, mend)] });
+        }
+    }
+    report(&groups, args.json)
+}
+
+fn good(name: &str, how: impl Into<String>) -> Check {
+    Check { name: name.into(), ok: true, how: how.into(), mend: None }
+}
+
+fn bad(name: &str, how: impl Into<String>, mend: impl Into<String>) -> Check {
+    Check { name: name.into(), ok: false, how: how.into(), mend: Some(mend.into()) }
+}
+
+fn configuration(loaded: &Loaded) -> Group {
+    let file = match &loaded.file {
+        Some(file) => good("file", file.display().to_string()),
+        None => good("file", "none, the defaults hold"),
+    };
+    let config = &loaded.config;
+    let relays = match config.relays.len() {
+        0 => good("relays", "none configured; connect needs --relay wss://…"),
+        n => good("relays", format!("{n} configured")),
+    };
+    Group { name: "configuration", checks: vec![file, relays, key(config)] }
+}
+
+fn key(config: &Config) -> Check {
+    let path = config.key_file.display();
+    match keys::load(&config.key_file, &keys::password_from_env_or_terminal) {
+        Ok(key) => good("key", format!("{} in {path}", key.npub())),
+        Err(keys::Error::Missing(_)) => good("key", format!("none yet; made in {path} on first use")),
+        Err(error @ keys::Error::LooseMode { .. }) => {
+            bad("key", error.to_string(), format!("chmod 600 {path}"))
+        }
+        Err(error) => bad("key", error.to_string(), "see `coinop keys --help`"),
+    }
+}
+
+fn data(config: &Config) -> Group {
+    let dir = &config.data_dir;
+    let mut checks = vec![folder(dir)];
+    checks.extend(space(dir));
+    checks.push(match Store::read_only(dir) {
+        Ok(store) => {
+            let open = store.open_jobs().map_or(0, |jobs| jobs.len());
+            good("log", format!("{} entries, {open} open jobs", output::thousands(store.head().seq)))
+        }
+        Err(store::Error::Missing { .. }) => good("log", "none yet"),
+        Err(error) => bad("log", error.to_string(), "see docs/store.md"),
+    });
+    checks.push(match control::ask(dir, &Ask::Status) {
+        Ok(status) => {
+            let running = status.pointer("/jobs/running").and_then(serde_json::Value::as_u64).unwrap_or(0);
+            good("node", format!("one runs here, with {running} jobs at work"))
+        }
+        Err(control::Error::NotRunning(_)) => good("node", "none runs here now"),
+        Err(error) => bad("node", error.to_string(), "stop it and start it again"),
+    });
+    Group { name: "data", checks }
+}
+
+/// The folder, or the nearest one above it that is there, must take a file of ours.
+fn folder(dir: &Path) -> Check {
+    use std::os::unix::fs::PermissionsExt;
+    let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let shown = dir.display();
+    if nix::unistd::access(there, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK).is_err() {
+        let mend = "name another with --data-dir, or give it to this user";
+        return bad("folder", format!("{} cannot be written to", there.display()), mend);
+    }
+    if there != dir {
+        return good("folder", format!("{shown} is made on first use"));
+    }
+    let mode = std::fs::metadata(dir).map_or(0, |meta| meta.permissions().mode() & 0o777);
+    if mode & 0o022 != 0 {
+        return bad("folder", format!("{shown} can be written to by others"), format!("chmod 700 {shown}"));
+    }
+    good("folder", shown.to_string())
+}
+
+fn space(dir: &Path) -> Option<Check> {
+    let there = dir.ancestors().find(|path| path.exists())?;
+    let stat = nix::sys::statvfs::statvfs(there).ok()?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let how = format!("{} free", output::bytes(free));
+    Some(if free < SPACE_BYTES {
+        bad("space", how, "make room: a full disk stops intake")
+    } else {
+        good("space", how)
+    })
+}
+
+fn jobs(config: &Config) -> Group {
+    let checks = match node::catalog(config) {
+        Ok(catalog) => {
+            let row = |t: &std::sync::Arc<crate::market::JobType>| {
+                let kinds: Vec<String> = t.manifest.kinds.iter().map(u16::to_string).collect();
+                good(&t.manifest.name, format!("kinds {}", kinds.join(", ")))
+            };
+            catalog.types().map(row).collect()
+        }
+        Err(error) => {
+            vec![bad("catalog", error.to_string(), "correct the file, or `skills` in the configuration")]
+        }
+    };
+    Group { name: "job types", checks }
+}
+
+fn sandbox(config: &Config) -> Group {
+    // Not in the data directory: a node may be running there.
+    let folder = match tempfile::Builder::new().prefix("coinop-doctor-").tempdir() {
+        Ok(folder) => folder,
+        Err(error) => {
+            let how = format!("no temporary folder: {error}");
+            return Group { name: "sandbox", checks: vec![bad("backend", how, "make room in TMPDIR")] };
+        }
+    };
+    let config = &Config { data_dir: folder.path().to_path_buf(), ..config.clone() };
+    let checks = match node::backend(config, None) {
+        Ok(backend) => {
+            let identity = backend.identity();
+            let mut checks = vec![good("backend", format!("{} ({})", identity.backend, identity.image))];
+            checks.extend(backend.checks());
+            if let Ok(catalog) = node::catalog(config) {
+                let (_, cannot) = node::runnable(&catalog, &config.limits.policy(), &*backend);
+                checks.extend(
+                    cannot
+                        .into_iter()
+                        .map(|why| bad("job type", why, "mend the clause above, or drop the skill")),
+                );
+            }
+            checks
+        }
+        Err(error) => vec![bad("backend", error.to_string(), "see docs/security.md")],
+    };
+    Group { name: "sandbox", checks }
+}
+
+async fn relays(config: &Config) -> Group {
+    let mut checks = Vec::new();
+    for relay in &config.relays {
+        let keys = NodeKey::ephemeral().keys().clone();
+        let one = std::slice::from_ref(relay);
+        let met = Client::connect(one, Some(keys), true, Wire::default(), RELAY_PATIENCE).await;
+        checks.push(match met {
+            Ok(_) => good(relay, "answers"),
+            Err(error) => {
+                bad(relay, error.to_string(), "check the address; the node goes on trying by itself")
+            }
+        });
+    }
+    Group { name: "relays", checks }
+}
+
+fn report(groups: &[Group], as_json: bool) -> Outcome {
+    let all_good = groups.iter().flat_map(|group| &group.checks).all(|check| check.ok);
+    let exit = if all_good { Exit::Ok } else { Exit::Failure };
+    if as_json {
+        let checks: Vec<_> = groups
+            .iter()
+            .flat_map(|group| group.checks.iter().map(move |check| (group.name, check)))
+            .map(|(group, c)| json!({ "group": group, "name": c.name, "ok": c.ok, "how": c.how, "mend": c.mend }))
+            .collect();
+        output::json(&json!({ "ok": all_good, "checks": checks }))?;
+        return Ok(exit);
+    }
+    let mut table = Table::new(&["", "room", "what", "how"]);
+    for group in groups {
+        for check in &group.checks {
+            let mark = if check.ok { Cell::toned("ok", Tone::Good) } else { Cell::toned("bad", Tone::Bad) };
+            table.row(vec![
+                mark,
+                group.name.into(),
+                output::tame(&check.name, 80).into(),
+                output::tame(&check.how, 300).into(),
+            ]);
+            if let Some(mend) = check.mend.as_ref().filter(|_| !check.ok) {
+                let mend = output::tame(mend, 300);
+                table.row(vec![
+                    "".into(),
+                    "".into(),
+                    "".into(),
+                    Cell::toned(format!("→ {mend}"), Tone::Unsure),
+                ]);
+            }
+        }
+    }
+    table.print()?;
+    output::talk(if all_good {
+        "everything is in order"
+    } else {
+        "what is bad is refused, never run with less"
+    });
+    Ok(exit)
 }

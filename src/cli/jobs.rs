@@ -1,10 +1,352 @@
-//! `coinop jobs`.
-use super::common::Common;
-use super::exit::{Exit, Failure, Outcome};
+//! `coinop jobs {list,show,logs,cancel}`: what the log of a node says, and the owner's stop. Reading works
+//! whether a node runs or not; cancelling asks the running node.
+
+use clap::{Subcommand, ValueEnum};
+use nostr_sdk::prelude::PublicKey;
+use serde_json::json;
+
+use super::common::{Common, Overrides, now_ms};
+use super::exit::{Exit, Failure, OrExit, Outcome};
+use super::output::{self, Cell, Table, Tone};
+use crate::config::Config;
+use crate::control::{self, Ask};
+use crate::keys::npub;
+use crate::store::record::{Answer, Record, Verdict};
+use crate::store::{self, Entry, JobFilter, JobRow, JobState, Store};
+
+/// Most of a log that is read back.
+const LOG_CAP_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
 
-pub fn run(_args: Args, _common: &Common) -> Outcome {
-    Err(Failure::say(Exit::Failure, "not built yet"))
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The jobs of this node, newest first
+    List {
+        /// Only those that are owed an answer
+        #[arg(long)]
+        open: bool,
+        #[arg(long, value_enum)]
+        state: Option<State>,
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        #[arg(long)]
+        json: bool,
+    },
+    /// One job with its whole history
+    Show {
+        /// The request's id, or its first digits
+        job: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// What the job's commands printed
+    Logs {
+        /// The request's id, or its first digits
+        job: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job of the running node; its customer gets an error that says so
+    Cancel {
+        /// The request's id, or its first digits
+        job: String,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    Accepted,
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl From<State> for JobState {
+    fn from(state: State) -> JobState {
+        match state {
+            State::Accepted => JobState::Accepted,
+            State::Running => JobState::Running,
+            State::Done => JobState::Done,
+            State::Failed => JobState::Failed,
+            State::Cancelled => JobState::Cancelled,
+        }
+    }
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let config = common.start_quietly(Overrides::default())?;
+    match args.command {
+        Command::List { open, state, limit, json } => {
+            let limit = usize::try_from(limit).unwrap_or(JobFilter::MOST);
+            let filter = JobFilter { open_only: open, state: state.map(Into::into), limit, before_ms: None };
+            list(&config, &filter, json)
+        }
+        Command::Show { job, json } => show(&config, &job, json),
+        Command::Logs { job, json } => logs(&config, &job, json),
+        Command::Cancel { job, json } => cancel(&config, &job, json),
+    }
+}
+
+/// `None` when no node ever ran here.
+fn open(config: &Config) -> Result<Option<Store>, Failure> {
+    match Store::read_only(&config.data_dir) {
+        Ok(store) => Ok(Some(store)),
+        Err(store::Error::Missing { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The one job whose id begins like this.
+fn find(config: &Config, id: &str) -> Result<(Store, JobRow), Failure> {
+    let none =
+        || Failure::say(Exit::Failure, format!("there is no job {id} in {}", config.data_dir.display()));
+    let store = open(config)?.ok_or_else(none)?;
+    if let Some(row) = store.job(id)? {
+        return Ok((store, row));
+    }
+    if id.is_empty() || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Failure::say(Exit::Usage, format!("{id:?} is not the beginning of a job's id")));
+    }
+    let id = id.to_ascii_lowercase();
+    let all = store.jobs(&JobFilter { limit: JobFilter::MOST, ..JobFilter::default() })?;
+    let mut alike = all.into_iter().filter(|row| row.job.starts_with(&id));
+    match (alike.next(), alike.next()) {
+        (Some(row), None) => Ok((store, row)),
+        (Some(_), Some(_)) => Err(Failure::say(Exit::Usage, format!("more than one job begins with {id}"))),
+        (None, _) => match store.refusal(&id)? {
+            Some(refusal) => {
+                let words = format!("{id} is no job: it was refused ({})", output::tame(&refusal.code, 60));
+                Err(Failure::say(Exit::Failure, words))
+            }
+            None => Err(none()),
+        },
+    }
+}
+
+fn list(config: &Config, filter: &JobFilter, as_json: bool) -> Outcome {
+    let rows = match open(config)? {
+        Some(store) => store.jobs(filter)?,
+        None => Vec::new(),
+    };
+    if as_json {
+        output::json(&rows.iter().map(to_json).collect::<Vec<_>>())?;
+        return Ok(Exit::Ok);
+    }
+    if rows.is_empty() {
+        output::talk(&format!("no such jobs in {}", config.data_dir.display()));
+        return Ok(Exit::Ok);
+    }
+    let now = now_ms();
+    let ran = |row: &JobRow| row.summary.clone().filter(|used| used.wall_ms > 0);
+    let mut table = Table::new(&["job", "skill", "state", "accepted", ">wall", ">memory", "customer", "end"]);
+    for row in &rows {
+        let used = ran(row);
+        table.row(vec![
+            output::short(&row.job).into(),
+            output::tame(&row.skill, 20).into(),
+            state(row.state),
+            output::relative(row.accepted_ms, now).into(),
+            used.as_ref().map(|s| output::span(s.wall_ms)).unwrap_or_default().into(),
+            used.as_ref().map(|s| output::bytes(s.peak_memory_bytes)).unwrap_or_default().into(),
+            output::short(&customer(row)).into(),
+            row.verdict.as_ref().map(end).unwrap_or_default().into(),
+        ]);
+    }
+    table.print()?;
+    Ok(Exit::Ok)
+}
+
+fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
+    let (store, row) = find(config, id)?;
+    let history = store.history(&row.job)?;
+    let deliveries = match &row.answer {
+        Some(answer) => store.deliveries(answer)?,
+        None => Vec::new(),
+    };
+    let answer = match &row.answer {
+        Some(answer) => store.answer(answer)?,
+        None => None,
+    };
+    if as_json {
+        let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        let relays: Vec<_> =
+            deliveries.iter().map(|(relay, a)| json!({ "relay": relay, "answer": a })).collect();
+        output::json(&json!({
+            "job": to_json(&row),
+            "request": parsed(&row.request),
+            "answer": answer.as_deref().and_then(parsed),
+            "deliveries": relays,
+            "history": history,
+        }))?;
+        return Ok(Exit::Ok);
+    }
+    let now = now_ms();
+    let mut table = Table::pairs();
+    let mut pair = |name: &str, value: Cell| table.row(vec![name.into(), value]);
+    pair("job", row.job.clone().into());
+    pair("state", state(row.state));
+    pair("skill", format!("{} (kind {})", output::tame(&row.skill, 40), row.kind).into());
+    pair("customer", customer(&row).into());
+    pair("came from", output::tame(&row.relay, 200).into());
+    pair("accepted", output::relative(row.accepted_ms, now).into());
+    if row.state.is_open() {
+        pair("answer due", output::relative(row.deadline_ms, now).into());
+    }
+    pair("attempt", row.attempt.to_string().into());
+    if let Some(commit) = &row.commit {
+        pair("commit", commit.clone().into());
+    }
+    if let Some(backend) = &row.backend {
+        pair("sandbox", output::tame(backend, 60).into());
+    }
+    if let Some(used) = &row.summary {
+        pair("wall time", output::span(used.wall_ms).into());
+        pair("CPU time", output::span(used.cpu_ms).into());
+        pair("memory", output::bytes(used.peak_memory_bytes).into());
+        pair("price", output::sats(used.price_msat).into());
+    }
+    if let Some(verdict) = &row.verdict {
+        pair("end", end(verdict).into());
+    }
+    if let Some(answer) = &row.answer {
+        pair("answer", answer.clone().into());
+    }
+    for (relay, answer) in &deliveries {
+        pair("delivered", format!("{}: {}", output::tame(relay, 200), delivery(answer)).into());
+    }
+    table.print()?;
+    output::data("")?;
+    let mut table = Table::new(&[">seq", "when", "record"]);
+    for entry in &history {
+        let when = output::relative(entry.at_ms, now);
+        table.row(vec![entry.seq.to_string().into(), when.into(), record(entry).into()]);
+    }
+    table.print()?;
+    Ok(Exit::Ok)
+}
+
+fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
+    let (store, row) = find(config, id)?;
+    let blob = row.summary.as_ref().and_then(|summary| summary.log_blob.as_deref());
+    let log = match blob {
+        Some(sha) => store.blob(sha, LOG_CAP_BYTES)?,
+        None => None,
+    };
+    if as_json {
+        let text = log.as_deref().map(String::from_utf8_lossy);
+        output::json(&json!({ "job": row.job, "state": row.state, "sha256": blob, "log": text }))?;
+        return Ok(Exit::Ok);
+    }
+    let Some(log) = log else {
+        let why = match (row.state.is_open(), blob) {
+            (true, _) => "the job has not ended; its log is kept when it has",
+            (false, None) => "no log was kept",
+            (false, Some(_)) => "the log is no longer here",
+        };
+        return Err(Failure::say(Exit::Failure, format!("job {}: {why}", output::short(&row.job))));
+    };
+    use std::io::IsTerminal;
+    if std::io::stdout().is_terminal() {
+        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
+    } else {
+        output::raw(&log)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn cancel(config: &Config, id: &str, as_json: bool) -> Outcome {
+    let (_, row) = find(config, id)?;
+    if !row.state.is_open() {
+        let words = format!("job {} has ended already: {}", output::short(&row.job), state(row.state).text);
+        return Err(Failure::say(Exit::Failure, words));
+    }
+    match control::ask(&config.data_dir, &Ask::Cancel(row.job.clone())) {
+        Ok(_) => {}
+        Err(error @ control::Error::NotRunning(_)) => {
+            return Err(error).or_exit(Exit::Held);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if as_json {
+        output::json(&json!({ "job": row.job, "cancelled": true }))?;
+    } else {
+        output::talk(&format!("job {} is being stopped", output::short(&row.job)));
+    }
+    Ok(Exit::Ok)
+}
+
+/// Without the request, which `show` gives whole.
+fn to_json(row: &JobRow) -> serde_json::Value {
+    json!({
+        "job": row.job, "customer": row.customer, "kind": row.kind, "skill": row.skill, "relay": row.relay,
+        "state": row.state, "accepted_ms": row.accepted_ms, "deadline_ms": row.deadline_ms,
+        "attempt": row.attempt, "commit": row.commit, "backend": row.backend, "answer": row.answer,
+        "summary": row.summary, "verdict": row.verdict, "updated_ms": row.updated_ms,
+    })
+}
+
+fn state(state: JobState) -> Cell {
+    match state {
+        JobState::Accepted => Cell::toned("accepted", Tone::Faint),
+        JobState::Running => Cell::toned("running", Tone::Unsure),
+        JobState::Done => Cell::toned("done", Tone::Good),
+        JobState::Failed => Cell::toned("failed", Tone::Bad),
+        JobState::Cancelled => Cell::toned("cancelled", Tone::Faint),
+    }
+}
+
+fn customer(row: &JobRow) -> String {
+    PublicKey::from_hex(&row.customer).map_or_else(|_| row.customer.clone(), |key| npub(&key))
+}
+
+fn end(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Done => "result".into(),
+        Verdict::Failed { code, reason } => output::tame(&format!("{code}: {reason}"), 100),
+        Verdict::Cancelled => "cancelled".into(),
+    }
+}
+
+fn delivery(answer: &Answer) -> String {
+    match answer {
+        Answer::Stored => "stored".into(),
+        Answer::Rejected { reason } => format!("rejected: {}", output::tame(reason, 200)),
+        Answer::GaveUp { reason } => format!("given up: {}", output::tame(reason, 200)),
+    }
+}
+
+fn record(entry: &Entry) -> String {
+    match &entry.record {
+        Record::Opened { version, .. } => format!("opened by version {version}"),
+        Record::Accepted { skill, relay, .. } => {
+            format!("accepted as {skill} from {}", output::tame(relay, 200))
+        }
+        Record::Started { attempt, backend, .. } => {
+            format!("attempt {attempt} in {}", output::tame(backend, 60))
+        }
+        Record::Pinned { commit, .. } => format!("pinned to commit {}", output::short(commit)),
+        Record::Closed { verdict, answer, .. } => {
+            format!("closed: {}; answer {}", end(verdict), output::short(answer))
+        }
+        Record::Refused { code, answered, .. } => {
+            format!("refused: {}{}", output::tame(code, 60), if *answered { ", and said so" } else { "" })
+        }
+        Record::Cancelled { by, .. } => format!("taken back by {}", output::short(by)),
+        Record::Queued { event, relays, .. } => {
+            format!("owes {} to {} relays", output::short(event), relays.len())
+        }
+        Record::Delivered { relay, answer, event } => {
+            format!("{} at {}: {}", output::short(event), output::tame(relay, 200), delivery(answer))
+        }
+        Record::Cursor { relay, until } => format!("{} read up to {until}", output::tame(relay, 200)),
+    }
 }

@@ -39,7 +39,7 @@ pub enum Command {
     /// Serve job requests from relays
     Connect(connect::Args),
     /// Send a job request and wait for its result
-    Request(request::Args),
+    Request(Box<request::Args>),
     /// List the requests on relays, and which of them this node would take
     Scan(scan::Args),
     /// The jobs of this node
@@ -65,7 +65,7 @@ pub fn run(cli: Cli) -> Outcome {
     let Cli { command, common } = cli;
     match command {
         Command::Connect(args) => connect::run(args, &common),
-        Command::Request(args) => request::run(args, &common),
+        Command::Request(args) => request::run(*args, &common),
         Command::Scan(args) => scan::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
         Command::Verify(args) => verify::run(args, &common),

@@ -79,7 +79,7 @@ async fn check(
     };
     let mut rows: Vec<Row> = findings.into_iter().map(|f| Row { what: f.what, verdict: f.verdict }).collect();
     let reply = open(event, keys);
-    let ordered = request.and_then(|request| ordered_repo(request, keys));
+    let ordered = request.cloned().or_else(|| echo(event)).and_then(|request| ordered_repo(&request, keys));
     rows.extend(repository(args, config, reply.as_ref(), ordered.as_deref()).await?);
     Ok(rows)
 }
@@ -94,6 +94,15 @@ fn open(event: &Event, keys: Option<&Keys>) -> Option<Reply> {
         (None, _) => Reply::decode(event, &Keys::generate()),
     };
     reply.ok()
+}
+
+/// The request that the result carries along, when it is genuine and the one that is answered.
+fn echo(event: &Event) -> Option<Event> {
+    let carried =
+        event.tags.iter().find(|tag| tag.as_slice().first().is_some_and(|name| name == "request"))?;
+    let request = Event::from_json(carried.as_slice().get(1)?).ok()?;
+    let answered = event.tags.event_ids().any(|id| *id == request.id);
+    (answered && request.verify().is_ok()).then_some(request)
 }
 
 fn ordered_repo(request: &Event, keys: Option<&Keys>) -> Option<String> {
@@ -142,13 +151,13 @@ async fn repository(
             "without the request (--request FILE) it is not known which was ordered",
         )),
     }
-    let folder = Scratch::new()?;
+    let folder = tempfile::Builder::new().prefix("coinop-verify-").tempdir()?;
     let options = repo::Options {
         allow_private: config.admission.allow_private_repos,
         allow_file: config.admission.allow_file_repos,
         ..config.repo.options()
     };
-    let repos = Repos::open(&folder.0, options)?;
+    let repos = Repos::open(folder.path(), options)?;
     rows.push(Row { what: "commit", verdict: verdict(repos.pin(url, Some(&commit)).await.map(|_| ())) });
     if patch {
         let applies = repos.applies(url, &commit, reply.content.clone().into_bytes()).await;
@@ -179,30 +188,6 @@ fn verdict(result: Result<(), repo::Error>) -> Verdict {
 fn bare(url: &str) -> &str {
     let url = url.trim_end_matches('/');
     url.strip_suffix(".git").unwrap_or(url)
-}
-
-/// A folder of our own for one check, removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Scratch, Failure> {
-        use std::os::unix::fs::DirBuilderExt;
-        let name = format!("coinop-verify-{}", Keys::generate().public_key().to_hex());
-        let path = std::env::temp_dir().join(name);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot make the folder {}", path.display()))?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("{} stays behind: {error}", self.0.display());
-        }
-    }
 }
 
 fn read_event(path: &Path) -> Result<Event, Failure> {

@@ -101,7 +101,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("relay.lookback_ms", 0, 30 * DAY_MS),
     number("relay.outbox_give_up_ms", 60_000, 30 * DAY_MS),
     number("relay.max_answer_relays", 0, 64),
-    number("relay.max_content_bytes", 1_024, 16 * MIB),
     number("relay.max_event_bytes", 4_096, 16 * MIB),
 ];
 

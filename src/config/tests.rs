@@ -181,11 +181,21 @@ fn lists_come_from_the_environment_with_commas_and_customers_as_npub_or_hex() {
 }
 
 #[test]
-fn the_documentation_names_every_setting() {
+fn the_documentation_has_every_setting_with_its_default() {
     let docs = include_str!("../../docs/configuration.md");
-    for setting in settings::SETTINGS {
-        assert!(docs.contains(&format!("`{}`", setting.key)), "docs/configuration.md lacks {}", setting.key);
+    let mut table = String::new();
+    let mut seen = 0;
+    for line in DEFAULT_TOML.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[') {
+            table = format!("{}.", name.trim_end_matches(']'));
+        }
+        if let Some((key, value)) = line.split_once(" = ") {
+            let row = format!("| `{table}{key}` | `{value}` |");
+            assert!(docs.contains(&row), "docs/configuration.md lacks {row}");
+            seen += 1;
+        }
     }
+    assert_eq!(seen, settings::SETTINGS.len());
 }
 
 #[test]

@@ -51,9 +51,24 @@ pub struct Progress {
 
 pub(super) enum Message {
     Offer(Offer),
-    Recorded { job: String, result: Result<(), store::Error>, done: Box<dyn FnOnce() + Send> },
-    Ended { job: String, result: Result<End, store::Error> },
-    Cancel { job: String, reply: oneshot::Sender<Result<(), Failure>> },
+    Recorded {
+        job: String,
+        result: Result<(), store::Error>,
+        done: Box<dyn FnOnce() + Send>,
+    },
+    Ended {
+        job: String,
+        result: Result<End, store::Error>,
+    },
+    Cancel {
+        job: String,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
+    /// Their customers cancelled them, and that is written down.
+    TakenBack {
+        jobs: Vec<String>,
+        by: String,
+    },
     Drain,
     Stop,
     Status(oneshot::Sender<Status>),
@@ -83,6 +98,7 @@ impl Engine {
             draining: false,
             stopped: None,
             refusals: Bucket::default(),
+            tombstones: Bucket::default(),
             answered: 0,
             tell,
         };
@@ -168,6 +184,7 @@ pub(super) struct Dispatcher {
     pub(super) draining: bool,
     pub(super) stopped: Option<String>,
     pub(super) refusals: Bucket,
+    pub(super) tombstones: Bucket,
     answered: u64,
     tell: watch::Sender<Progress>,
 }
@@ -210,6 +227,14 @@ impl Dispatcher {
                 };
                 if reply.send(answer).is_err() {
                     tracing::debug!(%job, "nobody waits for the answer to a cancel");
+                }
+            }
+            Message::TakenBack { jobs, by } => {
+                // Asked again: a request that was not known then may have come since, from somebody else.
+                for job in jobs {
+                    if self.open.get(&job).is_some_and(|open| open.customer == by) {
+                        self.stop(&job, Stop::Customer);
+                    }
                 }
             }
             Message::Drain => self.draining = true,

@@ -11,6 +11,9 @@ use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
 
+/// Cancellations of requests that we do not know, kept a minute.
+const TOMBSTONES_PER_MINUTE: u32 = 120;
+
 impl Dispatcher {
     pub(super) fn offered(&mut self, offer: Offer) {
         if self.draining || self.stopped.is_some() {
@@ -163,28 +166,36 @@ impl Dispatcher {
 
     // === cancelling
 
+    /// Kind 5 by the request's author: written down first, then the job is stopped. It may come before its
+    /// request; such tombstones are counted, because anybody can send them.
     fn offered_cancel(&mut self, offer: Offer) {
         let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
         let by = cancel.by.to_hex();
-        let mut records = Vec::new();
-        for request in &cancel.requests {
-            let request = request.to_hex();
-            match self.open.get(&request) {
-                Some(open) if open.customer == by => {}
-                Some(_) => continue, // not its author: nothing to do with this job
-                None if matches!(self.rooms.store.knows(&request, &by), Ok(false)) => {}
-                None => continue,
+        let mut jobs = Vec::new();
+        for request in cancel.requests.iter().map(|id| id.to_hex()) {
+            let counts = match self.open.get(&request) {
+                Some(open) => open.customer == by,
+                None => {
+                    matches!(self.rooms.store.knows(&request, &by), Ok(false))
+                        && self.tombstones.take(self.rooms.now_ms(), TOMBSTONES_PER_MINUTE)
+                }
+            };
+            if counts {
+                jobs.push(request);
             }
-            records.push(Record::Cancelled { request: request.clone(), by: by.clone() });
-            self.stop(&request, Stop::Customer);
         }
-        if records.is_empty() {
+        if jobs.is_empty() {
             return (offer.done)();
         }
-        let rooms = self.rooms.clone();
+        let records =
+            jobs.iter().map(|job| Record::Cancelled { request: job.clone(), by: by.clone() }).collect();
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         tokio::spawn(async move {
             match rooms.record(records).await {
-                Ok(()) => (offer.done)(),
+                Ok(()) => {
+                    (offer.done)();
+                    report(&inbox, Message::TakenBack { jobs, by }).await;
+                }
                 Err(error) => tracing::error!(%error, "a cancellation was not recorded"),
             }
         });

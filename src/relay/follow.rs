@@ -2,7 +2,7 @@
 //! a timer), and when the cursor is written down. The socket is `session.rs`'s, the check of events `verify.rs`'s.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nostr_sdk::prelude::{Alphabet, EventId, Filter, Kind, PublicKey, SingleLetterTag, Timestamp};
@@ -20,7 +20,8 @@ use crate::store::record::Record;
 
 const LIVE: &str = "live";
 const CANCELS: &str = "cancels";
-const FILL: &str = "fill";
+/// Each page has its own id, so that a late word about one is not taken for the next one's.
+const FILL: &str = "fill-";
 /// Ids in one `#e` filter, and such filters in one subscription.
 const IDS_A_FILTER: usize = 100;
 const MAX_FILTERS: usize = 8;
@@ -29,12 +30,30 @@ const SUBSCRIPTIONS: u64 = 3;
 /// Bad events before we hang up, and how many good ones make up for one bad.
 const MAX_BAD: u64 = 200;
 
+/// The page that is asked for now, and what has come of it.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    number: u64,
+    id: String,
+    page: Page,
+}
+
+impl Asked {
+    /// A new page; the one before is forgotten.
+    fn next(&mut self) -> String {
+        self.number += 1;
+        self.id = format!("{FILL}{}", self.number);
+        self.page = Page::default();
+        self.id.clone()
+    }
+}
+
 /// What the session of one of our relays reports to.
 pub(super) struct FollowSink {
     pub(super) source: Arc<Source>,
     pub(super) intake: Arc<Intake>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) page: Arc<Mutex<Page>>,
+    pub(super) page: Arc<Mutex<Asked>>,
     pub(super) signals: mpsc::UnboundedSender<Signal>,
 }
 
@@ -43,8 +62,11 @@ impl Sink for FollowSink {
         if inbox::is_ours(subscription) {
             return self.inbox.hear(&self.source, subscription, wanted, &glance, &frame);
         }
-        if subscription == FILL && wanted.may_match(&glance) {
-            self.page.lock().unwrap_or_else(PoisonError::into_inner).note(glance.created_at);
+        if subscription.starts_with(FILL) && wanted.may_match(&glance) {
+            let mut asked = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.id == subscription {
+                asked.page.note(glance.created_at);
+            }
         }
         self.intake.offer(&self.source, wanted, glance, frame).await;
     }
@@ -69,7 +91,7 @@ pub(super) struct Follow {
     pub(super) me: PublicKey,
     pub(super) source: Arc<Source>,
     pub(super) link: Arc<Mutex<Link>>,
-    pub(super) page: Arc<Mutex<Page>>,
+    pub(super) page: Arc<Mutex<Asked>>,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) clock: Clock,
     pub(super) commands: mpsc::UnboundedSender<Command>,
@@ -122,9 +144,9 @@ impl Follow {
                 changed = self.draining.changed(), if !drained => {
                     drained = changed.is_err() || *self.draining.borrow();
                     if drained {
-                        for id in [LIVE, CANCELS, FILL] {
-                            self.send(Command::Unsubscribe(id.into()));
-                        }
+                        self.send(Command::Unsubscribe(LIVE.into()));
+                        self.send(Command::Unsubscribe(CANCELS.into()));
+                        self.send(Command::Unsubscribe(self.asked().id.clone()));
                         state.fill = None;
                         state.live = false;
                     }
@@ -150,7 +172,7 @@ impl Follow {
                     self.start_fill(state);
                 }
             }
-            Signal::EndOfStored(id) if id == FILL => self.on_page(state),
+            Signal::EndOfStored(id) if id == self.asked().id => self.on_page(state),
             Signal::EndOfStored(_) => {}
             Signal::Closed { subscription, reason } => {
                 tracing::warn!(
@@ -162,7 +184,7 @@ impl Follow {
                 match subscription.as_str() {
                     // Whatever came meanwhile is a gap.
                     LIVE => (state.live, state.filled) = (false, false),
-                    FILL => self.abandon_fill(state),
+                    id if id == self.asked().id => self.abandon_fill(state),
                     _ => {}
                 }
             }
@@ -199,7 +221,7 @@ impl Follow {
             }
             if state.page_due.is_some_and(|due| due <= now) {
                 tracing::debug!(relay = self.source.relay, "a page of stored events took too long");
-                self.send(Command::Unsubscribe(FILL.into()));
+                self.send(Command::Unsubscribe(self.asked().id.clone()));
                 self.abandon_fill(state);
             }
             if state.fill.is_none()
@@ -301,8 +323,8 @@ impl Follow {
         let Some((fill, began)) = &state.fill else { return };
         match fill.next() {
             Some(filter) => {
-                *self.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
-                self.send(Command::Subscribe(FILL.into(), Wanted::new(vec![filter]), Life::Once));
+                let id = self.asked().next();
+                self.send(Command::Subscribe(id, Wanted::new(vec![filter]), Life::Once));
                 state.page_due = Some(Instant::now() + self.options.wire.page_timeout);
             }
             None => {
@@ -320,8 +342,12 @@ impl Follow {
         }
     }
 
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn on_page(&self, state: &mut State) {
-        let page = *self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = self.asked().page;
         let Some((fill, _)) = &mut state.fill else { return };
         if fill.page(page) {
             self.ask_page(state);

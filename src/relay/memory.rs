@@ -4,9 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use crate::store::Outgoing;
-use crate::store::Store;
 use crate::store::record::{Answer, Record};
+use crate::store::{Outgoing, Store};
 
 /// The store as the relay room sees it. Called from many threads; each call is quick.
 pub trait Memory: Send + Sync + 'static {
@@ -14,8 +13,9 @@ pub trait Memory: Send + Sync + 'static {
     fn cursor(&self, relay: &str) -> Option<u64>;
     /// Signed events of ours that some relay has not answered for yet.
     fn outgoing(&self) -> Vec<Outgoing>;
-    /// The request with this id (hex) is known: a job, refused, or cancelled.
-    fn knows(&self, request: &str) -> bool;
+    /// Nothing is left to do about this request (hex id) of this customer (hex key): a job, refused, or
+    /// cancelled by its author.
+    fn knows(&self, request: &str, customer: &str) -> bool;
     /// Written down soon; losing it costs a repetition, nothing more.
     fn append_lazily(&self, records: Vec<Record>);
 }
@@ -23,26 +23,28 @@ pub trait Memory: Send + Sync + 'static {
 impl Memory for Store {
     fn cursor(&self, relay: &str) -> Option<u64> {
         Store::cursor(self, relay).unwrap_or_else(|error| {
-            tracing::error!(relay, %error, "the cursor cannot be read; the look-back is asked again");
+            tracing::error!(relay, %error, "the cursor cannot be read; history is asked again");
             None
         })
     }
 
     fn outgoing(&self) -> Vec<Outgoing> {
         Store::outgoing(self).unwrap_or_else(|error| {
-            tracing::error!(%error, "what is owed cannot be read");
+            tracing::error!(%error, "what is owed cannot be read; nothing new is sent until it can");
             Vec::new()
         })
     }
 
-    fn knows(&self, request: &str) -> bool {
-        // Not known costs one more look by the dispatcher, which asks the store again.
-        self.job(request).is_ok_and(|row| row.is_some())
+    fn knows(&self, request: &str, customer: &str) -> bool {
+        Store::knows(self, request, customer).unwrap_or_else(|error| {
+            tracing::error!(request, %error, "the store cannot be asked for a request; it is handed up again");
+            false
+        })
     }
 
     fn append_lazily(&self, records: Vec<Record>) {
         if let Err(error) = Store::append_lazily(self, records) {
-            tracing::error!(%error, "a delivery or cursor was not written; it is repeated after a restart");
+            tracing::error!(%error, "cursors and relays' answers are not kept; both will be asked for again");
         }
     }
 }
@@ -90,7 +92,7 @@ impl Memory for InMemory {
         self.lock().outgoing.iter().filter(|o| !o.relays_left.is_empty()).cloned().collect()
     }
 
-    fn knows(&self, request: &str) -> bool {
+    fn knows(&self, request: &str, _: &str) -> bool {
         self.lock().known.contains(request)
     }
 

@@ -15,7 +15,7 @@ mod inbox;
 mod limits;
 pub mod local;
 mod memory;
-mod message;
+pub mod message;
 mod outbox;
 mod seen;
 mod service;
@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use address::Address;
 pub use client::{Client, Published, Received, Subscription};
-pub use memory::{InMemory, Memory, Outgoing};
+pub use memory::{InMemory, Memory};
 pub use message::{Glance, Message};
 pub use service::{Drained, Handle, Options, RelayStatus, Service};
 pub use verify::Inbound;

@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::delivery::Delivery;
 use super::session::{Command, Link, Session, Signal, Sink};
 use super::verify::Wanted;
-use super::{Address, Clock, Glance, Memory, Outgoing, Wire};
+use super::{Address, Clock, Glance, Memory, Wire};
+use crate::store::Outgoing;
 use crate::store::record::{Answer, Record};
 
 /// Connections at a time to relays that are not ours.

@@ -9,14 +9,14 @@ use nostr_sdk::prelude::{EventId, Keys, PublicKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::fill::Page;
 use super::finder::{Finder, Peer};
-use super::follow::{Follow, FollowSink};
+use super::follow::{Asked, Follow, FollowSink};
 use super::inbox::Inbox;
 use super::outbox::{Links, Note, Outbox};
 use super::session::{Command, Link, Session};
 use super::verify::{Counts, Inbound, Intake, Source};
-use super::{Address, Clock, Error, Memory, Outgoing, Wire, install_crypto};
+use super::{Address, Clock, Error, Memory, Wire, install_crypto};
+use crate::store::Outgoing;
 
 /// How the room is run.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl Service {
             let (commands, inbox) = mpsc::unbounded_channel();
             let (signals, heard) = mpsc::unbounded_channel();
             let source = Source::new(address.to_string(), memory.cursor(address.as_str()));
-            let page = Arc::new(Mutex::new(Page::default()));
+            let page = Arc::new(Mutex::new(Asked::default()));
             let link = Arc::new(Mutex::new(Link::default()));
             let sink = FollowSink {
                 source: Arc::clone(&source),

@@ -111,6 +111,10 @@ impl Source {
 
 /// Checks one frame's event alone, without pool or seen set: the customer's side.
 pub(super) fn check(frame: &str, wanted: &Wanted, counts: &Counts) -> Option<Event> {
+    parse(frame, wanted, counts).filter(|event| is_genuine(event, counts))
+}
+
+fn parse(frame: &str, wanted: &Wanted, counts: &Counts) -> Option<Event> {
     let Some(event) = message::event(frame) else {
         Counts::add(&counts.malformed);
         return None;
@@ -119,11 +123,15 @@ pub(super) fn check(frame: &str, wanted: &Wanted, counts: &Counts) -> Option<Eve
         Counts::add(&counts.unwanted);
         return None;
     }
-    if !event.verify_id() || !event.verify_signature() {
-        Counts::add(&counts.forged);
-        return None;
-    }
     Some(event)
+}
+
+fn is_genuine(event: &Event, counts: &Counts) -> bool {
+    let genuine = event.verify_id() && event.verify_signature();
+    if !genuine {
+        Counts::add(&counts.forged);
+    }
+    genuine
 }
 
 /// The pool. Dropping it ends its threads.
@@ -271,18 +279,18 @@ impl Shared {
 
     fn judge(&self, source: &Source, wanted: &Wanted, glance: Glance, frame: &str) -> Option<Event> {
         let counts = &source.counts;
-        // Verified before this process began: only its replay is dropped, nothing is believed.
-        if glance.kind != 5 && self.memory.knows(&hex::encode(glance.id)) {
-            Counts::add(&counts.duplicate);
-            return None;
-        }
-        let event = check(frame, wanted, counts)?;
+        let event = parse(frame, wanted, counts)?;
         // The glance and the parser must have read the same event.
         if event.id.as_bytes() != &glance.id {
             Counts::add(&counts.malformed);
             return None;
         }
-        Some(event)
+        // Verified before this process began: a replay is dropped, nothing is believed.
+        if glance.kind != 5 && self.memory.knows(&event.id.to_hex(), &event.pubkey.to_hex()) {
+            Counts::add(&counts.duplicate);
+            return None;
+        }
+        is_genuine(&event, counts).then_some(event)
     }
 
     fn hand_up(&self, source: &Source, event: Event, hold: Hold) {

@@ -5,8 +5,11 @@
 
 mod address;
 mod base;
+mod base85;
 mod budget;
 mod cache;
+mod diff_read;
+mod diff_write;
 mod error;
 mod fetch;
 mod http;

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use git2::{Diff, DiffFormat, DiffOptions, ObjectType, Odb, Oid, Repository};
+use git2::{ObjectType, Odb, Oid};
 use serde::{Deserialize, Serialize};
 
+use super::diff_read::{self, Part};
+use super::diff_write::{self, Side};
 use super::tree::{self, Entry, Kind, shown};
 use super::{Error, Limits, mirror, names};
 use crate::sandbox::{Change, Content};
@@ -43,8 +45,7 @@ struct Node<'a> {
 
 /// Makes the patch. Renames are not looked for, so the text depends on the two trees alone.
 pub(super) fn make(objects: &Path, commit: Oid, changes: &[Change], limits: &Limits) -> Result<Patch, Error> {
-    let repo = in_memory(objects)?;
-    let odb = repo.odb().map_err(Error::broken)?;
+    let odb = in_memory(objects)?;
     let old = mirror::tree_of(&odb, commit)?;
     let mut skipped = Vec::new();
     let mut top = Node::default();
@@ -58,21 +59,104 @@ pub(super) fn make(objects: &Path, commit: Oid, changes: &[Change], limits: &Lim
         Some(id) => id,
         None => odb.write(ObjectType::Tree, b"").map_err(Error::broken)?,
     };
-    let mut options = DiffOptions::new();
-    options.context_lines(3).interhunk_lines(0).show_binary(true).id_abbrev(40).ignore_submodules(true);
-    let find = |id| repo.find_tree(id).map_err(Error::broken);
-    let diff = repo
-        .diff_tree_to_tree(Some(&find(old)?), Some(&find(new)?), Some(&mut options))
-        .map_err(Error::broken)?;
-    let text = print(&diff, limits.patch_bytes)?;
-    let stats = diff.stats().map_err(Error::broken)?;
-    Ok(Patch {
-        diff: text,
-        files_changed: stats.files_changed() as u64,
-        lines_added: stats.insertions() as u64,
-        lines_removed: stats.deletions() as u64,
-        skipped,
-    })
+    let mut patch = Patch { skipped, ..Patch::default() };
+    let mut write = |path: &[u8], old: Option<&Entry>, new: Option<&Entry>| {
+        differ(&odb, path, old, new, &mut patch)?;
+        if patch.diff.len() as u64 > limits.patch_bytes {
+            return Err(Error::TooLarge { what: "bytes of a patch", cap: limits.patch_bytes });
+        }
+        Ok(())
+    };
+    compare(&odb, Some(old), Some(new), b"", &mut write)?;
+    Ok(patch)
+}
+
+type Write<'a> = dyn FnMut(&[u8], Option<&Entry>, Option<&Entry>) -> Result<(), Error> + 'a;
+
+/// Calls `write` for every file that differs, in the order of paths. As deep as the deeper of two trees
+/// that both passed `limits.depth`.
+fn compare(
+    odb: &Odb<'_>,
+    old: Option<Oid>,
+    new: Option<Oid>,
+    path: &[u8],
+    write: &mut Write<'_>,
+) -> Result<(), Error> {
+    if old == new {
+        return Ok(());
+    }
+    let entries = |id: Option<Oid>| -> Result<BTreeMap<Vec<u8>, Entry>, Error> {
+        let list = id.map_or(Ok(Vec::new()), |id| tree::read(odb, id))?;
+        Ok(list.into_iter().map(|e| (e.name.clone(), e)).collect())
+    };
+    let (old, new) = (entries(old)?, entries(new)?);
+    let names: std::collections::BTreeSet<&Vec<u8>> = old.keys().chain(new.keys()).collect();
+    for name in names {
+        let (a, b) = (old.get(name), new.get(name));
+        if a == b {
+            continue;
+        }
+        let here = tree::join(path, name);
+        let is_file = |e: &&Entry| matches!(e.kind, Kind::File | Kind::Executable | Kind::Symlink);
+        let (file_a, file_b) = (a.filter(is_file), b.filter(is_file));
+        let folder = |e: Option<&Entry>| e.filter(|e| e.kind == Kind::Folder).map(|e| e.id);
+        let same_kind = |a: &Entry, b: &Entry| (a.kind == Kind::Symlink) == (b.kind == Kind::Symlink);
+        // What goes is written before what takes its place.
+        match (file_a, file_b) {
+            (Some(a), Some(b)) if same_kind(a, b) => write(&here, Some(a), Some(b))?,
+            (Some(a), Some(b)) => {
+                write(&here, Some(a), None)?;
+                write(&here, None, Some(b))?;
+            }
+            (Some(a), None) => {
+                write(&here, Some(a), None)?;
+                compare(odb, None, folder(b), &here, write)?;
+            }
+            (None, Some(b)) => {
+                compare(odb, folder(a), None, &here, write)?;
+                write(&here, None, Some(b))?;
+            }
+            (None, None) => compare(odb, folder(a), folder(b), &here, write)?,
+        }
+    }
+    Ok(())
+}
+
+fn differ(
+    odb: &Odb<'_>,
+    path: &[u8],
+    old: Option<&Entry>,
+    new: Option<&Entry>,
+    patch: &mut Patch,
+) -> Result<(), Error> {
+    let read = |e: Option<&Entry>| e.map(|e| odb.read(e.id).map_err(Error::broken)).transpose();
+    let (old_object, new_object) = (read(old)?, read(new)?);
+    let (old_id, new_id) = (old.map(|e| e.id.to_string()), new.map(|e| e.id.to_string()));
+    let side = |e: Option<&Entry>,
+                id: &Option<String>,
+                object: &Option<git2::OdbObject<'_>>|
+     -> Option<(u32, String, Vec<u8>)> {
+        Some((plain_mode(e?), id.clone()?, object.as_ref()?.data().to_vec()))
+    };
+    let old = side(old, &old_id, &old_object);
+    let new = side(new, &new_id, &new_object);
+    fn view(s: &Option<(u32, String, Vec<u8>)>) -> Option<Side<'_>> {
+        s.as_ref().map(|(mode, id, bytes)| Side { mode: *mode, id, bytes })
+    }
+    let lines = diff_write::file(&mut patch.diff, path, view(&old), view(&new))?;
+    patch.files_changed += 1;
+    patch.lines_added += lines.added;
+    patch.lines_removed += lines.removed;
+    Ok(())
+}
+
+/// The modes a patch may name.
+fn plain_mode(e: &Entry) -> u32 {
+    match e.kind {
+        Kind::Executable => 0o100_755,
+        Kind::Symlink => 0o120_000,
+        _ => 0o100_644,
+    }
 }
 
 /// Whether the diff applies to the commit's tree.
@@ -83,23 +167,178 @@ pub(super) fn check(objects: &Path, commit: Oid, diff: &[u8], limits: &Limits) -
     if diff.is_empty() {
         return Ok(());
     }
-    let repo = in_memory(objects)?;
-    let tree = mirror::tree_of(&repo.odb().map_err(Error::broken)?, commit)?;
-    let tree = repo.find_tree(tree).map_err(Error::broken)?;
-    let not = |e: git2::Error| Error::DoesNotApply { why: e.message().chars().take(300).collect() };
-    let diff = Diff::from_buffer(diff).map_err(not)?;
-    repo.apply_to_tree(&tree, &diff, None).map_err(not)?;
-    Ok(())
+    let not = |why: String| Error::DoesNotApply { why: why.chars().take(300).collect() };
+    let parts = diff_read::parse(diff, limits.file_bytes).map_err(not)?;
+    let odb = mirror::open_odb(objects)?;
+    let top = mirror::tree_of(&odb, commit)?;
+    let mut after = After { odb: &odb, top, changed: BTreeMap::new() };
+    let mut total = 0u64;
+    for part in &parts {
+        let path = part.new.as_ref().or(part.old.as_ref()).map(|p| shown(p, b"")).unwrap_or_default();
+        let told = |why: String| not(format!("{}: {why}", path.trim_end_matches('/')));
+        let written = after.apply(part, limits)?.map_err(told)?;
+        total += written;
+        if total > limits.tree_bytes {
+            return Err(Error::TooLarge { what: "bytes that a patch writes", cap: limits.tree_bytes });
+        }
+    }
+    after.settle()?.map_err(not)
+}
+
+/// The commit's tree with what the patch has changed so far.
+struct After<'a> {
+    odb: &'a Odb<'a>,
+    top: Oid,
+    /// `None`: gone.
+    changed: BTreeMap<Vec<u8>, Option<(Kind, Vec<u8>)>>,
+}
+
+/// The outer error is the repository's, the inner one the patch's.
+type Verdict<T> = Result<Result<T, String>, Error>;
+
+impl After<'_> {
+    fn apply(&mut self, part: &Part, limits: &Limits) -> Verdict<u64> {
+        for path in part.old.iter().chain(&part.new) {
+            if let Some(why) = path.split(|b| *b == b'/').find_map(names::problem) {
+                return Ok(Err(why.to_string()));
+            }
+        }
+        let before = match &part.old {
+            Some(path) => match self.file(path, limits)? {
+                Some(found) => Some(found),
+                None => return Ok(Err("there is no such file".to_string())),
+            },
+            None => None,
+        };
+        let renamed = part.old.is_some() && part.new.is_some() && part.old != part.new;
+        if let Some(new) = part.new.as_ref().filter(|_| before.is_none() || renamed)
+            && self.file(new, limits)?.is_some()
+        {
+            return Ok(Err("the file is there already".to_string()));
+        }
+        let mode = |m: u32| match m {
+            0o120_000 => Kind::Symlink,
+            m if m & 0o111 != 0 => Kind::Executable,
+            _ => Kind::File,
+        };
+        let kind = before.as_ref().map(|(k, _)| *k);
+        if let (Some(said), Some(kind)) = (part.old_mode.map(mode), kind)
+            && said != kind
+        {
+            return Ok(Err(format!("it is a {kind:?} and not a {said:?}")));
+        }
+        let old = before.map(|(_, bytes)| bytes).unwrap_or_default();
+        let bytes = match part.apply(&old, limits.file_bytes) {
+            Ok(bytes) => bytes,
+            Err(why) => return Ok(Err(why)),
+        };
+        if part.new.is_none() && !matches!(part.change, diff_read::Change::Nothing) && !bytes.is_empty() {
+            return Ok(Err("it goes, but something is left in it".to_string()));
+        }
+        if let Some(old) = part.old.as_ref().filter(|_| !part.copy && (renamed || part.new.is_none())) {
+            self.changed.insert(old.clone(), None);
+        }
+        let written = bytes.len() as u64;
+        if let Some(new) = &part.new {
+            let kind = part.new_mode.map(mode).or(kind).unwrap_or(Kind::File);
+            self.changed.insert(new.clone(), Some((kind, bytes)));
+        }
+        Ok(Ok(written))
+    }
+
+    /// A file or symlink at `path`, as it stands now.
+    fn file(&self, path: &[u8], limits: &Limits) -> Result<Option<(Kind, Vec<u8>)>, Error> {
+        if let Some(known) = self.changed.get(path) {
+            return Ok(known.clone());
+        }
+        let Some(entry) = self.entry(path)? else { return Ok(None) };
+        if matches!(entry.kind, Kind::Folder | Kind::Submodule) {
+            return Ok(None);
+        }
+        let (size, _) = self.odb.read_header(entry.id).map_err(Error::broken)?;
+        if size as u64 > limits.file_bytes {
+            return Err(Error::TooLarge { what: "bytes of a file", cap: limits.file_bytes });
+        }
+        Ok(Some((entry.kind, self.odb.read(entry.id).map_err(Error::broken)?.data().to_vec())))
+    }
+
+    fn entry(&self, path: &[u8]) -> Result<Option<Entry>, Error> {
+        let mut tree = Some(self.top);
+        let mut found = None;
+        for name in path.split(|b| *b == b'/') {
+            let Some(id) = tree else { return Ok(None) };
+            found = tree::read(self.odb, id)?.into_iter().find(|e| e.name == name);
+            tree = found.as_ref().filter(|e| e.kind == Kind::Folder).map(|e| e.id);
+        }
+        Ok(found)
+    }
+
+    /// No path may be a file and a folder once all is done.
+    fn settle(&self) -> Verdict<()> {
+        for (path, now) in &self.changed {
+            if now.is_none() {
+                continue;
+            }
+            for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+                let above = path.get(..at).unwrap_or_default();
+                let is_file = match self.changed.get(above) {
+                    Some(known) => known.is_some(),
+                    None => self.entry(above)?.is_some_and(|e| e.kind != Kind::Folder),
+                };
+                if is_file {
+                    return Ok(Err(format!(
+                        "{} is a file, not a folder",
+                        shown(above, b"").trim_end_matches('/')
+                    )));
+                }
+            }
+            if let Some(folder) = self.entry(path)?.filter(|e| e.kind == Kind::Folder)
+                && self.left_in(folder.id, path)?
+            {
+                return Ok(Err(format!(
+                    "{} is a folder, not a file",
+                    shown(path, b"").trim_end_matches('/')
+                )));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether anything of the old folder stays.
+    fn left_in(&self, folder: Oid, path: &[u8]) -> Result<bool, Error> {
+        let mut stack = vec![(folder, path.to_vec())];
+        while let Some((id, at)) = stack.pop() {
+            for entry in tree::read(self.odb, id)? {
+                let here = tree::join(&at, &entry.name);
+                match entry.kind {
+                    Kind::Folder => stack.push((entry.id, here)),
+                    _ if self.changed.get(&here) == Some(&None) => {}
+                    _ => return Ok(true),
+                }
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// The mirror's objects to read, memory to write.
-fn in_memory(objects: &Path) -> Result<Repository, Error> {
+fn in_memory(objects: &Path) -> Result<Odb<'static>, Error> {
     let odb = mirror::open_odb(objects)?;
     odb.add_new_mempack_backend(1000).map_err(Error::broken)?;
-    Repository::from_odb(odb).map_err(Error::broken)
+    Ok(odb)
 }
 
 impl<'a> Node<'a> {
+    /// Whether the path is no folder now: deletions below a new file only repeat what the file says.
+    fn is_leaf(&self) -> bool {
+        let put = matches!(self.own, Some(Content::File { .. } | Content::Symlink { .. }));
+        self.below.is_empty() || (put && self.below.values().all(Node::only_deletes))
+    }
+
+    fn only_deletes(&self) -> bool {
+        matches!(self.own, None | Some(Content::Deleted)) && self.below.values().all(Node::only_deletes)
+    }
+
     fn place(&mut self, path: &'a [u8], to: &'a Content) {
         let mut node = self;
         for part in path.split(|b| *b == b'/') {
@@ -161,7 +400,7 @@ fn rebuild(
             continue;
         }
         let entry = |mode: u32, kind: Kind, id: Oid| Entry { name: name.to_vec(), mode, kind, id };
-        let after = if change.below.is_empty() {
+        let after = if change.is_leaf() {
             match change.own {
                 None => continue,
                 Some(Content::Deleted) => None,
@@ -203,22 +442,4 @@ fn rebuild(
         bytes.extend_from_slice(e.id.as_bytes());
     }
     odb.write(ObjectType::Tree, &bytes).map(Some).map_err(Error::broken)
-}
-
-fn print(diff: &Diff<'_>, cap: u64) -> Result<Vec<u8>, Error> {
-    let mut text = Vec::new();
-    let mut over = false;
-    let printed = diff.print(DiffFormat::Patch, |_, _, line| {
-        if matches!(line.origin(), '+' | '-' | ' ') {
-            text.push(line.origin() as u8);
-        }
-        text.extend_from_slice(line.content());
-        over = text.len() as u64 > cap;
-        !over
-    });
-    if over {
-        return Err(Error::TooLarge { what: "bytes of a patch", cap });
-    }
-    printed.map_err(Error::broken)?;
-    Ok(text)
 }

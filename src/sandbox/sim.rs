@@ -1,1 +1,386 @@
-//! A scripted backend.
+//! A scripted backend with the whole trait, for tests of the control path: it starts no process and touches no
+//! file. What a real sandbox enforces, it only obeys where a script says so.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Backend, Change, Check, Command, Content, Error, Event, Exit, Identity, Limit, Policy, Process, Sandbox,
+    Spec, Usage,
+};
+
+/// What a command does. The first rule that matches is taken.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// The command line's first words; empty matches every command.
+    pub argv: Vec<String>,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Step {
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    /// Sends what arrives on stdin to stdout, until stdin is closed.
+    Echo,
+    Wait(Duration),
+    /// The workspace changes; a later change of the same path replaces an earlier one.
+    Change(Change),
+    Exit(Exit),
+    /// The whole sandbox is gone, without an exit.
+    Die,
+    /// The whole sandbox ends by a limit of its policy.
+    Exceed(Limit),
+}
+
+impl Rule {
+    /// Commands that begin with these words do these steps.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>, steps: Vec<Step>) -> Rule {
+        Rule { argv: argv.into_iter().map(Into::into).collect(), steps }
+    }
+
+    fn matches(&self, argv: &[String]) -> bool {
+        argv.starts_with(&self.argv)
+    }
+}
+
+/// How `create` fails.
+#[derive(Debug, Clone)]
+pub enum CreateFault {
+    /// This clause cannot be enforced; `admit` refuses, too.
+    Unenforceable(&'static str),
+    /// The host fails, this many times; then it works.
+    Host(u32),
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    pub rules: Vec<Rule>,
+    pub create: Option<CreateFault>,
+    /// How long `create` takes.
+    pub create_delay: Duration,
+    pub usage: Usage,
+    /// Leftovers that the next `reap` finds.
+    pub leftovers: usize,
+}
+
+/// The backend. Cheap to clone; clones share the script and the count.
+#[derive(Clone)]
+pub struct Sim {
+    script: Arc<Mutex<Script>>,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    created: AtomicU64,
+    living: AtomicU64,
+    commands: Mutex<Vec<(String, Vec<String>)>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sim {
+    pub fn new(script: Script) -> Sim {
+        Sim { script: Arc::new(Mutex::new(script)), seen: Arc::default() }
+    }
+
+    /// Changes what happens from now on.
+    pub fn rescript(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut locked(&self.script));
+    }
+
+    /// Sandboxes made so far.
+    pub fn created(&self) -> u64 {
+        self.seen.created.load(Ordering::SeqCst)
+    }
+
+    /// Sandboxes not yet destroyed or dropped.
+    pub fn living(&self) -> u64 {
+        self.seen.living.load(Ordering::SeqCst)
+    }
+
+    /// Every command so far: (sandbox id, argv), in order of their start.
+    pub fn commands(&self) -> Vec<(String, Vec<String>)> {
+        locked(&self.seen.commands).clone()
+    }
+}
+
+#[async_trait]
+impl Backend for Sim {
+    fn identity(&self) -> Identity {
+        Identity { backend: "sim".to_owned(), image: "script".to_owned() }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let how = "scripted: nothing is run".to_owned();
+        vec![Check { name: "isolation".to_owned(), ok: true, how, mend: None }]
+    }
+
+    fn admit(&self, _: &Policy) -> Result<(), Error> {
+        match locked(&self.script).create {
+            Some(CreateFault::Unenforceable(clause)) => {
+                Err(Error::Unenforceable { backend: "sim", clause, why: "the script says so".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        self.admit(&spec.policy)?;
+        let delay = locked(&self.script).create_delay;
+        tokio::time::sleep(delay).await;
+        let mut script = locked(&self.script);
+        if let Some(CreateFault::Host(left)) = &mut script.create
+            && *left > 0
+        {
+            *left -= 1;
+            let source = std::io::Error::other("the script says so");
+            return Err(Error::Host { doing: "create", source });
+        }
+        self.seen.created.fetch_add(1, Ordering::SeqCst);
+        self.seen.living.fetch_add(1, Ordering::SeqCst);
+        let state = State {
+            script: script.clone(),
+            files: Mutex::default(),
+            changes: Mutex::default(),
+            limit: Mutex::default(),
+            output_left: AtomicU64::new(spec.policy.output_bytes),
+            dead: watch::Sender::new(false),
+        };
+        let state = Arc::new(state);
+        let wall = {
+            let (state, time) = (state.clone(), Duration::from_millis(spec.policy.wall_ms));
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                state.end(Some(Limit::Wall));
+            })
+        };
+        Ok(Box::new(Scripted {
+            spec,
+            state,
+            seen: self.seen.clone(),
+            started: Instant::now(),
+            wall: wall.abort_handle(),
+            counted: AtomicBool::new(true),
+        }))
+    }
+
+    async fn reap(&self) -> Result<usize, Error> {
+        Ok(std::mem::take(&mut locked(&self.script).leftovers))
+    }
+}
+
+struct State {
+    script: Script,
+    files: Mutex<BTreeMap<String, Vec<u8>>>,
+    changes: Mutex<BTreeMap<Vec<u8>, Content>>,
+    limit: Mutex<Option<Limit>>,
+    output_left: AtomicU64,
+    dead: watch::Sender<bool>,
+}
+
+impl State {
+    fn end(&self, limit: Option<Limit>) {
+        let mut kept = locked(&self.limit);
+        if !*self.dead.borrow() {
+            *kept = limit;
+            self.dead.send_replace(true);
+        }
+    }
+}
+
+struct Scripted {
+    spec: Spec,
+    state: Arc<State>,
+    seen: Arc<Seen>,
+    started: Instant,
+    wall: tokio::task::AbortHandle,
+    counted: AtomicBool,
+}
+
+impl Scripted {
+    fn alive(&self) -> Result<(), Error> {
+        if *self.state.dead.borrow() { Err(Error::Gone("the script ended it".to_owned())) } else { Ok(()) }
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.wall.abort();
+        self.state.end(None);
+        if self.counted.swap(false, Ordering::SeqCst) {
+            self.seen.living.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn workspace_path(path: &str) -> Result<&str, Error> {
+    let inside = path.strip_prefix("/workspace/").unwrap_or(path);
+    let job = path.starts_with("/job/");
+    if inside.is_empty() || inside.split('/').any(|part| part == "..") || (inside.starts_with('/') && !job) {
+        return Err(Error::BadPath(path.to_owned()));
+    }
+    Ok(inside)
+}
+
+#[async_trait]
+impl Sandbox for Scripted {
+    fn id(&self) -> &str {
+        &self.spec.id
+    }
+
+    async fn exec(&self, command: Command) -> Result<Process, Error> {
+        self.alive()?;
+        locked(&self.seen.commands).push((self.spec.id.clone(), command.argv.clone()));
+        let (stdin, input) = mpsc::channel(64);
+        let (events, read) = mpsc::channel(64);
+        let steps = self.state.script.rules.iter().find(|rule| rule.matches(&command.argv));
+        let not_found = vec![Step::Exit(Exit::NotStarted { errno: 2 })];
+        let steps = steps.map_or(not_found, |rule| rule.steps.clone());
+        let state = self.state.clone();
+        let timeout = command.timeout;
+        tokio::spawn(async move {
+            let mut dead = state.dead.subscribe();
+            let exit = tokio::select! {
+                exit = play(&state, steps, input, &events) => exit,
+                () = async { tokio::time::sleep(timeout.unwrap_or(Duration::MAX)).await } => Some(Exit::Timeout),
+                _ = dead.wait_for(|dead| *dead) => None,
+            };
+            let exit = match (*state.dead.borrow(), exit) {
+                (true, _) => locked(&state.limit).map(|limit| Exit::Limit { limit }),
+                (false, exit) => exit,
+            };
+            if let Some(exit) = exit
+                && events.send(Event::Exit(exit)).await.is_err()
+            {
+                tracing::trace!("nobody waits for this exit");
+            }
+        });
+        Ok(Process { stdin: command.stdin.then_some(stdin), events: read })
+    }
+
+    async fn read_file(&self, path: &str, cap_bytes: u64) -> Result<Vec<u8>, Error> {
+        let path = workspace_path(path)?;
+        let written = locked(&self.state.files).get(path).cloned();
+        let changed = match locked(&self.state.changes).get(path.as_bytes()) {
+            Some(Content::File { bytes, .. }) => Some(bytes.clone()),
+            Some(Content::Symlink { .. }) => return Err(Error::BadPath(path.to_owned())),
+            Some(Content::Deleted) | None => None,
+        };
+        let bytes = changed.or(written).ok_or_else(|| Error::NotFound(path.to_owned()))?;
+        if bytes.len() as u64 > cap_bytes {
+            return Err(Error::TooLarge { what: path.to_owned(), cap_bytes });
+        }
+        Ok(bytes)
+    }
+
+    async fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.alive()?;
+        let path = workspace_path(path)?;
+        locked(&self.state.files).insert(path.to_owned(), bytes.to_owned());
+        if !path.starts_with("/job/") {
+            let content = Content::File { bytes: bytes.to_owned(), executable: false };
+            locked(&self.state.changes).insert(path.as_bytes().to_owned(), content);
+        }
+        Ok(())
+    }
+
+    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
+        let changes: Vec<Change> = locked(&self.state.changes)
+            .iter()
+            .map(|(path, to)| Change { path: path.clone(), to: to.clone() })
+            .collect();
+        let size = |change: &Change| match &change.to {
+            Content::File { bytes, .. } => bytes.len(),
+            Content::Symlink { target } => target.len(),
+            Content::Deleted => 0,
+        };
+        let total: usize = changes.iter().map(|change| change.path.len() + size(change)).sum();
+        if total as u64 > cap_bytes {
+            return Err(Error::TooLarge { what: "what the job changed".to_owned(), cap_bytes });
+        }
+        Ok(changes)
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.state.end(None);
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        let wall_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(Usage { wall_ms, ..self.state.script.usage })
+    }
+
+    async fn destroy(self: Box<Self>) -> Result<Usage, Error> {
+        self.usage().await
+    }
+}
+
+/// Plays the steps; `None` when the sandbox died of them.
+async fn play(
+    state: &State,
+    steps: Vec<Step>,
+    mut input: mpsc::Receiver<Vec<u8>>,
+    events: &mpsc::Sender<Event>,
+) -> Option<Exit> {
+    for step in steps {
+        match step {
+            Step::Stdout(bytes) => tell(state, events, bytes, Event::Stdout).await?,
+            Step::Stderr(bytes) => tell(state, events, bytes, Event::Stderr).await?,
+            Step::Echo => {
+                while let Some(bytes) = input.recv().await {
+                    tell(state, events, bytes, Event::Stdout).await?;
+                }
+            }
+            Step::Wait(time) => tokio::time::sleep(time).await,
+            Step::Change(change) => {
+                locked(&state.changes).insert(change.path, change.to);
+            }
+            Step::Exit(exit) => return Some(exit),
+            Step::Die => {
+                state.end(None);
+                return None;
+            }
+            Step::Exceed(limit) => {
+                state.end(Some(limit));
+                return None;
+            }
+        }
+    }
+    Some(Exit::Code { code: 0 })
+}
+
+/// `None` when there was more output than the policy allows: the sandbox then ends by that limit.
+async fn tell(
+    state: &State,
+    events: &mpsc::Sender<Event>,
+    mut bytes: Vec<u8>,
+    wrap: fn(Vec<u8>) -> Event,
+) -> Option<()> {
+    let left = state.output_left.load(Ordering::SeqCst);
+    let allowed = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    let cut = allowed < bytes.len();
+    bytes.truncate(allowed);
+    state.output_left.store(left - allowed as u64, Ordering::SeqCst);
+    if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
+        tracing::trace!("nobody reads this output");
+    }
+    if cut {
+        state.end(Some(Limit::Output));
+        return None;
+    }
+    Some(())
+}
+
+#[cfg(test)]
+#[path = "sim_tests.rs"]
+mod tests;

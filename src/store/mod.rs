@@ -341,9 +341,9 @@ impl Store {
         self.inner.view.cursor(relay)
     }
 
-    /// Every key and value of the index, for comparing one made live with one made from the log.
+    /// Every key and value of the index, one a line, for comparing one made live with one made from the log.
     #[doc(hidden)]
-    pub fn dump_index(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, Error> {
+    pub fn dump_index(&self) -> Result<Vec<String>, Error> {
         self.inner.view.dump()
     }
 }

@@ -175,14 +175,16 @@ fn collect(pairs: impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>) 
     pairs.map(|p| p.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(index_trouble)).collect()
 }
 
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A shelf in memory.
 #[derive(Default)]
 pub(super) struct Memory {
-    maps: Mutex<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>,
+    maps: Mutex<BTreeMap<Tree, Map>>,
 }
 
 impl Memory {
-    fn with<T>(&self, tree: Tree, f: impl FnOnce(&mut BTreeMap<Vec<u8>, Vec<u8>>) -> T) -> T {
+    fn with<T>(&self, tree: Tree, f: impl FnOnce(&mut Map) -> T) -> T {
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         f(maps.entry(tree).or_default())
     }

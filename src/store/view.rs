@@ -212,12 +212,15 @@ impl View {
     }
 
     /// Everything in the index, for comparing two of them.
-    pub(super) fn dump(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, Error> {
+    pub(super) fn dump(&self) -> Result<Vec<String>, Error> {
         let reading = self.read();
         let shelf = reading.shelf()?;
         let mut all = Vec::new();
         for tree in Tree::ALL.into_iter().filter(|t| *t != Tree::Meta) {
-            all.extend(under(shelf, tree, &[])?.into_iter().map(|(k, v)| (format!("{tree:?}"), k, v)));
+            let line = |(key, value): &(Vec<u8>, Vec<u8>)| {
+                format!("{tree:?} {} = {}", key.escape_ascii(), value.escape_ascii())
+            };
+            all.extend(under(shelf, tree, &[])?.iter().map(line));
         }
         Ok(all)
     }

@@ -221,7 +221,7 @@ impl Group {
         let quota = u64::from(policy.cpu_milli) * PERIOD_US / 1000;
         match self.place(Controller::Cpu) {
             Some((Version::V1, place)) => {
-                write(place, "cpu.cfs_period_us", PERIOD_US.to_string())?;
+                // The period is what the kernel begins with.
                 write(place, "cpu.cfs_quota_us", quota.to_string())?;
             }
             Some((Version::V2, place)) => write(place, "cpu.max", format!("{quota} {PERIOD_US}"))?,

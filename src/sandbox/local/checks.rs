@@ -77,6 +77,7 @@ fn try_one(inner: &Inner, base: Option<&str>) -> Result<bool, Error> {
         pids: 8,
         open_files: 64,
         base: base.is_some(),
+        probe: true,
         ..Configure::default()
     };
     wire::send(ours.as_fd(), &ToInit::Configure(configure), &[])

@@ -82,6 +82,7 @@ fn live(born: Born, wait: &mut OwnedFd, control: &OwnedFd) -> Step<()> {
     sethostname("coinop").step("set the host name")?;
     sys::loopback_up().step("bring the loopback up")?;
     mounts::furnish()?;
+    sys::bar_capabilities().step("bar capabilities")?;
     umask(Mode::from_bits_truncate(0o022));
 
     let mut buffer = vec![0; MESSAGE_BYTES];

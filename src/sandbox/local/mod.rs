@@ -224,6 +224,7 @@ impl Inner {
             data_bytes: (!self.host.memory_cgroup).then_some(policy.memory_bytes),
             cores: self.host.cores_for(policy.cpu_milli, life.slot.number()),
             base,
+            probe: false,
         }
     }
 
@@ -259,11 +260,14 @@ impl Inner {
         let life = pre_built.life.clone();
         life.start_clock();
         let mut guard = Strike(Some(life.clone()));
-        life.group.limit(&spec.policy).map_err(host_error("limit its cgroup"))?;
-        let tree = match base {
+        let asked = match base {
             None => None,
-            Some(path) => {
-                let asked = self.nursery()?.base(&life, path).map_err(host_error("ask its helper"))?;
+            Some(path) => Some(self.nursery()?.base(&life, path).map_err(host_error("ask its helper"))?),
+        };
+        life.group.limit(&spec.policy).map_err(host_error("limit its cgroup"))?;
+        let tree = match asked {
+            None => None,
+            Some(asked) => {
                 let tree = asked.await.map_err(|_| Error::Gone("its helper has ended".to_owned()))?;
                 Some(tree.map_err(|errno| broken("overlay", io::Error::from_raw_os_error(errno)))?)
             }

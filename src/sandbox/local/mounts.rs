@@ -74,7 +74,9 @@ pub fn build_root() -> Step<()> {
     mount(Some("root"), STAGE, Some("tmpfs"), flags, Some("mode=755,size=8m,nr_inodes=4k"))
         .step("mount a tmpfs")?;
     let stage = Path::new(STAGE);
-    for folder in ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "workspace"] {
+    for folder in
+        ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "void", "workspace"]
+    {
         fs::create_dir_all(stage.join(folder)).step("make the root's folders")?;
     }
     let read_only = sys::RDONLY | sys::NOSUID | sys::NODEV;
@@ -209,14 +211,13 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
     let upper = folder(c"/run/upper")?;
     let overlay = match base {
         Some(tree) => {
-            if !sys::takes_user_attributes(upper.as_fd()) {
+            if how.probe && !sys::takes_user_attributes(upper.as_fd()) {
                 return Err(("overlay".to_owned(), io::Error::from_raw_os_error(nix::libc::EOPNOTSUPP)));
             }
             sys::move_mount(tree.as_fd(), c"/run/base").step("overlay")?;
             let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
             mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), flags, Some(layers))
                 .step("overlay")?;
-            umount2(c"/run/base", MntFlags::MNT_DETACH).step("hide the base")?;
             true
         }
         None => {
@@ -232,7 +233,8 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
         proc: folder(c"/proc")?,
         overlay,
     };
-    umount2(ATTIC, MntFlags::MNT_DETACH).step("hide the tmpfs")?;
+    // Covered for good, as nobody here may unmount; letting go of it would wait for all cores (an RCU grace period).
+    mount(Some(c"/void"), ATTIC, none, MsFlags::MS_BIND, none).step("hide the tmpfs")?;
     Ok(places)
 }
 

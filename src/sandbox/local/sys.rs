@@ -150,8 +150,8 @@ pub fn reap_one() -> Option<Reaped> {
     })
 }
 
-/// Empties every capability set of this process, the bounding set first. Nothing can be won back.
-pub fn drop_capabilities() -> io::Result<()> {
+/// Empties the bounding set: no exec will ever give a capability. Those that this process has, it keeps.
+pub fn bar_capabilities() -> io::Result<()> {
     for cap in 0..64 {
         // SAFETY: only numbers. EINVAL tells that this kernel has no such capability.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) } != 0 {
@@ -159,7 +159,12 @@ pub fn drop_capabilities() -> io::Result<()> {
         }
     }
     // SAFETY: only numbers.
-    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into())?;
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into())
+        .map(drop)
+}
+
+/// Empties the capability sets of this process. Nothing can be won back.
+pub fn drop_capabilities() -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,

@@ -90,6 +90,8 @@ pub struct Configure {
     /// The cores that the job keeps to where no cgroup caps its share.
     pub cores: Option<Vec<usize>>,
     pub base: bool,
+    /// Finds out whether the overlay has all it needs, once at the start.
+    pub probe: bool,
 }
 
 /// Init → node.

@@ -1,0 +1,224 @@
+//! `coinop connect` as a process, and the commands that look at it or steer it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use coinop::relay::local::LocalRelay;
+use coinop::repo::serve;
+use coinop::store::record::{Record, Summary, Verdict};
+use coinop::store::{Holder, Store};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Home, Said};
+
+/// A running node; killed when dropped.
+struct Node(Child);
+
+impl Node {
+    /// Returns when it serves.
+    fn start(home: &Home, args: &[&str]) -> Node {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_coinop"))
+            .args([&["connect", "--nip90", "--allow-private-repos"], args].concat())
+            .env_clear()
+            .env("HOME", home.path())
+            .env("PATH", "/usr/bin:/bin")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut told = Vec::new();
+        while !told.last().is_some_and(|line: &String| line.starts_with("serving")) {
+            match lines.next() {
+                Some(line) => told.push(line.unwrap()),
+                None => panic!("the node ended: {told:?}"),
+            }
+        }
+        // The rest is read away, so that the node never waits for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        Node(child)
+    }
+
+    fn end(mut self) -> i32 {
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.0.try_wait().unwrap().is_none() {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_job_walks_from_request_to_result_and_every_command_sees_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(LocalRelay::start()).unwrap();
+    let sources = tempfile::tempdir().unwrap();
+    let repo = sources.path().join("tool.git");
+    let commit = serve::sample_repo(&repo, &[("README.md", "# tool\n")]).unwrap();
+    let server = runtime.block_on(serve::start(&[repo], ([127, 0, 0, 1], 0).into())).unwrap();
+    let (home, customer) = (Home::new(), Home::new());
+    let (relay_url, repo_url) = (relay.url(), server.url());
+    let node = Node::start(&home, &["--relay", &relay_url]);
+
+    let second = home.run(&["connect", "--nip90", "--relay", &relay_url]);
+    assert_eq!(second.code, 7, "{second:?}");
+    assert!(second.talk.contains(&node.0.id().to_string()), "the holder is named: {second:?}");
+
+    // A patch, made, checked and verified against the repository.
+    let said = customer.run(&[
+        "request",
+        "--skill",
+        "code",
+        "--repo",
+        &repo_url,
+        "--cmd",
+        "echo more >> README.md",
+        "--relay",
+        &relay_url,
+        "--save",
+        "result.json",
+        "--json",
+    ]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let report = said.json();
+    assert_eq!(report["proof"]["commit"], commit.as_str());
+    let verified =
+        customer.run(&["verify", "result.json", "--repo", &repo_url, "--allow-private-repos", "--json"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    let findings = verified.json()["findings"].clone();
+    for what in ["repository", "commit", "patch"] {
+        let finding = findings.as_array().unwrap().iter().find(|f| f["what"] == what).unwrap();
+        assert_eq!(finding["verdict"], "ok", "{finding}");
+    }
+    let private = customer.run(&["verify", "result.json", "--repo", &repo_url, "--json"]);
+    let findings = private.json()["findings"].clone();
+    let commit_row = findings.as_array().unwrap().iter().find(|f| f["what"] == "commit").unwrap().clone();
+    assert_eq!(commit_row["verdict"], "unchecked", "a private address needs a word: {commit_row}");
+
+    // Foreign and ours, side by side.
+    let image = customer.run(&[
+        "request",
+        "--kind",
+        "5100",
+        "--task",
+        "a cat in space",
+        "--relay",
+        &relay_url,
+        "--timeout",
+        "1",
+        "--no-cancel",
+    ]);
+    assert_eq!(image.code, 5, "{image:?}");
+    let scan = home.run(&["scan", "--relay", &relay_url, "--json"]).json();
+    let verdicts: Vec<_> =
+        scan.as_array().unwrap().iter().map(|r| (&r["verdict"], &r["code"], &r["past"])).collect();
+    assert!(verdicts.contains(&(&"accept".into(), &serde_json::Value::Null, &"job done".into())), "{scan}");
+    assert!(verdicts.iter().any(|(verdict, code, _)| *verdict == "refuse" && *code == "foreign"), "{scan}");
+
+    let jobs = home.run(&["jobs", "list", "--json"]).json();
+    assert_eq!(jobs.as_array().unwrap().len(), 1, "{jobs}");
+    assert_eq!((&jobs[0]["state"], &jobs[0]["skill"]), (&"done".into(), &"code".into()));
+    let id = jobs[0]["job"].as_str().unwrap();
+    let shown = home.run(&["jobs", "show", &id[..10], "--json"]).json();
+    assert_eq!(shown["answer"]["id"], report["result_id"]);
+    assert!(shown["history"].as_array().unwrap().len() >= 4, "{shown}");
+    assert_eq!(home.run(&["jobs", "logs", id]).code, 0);
+
+    // The owner stops a job; its customer hears so.
+    let slow = std::thread::spawn(move || {
+        customer.run(&["request", "--repo", &repo_url, "--cmd", "sleep 60", "--relay", &relay_url])
+    });
+    let open = || home.run(&["jobs", "list", "--state", "running", "--json"]).json();
+    until("the slow job runs", || open().as_array().is_some_and(|jobs| jobs.len() == 1));
+    let id = open()[0]["job"].as_str().unwrap().to_string();
+    let unfinished = home.run(&["jobs", "logs", &id]);
+    assert_eq!(unfinished.code, 1);
+    assert!(unfinished.talk.contains("has not ended"), "{unfinished:?}");
+    let stopped = home.run(&["jobs", "cancel", &id[..12], "--json"]);
+    assert_eq!(stopped.code, 0, "{stopped:?}");
+    let heard: Said = slow.join().unwrap();
+    assert_eq!(heard.code, 4, "{heard:?}");
+    assert!(heard.talk.contains("cancelled"), "{heard:?}");
+    assert_eq!(home.run(&["jobs", "cancel", &id]).code, 1, "it has ended already");
+
+    let doctor = home.run(&["doctor", "--offline", "--json"]).json();
+    let row = doctor["checks"].as_array().unwrap().iter().find(|c| c["name"] == "node").unwrap().clone();
+    assert!(row["how"].as_str().unwrap().starts_with("one runs here"), "{row}");
+    assert_eq!(node.end(), 0, "SIGTERM is an orderly end");
+    assert!(!home.data_dir().join("control.sock").exists());
+}
+
+#[test]
+fn without_a_node_jobs_are_read_from_the_log_and_cannot_be_cancelled() {
+    let home = Home::new();
+    let empty = home.run(&["jobs", "list", "--json"]);
+    assert_eq!((empty.code, empty.data.trim()), (0, "[]"));
+    assert!(!home.data_dir().exists(), "looking makes nothing");
+
+    let (open, done, refused) = ("a".repeat(64), format!("ab{}", "0".repeat(62)), "f".repeat(64));
+    let accepted = |job: &str| Record::Accepted {
+        job: job.into(),
+        customer: "b".repeat(64),
+        kind: 5930,
+        skill: "generic".into(),
+        request: "{}".into(),
+        relay: "ws://127.0.0.1:1".into(),
+        deadline_ms: 4_000_000_000_000,
+    };
+    let store = Store::open(&home.data_dir(), &Holder::new("c".repeat(64))).unwrap();
+    let log = store.put_blob(b"$ make\nall \x1b[31mgood\n").unwrap();
+    let summary = Summary { wall_ms: 1_500, log_blob: Some(log), ..Summary::default() };
+    let closed =
+        Record::Closed { job: done.clone(), verdict: Verdict::Done, answer: "d".repeat(64), summary };
+    let owed = Record::Queued {
+        event: "d".repeat(64),
+        job: Some(done.clone()),
+        json: "{}".into(),
+        relays: vec![],
+        give_up_ms: 0,
+    };
+    let no = Record::Refused {
+        request: refused.clone(),
+        customer: "b".repeat(64),
+        code: "foreign".into(),
+        answered: false,
+    };
+    store.append_blocking(vec![accepted(&open), accepted(&done), no]).unwrap();
+    store.append_blocking(vec![closed, owed]).unwrap();
+    store.close().unwrap();
+
+    let table = home.run(&["jobs", "list"]);
+    assert_eq!(table.data.lines().count(), 3, "{table:?}");
+    let only = home.run(&["jobs", "list", "--open", "--json"]).json();
+    assert_eq!((only.as_array().unwrap().len(), &only[0]["job"]), (1, &open.clone().into()));
+    let logs = home.run(&["jobs", "logs", "ab0"]);
+    assert_eq!(logs.data, "$ make\nall \x1b[31mgood\n", "a pipe gets the bytes as they are");
+
+    for (id, code, words) in [
+        ("a", 2, "more than one job begins with a"),
+        ("xyz", 2, "not the beginning of a job's id"),
+        ("0123", 1, "there is no job 0123"),
+        (refused.as_str(), 1, "it was refused (foreign)"),
+    ] {
+        let said = home.run(&["jobs", "show", id]);
+        assert!(said.code == code && said.talk.contains(words), "{id}: {said:?}");
+    }
+    let said = home.run(&["jobs", "cancel", "aaa"]);
+    assert_eq!(said.code, 7, "{said:?}");
+    assert!(said.talk.contains("no node runs on"), "{said:?}");
+}

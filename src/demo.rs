@@ -64,7 +64,7 @@ pub struct Report {
     pub result_id: String,
     /// Of the result event.
     pub kind: u16,
-    /// `done`, or `unverified` when a check of the result failed.
+    /// `success`, or `unverified` when a check of the result failed.
     pub status: &'static str,
     pub commit: String,
     pub output_sha256: String,
@@ -191,7 +191,7 @@ impl Stage {
             request_id: answer.reply.request_id.to_hex(),
             result_id: answer.reply.id.to_hex(),
             kind: answer.reply.kind,
-            status: if verified { "done" } else { "unverified" },
+            status: if verified { "success" } else { "unverified" },
             commit,
             output_sha256: proof.output_sha256.clone(),
             verified,

@@ -24,7 +24,7 @@ async fn house(files: &[(&str, &str)]) -> (House, String) {
     let dir = tempfile::tempdir().unwrap();
     let repo = dir.path().join("sample.git");
     let commit = serve::sample_repo(&repo, files).unwrap();
-    let server = serve::start(&[repo.clone()], loopback()).await.unwrap();
+    let server = serve::start(std::slice::from_ref(&repo), loopback()).await.unwrap();
     let repos = Repos::open(&dir.path().join("cache"), open_options()).unwrap();
     (House { dir, repo, server, repos }, commit)
 }

@@ -193,17 +193,18 @@ pub fn cut(bytes: &[u8], cap: usize) -> String {
     if bytes.len() <= cap {
         return String::from_utf8_lossy(bytes).into_owned();
     }
-    let half = cap / 2;
-    let (head, tail) = (bytes.get(..half).unwrap_or_default(), bytes.get(bytes.len() - half..));
-    // A multi-byte character at either cut would turn into U+FFFD: drop its continuation bytes instead.
-    let head_end = head.len() - head.iter().rev().take(4).take_while(|b| **b >= 0x80).count();
-    let tail = tail.unwrap_or_default();
-    let tail_start = tail.iter().take(4).take_while(|b| (0x80..0xC0).contains(*b)).count();
+    // A cut before a continuation byte would split a character; text has at most three of them in a row.
+    let splits = |at: usize| bytes.get(at).is_some_and(|b| (0x80..0xC0).contains(b));
+    let (mut head, mut tail) = (cap / 2, bytes.len() - cap / 2);
+    for _ in 0..3 {
+        head -= usize::from(head > 0 && splits(head));
+        tail += usize::from(splits(tail));
+    }
     format!(
         "{}\n[… {} bytes left out …]\n{}",
-        String::from_utf8_lossy(head.get(..head_end).unwrap_or_default()),
-        bytes.len() - head_end - (tail.len() - tail_start),
-        String::from_utf8_lossy(tail.get(tail_start..).unwrap_or_default()),
+        String::from_utf8_lossy(bytes.get(..head).unwrap_or_default()),
+        tail - head,
+        String::from_utf8_lossy(bytes.get(tail..).unwrap_or_default()),
     )
 }
 

@@ -144,7 +144,11 @@ impl Dispatcher {
         answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
     ) {
         let id = offer.event.id;
-        tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
+        if targeted {
+            tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
+        } else {
+            tracing::debug!(%id, code = %refusal.code, reason = %refusal.reason, "request left alone");
+        }
         if !targeted || !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
             return (offer.done)();
         }

@@ -23,6 +23,9 @@ pub use engine::{Engine, Offer, Progress, Status};
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
 pub type Failure = market::Refusal;
 
+/// Relays on which a customer reads, as far as known now.
+pub type ReadRelays = Arc<dyn Fn(&PublicKey) -> Vec<String> + Send + Sync>;
+
 /// What a job is done with. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
@@ -36,7 +39,7 @@ pub struct Rooms {
     pub owe: Arc<dyn Fn(Outgoing) + Send + Sync>,
     /// Relays on which a customer says it reads (NIP-65), as far as known now. Asking for a customer who is
     /// not known begins a look-up; it never waits.
-    pub read_relays: Arc<dyn Fn(&PublicKey) -> Vec<String> + Send + Sync>,
+    pub read_relays: ReadRelays,
     /// Unix milliseconds; a value so that tests can hold it still.
     pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
 }

@@ -4,7 +4,7 @@
 //! The cursor may move to a second `t` when everything the relay had up to `t` was received (`cover`), none of
 //! it was dropped for want of room (`lag`), and none is still being handled (a `Hold`).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The state of one relay's history.
@@ -13,9 +13,8 @@ pub(super) struct Progress(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// (created_at, number) of each event received and not yet handled.
-    holds: BTreeSet<(u64, u64)>,
-    numbers: u64,
+    /// How many events of each second were received and are not yet handled.
+    holds: BTreeMap<u64, usize>,
     /// Time of the oldest event that was dropped for want of room.
     lagged_from: Option<u64>,
     /// Everything up to here was received.
@@ -27,7 +26,7 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Hold {
     progress: Arc<Progress>,
-    at: (u64, u64),
+    at: u64,
 }
 
 impl Progress {
@@ -38,12 +37,8 @@ impl Progress {
 
     /// An event was received; until the hold is dropped the cursor stays before it.
     pub(super) fn hold(self: &Arc<Self>, created_at: u64) -> Hold {
-        let mut inner = self.lock();
-        inner.numbers += 1;
-        let at = (created_at, inner.numbers);
-        inner.holds.insert(at);
-        drop(inner);
-        Hold { progress: Arc::clone(self), at }
+        *self.lock().holds.entry(created_at).or_default() += 1;
+        Hold { progress: Arc::clone(self), at: created_at }
     }
 
     /// Everything the relay has up to this second was received.
@@ -75,7 +70,7 @@ impl Progress {
         if inner.lagged_from.is_some() {
             return None;
         }
-        let open = inner.holds.first().map_or(u64::MAX, |(at, _)| at.saturating_sub(1));
+        let open = inner.holds.first_key_value().map_or(u64::MAX, |(at, _)| at.saturating_sub(1));
         let to = inner.covered_to.min(open);
         if to > inner.cursor.unwrap_or(0) {
             inner.cursor = Some(to);
@@ -86,7 +81,7 @@ impl Progress {
 
     /// Events received and not yet handled.
     pub(super) fn open(&self) -> usize {
-        self.lock().holds.len()
+        self.lock().holds.values().sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -98,14 +93,20 @@ impl Hold {
     /// The event was dropped for want of room: it has to be fetched again.
     pub(super) fn lag(self) {
         let mut inner = self.progress.lock();
-        let from = inner.lagged_from.map_or(self.at.0, |from| from.min(self.at.0));
+        let from = inner.lagged_from.map_or(self.at, |from| from.min(self.at));
         inner.lagged_from = Some(from);
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.progress.lock().holds.remove(&self.at);
+        let mut inner = self.progress.lock();
+        if let Some(count) = inner.holds.get_mut(&self.at) {
+            *count -= 1;
+            if *count == 0 {
+                inner.holds.remove(&self.at);
+            }
+        }
     }
 }
 

@@ -243,19 +243,22 @@ impl Drop for Intake {
 impl Shared {
     fn work(&self) {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut verified = Vec::with_capacity(BATCH);
         while self.take(&mut batch) {
-            for item in batch.drain(..) {
-                let (source, hold) = (Arc::clone(&item.source), item.hold);
-                let (frame, glance, wanted) = (item.frame, item.glance, item.wanted);
+            for Item { frame, glance, source, wanted, hold, _room } in batch.drain(..) {
                 let judged = catch_unwind(AssertUnwindSafe(|| self.judge(&source, &wanted, glance, &frame)));
                 match judged {
-                    Ok(Some(event)) => self.hand_up(&source, event, hold),
+                    Ok(Some(event)) => verified.push((source, event, hold)),
                     Ok(None) => drop(hold),
                     Err(_) => {
                         Counts::add(&source.counts.malformed);
                         tracing::error!(relay = source.relay, "checking an event panicked; it was dropped");
                     }
                 }
+            }
+            // Together: the reader is woken once a batch, and a batch is one event when little comes.
+            for (source, event, hold) in verified.drain(..) {
+                self.hand_up(&source, event, hold);
             }
         }
     }

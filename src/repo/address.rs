@@ -64,10 +64,10 @@ impl Location {
         let Some(Host::Domain(_) | Host::Ipv4(_) | Host::Ipv6(_)) = url.host() else {
             return Err(Error::refused("the URL has no host"));
         };
-        if let Some(Host::Domain(name)) = url.host() {
-            if name.len() > 253 || name.ends_with('.') || name.split('.').any(str::is_empty) {
-                return Err(Error::refused("the host name is malformed"));
-            }
+        if let Some(Host::Domain(name)) = url.host()
+            && (name.len() > 253 || name.ends_with('.') || name.split('.').any(str::is_empty))
+        {
+            return Err(Error::refused("the host name is malformed"));
         }
         let lowered = url.path().to_ascii_lowercase();
         if ["%00", "%0a", "%0d", "%5c"].iter().any(|bad| lowered.contains(bad)) {

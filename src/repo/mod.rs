@@ -55,9 +55,11 @@ pub struct Limits {
     pub stall_ms: u64,
     /// Objects in one pack.
     pub objects: u64,
+    /// Contents of all objects of one pack, unpacked.
+    pub unpacked_bytes: u64,
     /// Files, symlinks and folders of a tree.
     pub files: u64,
-    /// Contents of one file.
+    /// One file's contents, and any other object.
     pub file_bytes: u64,
     /// Contents of all files of a tree.
     pub tree_bytes: u64,
@@ -76,6 +78,7 @@ impl Default for Limits {
             time_ms: 120_000,
             stall_ms: 20_000,
             objects: 2_000_000,
+            unpacked_bytes: 8 << 30,
             files: 200_000,
             file_bytes: 128 << 20,
             tree_bytes: 2 << 30,

@@ -187,7 +187,8 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         let body = rules.nip11.unwrap_or_else(|| "{}".into());
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         let mut sink = [0; 2048];
-        stream.read(&mut sink).await.ok();
+        // Was peeked at already; taken off the socket so that closing does not reset it.
+        let _read = stream.read(&mut sink).await.ok();
         stream.write_all(answer.as_bytes()).await.ok();
         return;
     }

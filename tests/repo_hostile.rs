@@ -55,7 +55,8 @@ impl Forge {
 
     /// Clones over http with our own server.
     async fn checkout_with(&self, limits: Limits) -> Result<std::sync::Arc<Base>, Error> {
-        let server = serve::start(std::slice::from_ref(&self.path), "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let server =
+            serve::start(std::slice::from_ref(&self.path), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let cache = self.dir.path().join("cache");
         let repos =
             Repos::open(&cache, Options { allow_private: true, limits, ..Options::default() }).unwrap();

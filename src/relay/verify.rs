@@ -20,7 +20,7 @@ use super::{Error, Glance, Memory, lock, message};
 /// Frames waiting for a thread, bytes in all.
 const WAITING_BYTES: usize = 16 << 20;
 /// Taken from the queue by one thread at a time.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 
 /// A verified event, once. Say `done` when it is written down: until then the cursors of the relays that sent
 /// it stay before it. Dropped without `done`, it is fetched again.
@@ -158,7 +158,10 @@ impl std::fmt::Debug for Shared {
 #[derive(Default)]
 struct Queue {
     items: VecDeque<Item>,
+    /// Threads that wait and were not woken yet.
     idle: usize,
+    /// Wakings that no thread has taken note of.
+    woken: usize,
     closed: bool,
 }
 
@@ -220,9 +223,18 @@ impl Intake {
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(cost).await else { return hold.lag() };
         let item =
             Item { frame, glance, source: Arc::clone(source), wanted: Arc::clone(wanted), hold, _room: room };
-        let mut queue = lock(&self.shared.queue);
-        queue.items.push_back(item);
-        if queue.idle > 0 {
+        let wake = {
+            let mut queue = lock(&self.shared.queue);
+            queue.items.push_back(item);
+            let wake = queue.idle > 0;
+            if wake {
+                queue.idle -= 1;
+                queue.woken += 1;
+            }
+            wake
+        };
+        // A waking is a system call: one a sleeping thread, not one a frame.
+        if wake {
             self.shared.work.notify_one();
         }
     }
@@ -257,9 +269,7 @@ impl Shared {
                 }
             }
             // Together: the reader is woken once a batch, and a batch is one event when little comes.
-            for (source, event, hold) in verified.drain(..) {
-                self.hand_up(&source, event, hold);
-            }
+            self.hand_up(&mut verified);
         }
     }
 
@@ -272,7 +282,11 @@ impl Shared {
             }
             queue.idle += 1;
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            queue.idle -= 1;
+            match queue.woken.checked_sub(1) {
+                Some(rest) => queue.woken = rest,
+                // It woke by itself, or for the end.
+                None => queue.idle = queue.idle.saturating_sub(1),
+            }
         }
         // Half of what is there, so that a second thread finds something, too.
         let share = queue.items.len().div_ceil(2).min(BATCH);
@@ -296,19 +310,27 @@ impl Shared {
         is_genuine(&event, counts).then_some(event)
     }
 
-    fn hand_up(&self, source: &Source, event: Event, hold: Hold) {
-        let id = event.id.to_bytes();
-        if !lock(&self.seen).mark(id, hold) {
-            Counts::add(&source.counts.duplicate);
-            return;
+    fn hand_up(&self, verified: &mut Vec<(Arc<Source>, Event, Hold)>) {
+        let mut fresh = Vec::with_capacity(verified.len());
+        {
+            let mut seen = lock(&self.seen);
+            for (source, event, hold) in verified.drain(..) {
+                match seen.mark(event.id.to_bytes(), hold) {
+                    true => fresh.push((source, event)),
+                    false => Counts::add(&source.counts.duplicate),
+                }
+            }
         }
-        let receipt = Receipt { id, seen: Arc::clone(&self.seen), finished: AtomicBool::new(false) };
-        let inbound = Inbound { event, relay: source.relay.clone(), receipt };
-        match self.inbound.try_send(inbound) {
-            Ok(()) => Counts::add(&source.counts.verified),
-            // Dropping it marks the lag and makes it new again.
-            Err(TrySendError::Full(_)) => Counts::add(&source.counts.lagged),
-            Err(TrySendError::Closed(_)) => {}
+        for (source, event) in fresh {
+            let id = event.id.to_bytes();
+            let receipt = Receipt { id, seen: Arc::clone(&self.seen), finished: AtomicBool::new(false) };
+            let inbound = Inbound { event, relay: source.relay.clone(), receipt };
+            match self.inbound.try_send(inbound) {
+                Ok(()) => Counts::add(&source.counts.verified),
+                // Dropping it marks the lag and makes it new again.
+                Err(TrySendError::Full(_)) => Counts::add(&source.counts.lagged),
+                Err(TrySendError::Closed(_)) => {}
+            }
         }
     }
 }

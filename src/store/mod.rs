@@ -8,6 +8,7 @@ mod disk;
 mod error;
 mod frame;
 mod index;
+mod keys;
 mod lock;
 mod log;
 pub mod record;
@@ -45,7 +46,7 @@ const BLOBS: &str = "blobs";
 /// What a store may be told to do differently.
 #[derive(Clone)]
 pub struct Options {
-    /// A segment that has grown to this many bytes is followed by a new one.
+    /// A segment that has grown to this many bytes is followed by a new one; at most 1 GiB.
     pub segment_bytes: u64,
     /// Bytes of index pages kept in memory.
     pub index_cache_bytes: u64,

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::unistd::geteuid;
 
@@ -56,16 +57,14 @@ pub fn look(inner: &Inner) -> Result<Host, Error> {
         Ok(_) => {}
     }
     match try_one(inner, base.to_str()) {
-        Ok(landlock) => (host.overlay, host.landlock) = (true, landlock),
-        Err(_) => match try_one(inner, None) {
-            Ok(landlock) => host.landlock = landlock,
-            Err(why) => host.broken = Some(why.to_string()),
-        },
+        Ok(()) => host.overlay = true,
+        Err(_) => host.broken = try_one(inner, None).err().map(|why| why.to_string()),
     }
+    host.landlock = inner.landlock.load(Ordering::Relaxed);
     Ok(host)
 }
 
-fn try_one(inner: &Inner, base: Option<&str>) -> Result<bool, Error> {
+fn try_one(inner: &Inner, base: Option<&str>) -> Result<(), Error> {
     let life: Arc<Life> = inner.new_life()?;
     let end = Strike(Some(life.clone()));
     let nursery = inner.nursery()?;
@@ -92,7 +91,7 @@ fn try_one(inner: &Inner, base: Option<&str>) -> Result<bool, Error> {
     let answer = wire::receive(ours.as_fd(), &mut buffer).map_err(super::host_error("hear from its init"))?;
     drop(end);
     match answer {
-        Some((FromInit::Ready { landlock, .. }, _)) => Ok(landlock),
+        Some((FromInit::Ready { .. }, _)) => Ok(()),
         Some((FromInit::Broken { step, errno }, _)) => {
             Err(super::broken(&step, io::Error::from_raw_os_error(errno)))
         }

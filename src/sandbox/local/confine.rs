@@ -2,9 +2,11 @@
 //! limits of one command. The namespaces around it are made elsewhere (`nursery`, `mounts`).
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use landlock::{
-    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    RulesetError, path_beneath_rules,
 };
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
@@ -15,36 +17,50 @@ use super::seccomp::{self, StandIns};
 use super::sys;
 use super::wire::Configure;
 
-/// The folders where a job may write; everything else is read-only by its mount, and again by Landlock.
-const WRITABLE: [&str; 5] = ["/workspace", "/tmp", "/home/job", "/dev/shm", "/dev/null"];
+/// The newest Landlock whose rules we use; an older kernel takes what it knows of them.
+const LEVEL: ABI = ABI::V5;
 
-/// Takes every power from this process and its children, except to compute. Says whether Landlock holds, too.
-pub fn lock(how: &Configure) -> io::Result<bool> {
+/// The folders where a job may write, with the workspace; everything else is read-only by its mount, and again by Landlock.
+const WRITABLE: [&str; 4] = ["/tmp", "/home/job", "/dev/shm", "/dev/null"];
+
+/// Takes every power from this process and its children, except to compute; the folders follow with `Walls`.
+pub fn lock(stand_ins: StandIns) -> io::Result<()> {
     sys::drop_capabilities()?;
     prctl::set_no_new_privs()?;
-    let landlocked = landlock().map_err(io::Error::other)?;
-    if let Some(cores) = &how.cores {
-        let mut set = CpuSet::new();
-        for core in cores {
-            set.set(*core)?;
-        }
-        sched_setaffinity(Pid::from_raw(0), &set)?;
-    }
-    let stand_ins = StandIns { memory: how.data_bytes.is_some(), cores: how.cores.is_some() };
-    seccomp::apply(stand_ins).map_err(io::Error::other)?;
-    Ok(landlocked)
+    seccomp::apply(stand_ins).map_err(io::Error::other)
 }
 
-fn landlock() -> Result<bool, landlock::RulesetError> {
-    let abi = ABI::V5;
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(abi))?
-        .create()?
-        .add_rules(path_beneath_rules(["/"], AccessFs::from_read(abi)))?
-        .add_rules(path_beneath_rules(["/dev"], AccessFs::from_file(abi) | AccessFs::ReadDir))?
-        .add_rules(path_beneath_rules(WRITABLE, AccessFs::from_all(abi)))?
-        .restrict_self()?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+/// Landlock's rules, gathered while there is time. Where the kernel has no Landlock they do nothing.
+pub struct Walls(RulesetCreated);
+
+impl Walls {
+    /// Read and execute everywhere, write in the job's places; the workspace is not there yet.
+    pub fn gather() -> io::Result<Walls> {
+        let gathered = || {
+            Ruleset::default()
+                .handle_access(AccessFs::from_all(LEVEL))?
+                .create()?
+                .add_rules(path_beneath_rules(["/"], AccessFs::from_read(LEVEL)))?
+                .add_rules(path_beneath_rules(["/dev"], AccessFs::from_file(LEVEL) | AccessFs::ReadDir))?
+                .add_rules(path_beneath_rules(WRITABLE, AccessFs::from_all(LEVEL)))
+        };
+        gathered().map(Walls).map_err(|why: RulesetError| io::Error::other(why))
+    }
+
+    /// Closes them around this process and its children.
+    pub fn close(self, workspace: BorrowedFd<'_>) -> io::Result<()> {
+        let rule = PathBeneath::new(workspace, AccessFs::from_all(LEVEL));
+        self.0.add_rule(rule).and_then(RulesetCreated::restrict_self).map(drop).map_err(io::Error::other)
+    }
+}
+
+/// Keeps a process to some cores.
+pub fn keep_to(process: Pid, cores: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core)?;
+    }
+    Ok(sched_setaffinity(process, &set)?)
 }
 
 /// The limits of one command, set between fork and exec.

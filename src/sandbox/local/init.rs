@@ -23,8 +23,10 @@ use nix::unistd::{
     sethostname, setresgid, setresuid, setsid,
 };
 
+use super::confine::Walls;
 use super::mounts::{Named, Step};
 use super::nursery::{INSIDE_UID, close_all_but};
+use super::seccomp::StandIns;
 use super::wire::{Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{confine, mounts, sys, wire};
 
@@ -40,33 +42,34 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 const DEFAULTS: [&str; 3] = [PATH, "HOME=/home/job", "TMPDIR=/tmp"];
 
 /// The whole life of process 1, from the clone on. `wait` gives one byte when the user map is written.
-pub fn main(born: Born, mut wait: OwnedFd) -> ! {
-    let control = born.control.try_clone();
-    if let Ok(control) = control
-        && let Err((step, why)) = live(born, &mut wait, &control)
-    {
-        let errno = why.raw_os_error().unwrap_or(libc::EIO);
-        // Nobody listens when the node is gone; then there is nothing to tell either.
-        sys::exit(wire::send(control.as_fd(), &FromInit::Broken { step, errno }, &[]).is_err().into());
-    }
-    sys::exit(0)
+pub fn main(born: Born, mut wait: OwnedFd, stand_ins: StandIns) -> ! {
+    let Born { control, cgroups, base } = born;
+    let lived = live(&control, cgroups, base, &mut wait, stand_ins);
+    // Nobody listens when the node is gone; then there is nothing to tell either.
+    sys::exit(lived.is_err_and(|broken| tell_broken(&control, broken).is_err()).into())
 }
 
-fn live(born: Born, wait: &mut OwnedFd, control: &OwnedFd) -> Step<()> {
+fn live(
+    control: &OwnedFd,
+    cgroups: Vec<OwnedFd>,
+    base: Option<OwnedFd>,
+    wait: &mut OwnedFd,
+    stand_ins: StandIns,
+) -> Step<()> {
     // Stdin is the nursery's socket to the node.
     let null = open(c"/dev/null", OFlag::O_RDWR, Mode::empty()).step("open /dev/null")?;
     dup2_stdin(&null).step("let go of stdin")?;
     dup2_stdout(&null).step("let go of stdout")?;
     dup2_stderr(&null).step("let go of stderr")?;
     let mut keep: Vec<BorrowedFd<'_>> = vec![control.as_fd(), wait.as_fd()];
-    keep.extend(born.cgroups.iter().chain(&born.base).map(AsFd::as_fd));
+    keep.extend(cgroups.iter().chain(&base).map(AsFd::as_fd));
     close_all_but(&keep).step("close what is the nursery's")?;
     drop(keep);
     let mut byte = [0];
     if nix::unistd::read(wait.as_fd(), &mut byte).step("wait for the user map")? != 1 {
         return Ok(());
     }
-    for procs in &born.cgroups {
+    for procs in &cgroups {
         nix::unistd::write(procs, b"0").step("enter the cgroup")?;
     }
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWCGROUP).step("make a network namespace")?;
@@ -84,25 +87,65 @@ fn live(born: Born, wait: &mut OwnedFd, control: &OwnedFd) -> Step<()> {
     mounts::furnish()?;
     sys::bar_capabilities().step("bar capabilities")?;
     umask(Mode::from_bits_truncate(0o022));
+    mounts::settle()?;
+    let walls = Walls::gather().step("gather Landlock's rules")?;
 
-    let mut buffer = vec![0; MESSAGE_BYTES];
-    let Some((ToInit::Configure(how), mut beside)) =
-        wire::receive(control.as_fd(), &mut buffer).step("receive the policy")?
-    else {
+    let (mut told, tell) = io::pipe().step("make a pipe")?;
+    // SAFETY: this process has one thread only.
+    match unsafe { fork() }.step("fork the mover")? {
+        ForkResult::Child => {
+            drop(told);
+            move_in(control, base, tell)
+        }
+        ForkResult::Parent { .. } => drop((cgroups, base, tell)),
+    }
+    // What takes longest, installing the filter, is done before there is a job to wait for it.
+    confine::lock(stand_ins).step("lock the sandbox")?;
+    let mut policy = Vec::new();
+    // To the end: then the mover, the last with powers, has ended.
+    told.read_to_end(&mut policy).step("hear the policy")?;
+    if policy.is_empty() {
         return Ok(());
+    }
+    let how: Configure = serde_json::from_slice(&policy).map_err(io::Error::other).step("read the policy")?;
+    let to = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let workspace = open(c"/workspace", to, Mode::empty()).step("open the workspace")?;
+    walls.close(workspace.as_fd()).step("close Landlock's walls")?;
+    Init { control, how, workspace, running: HashMap::new() }.serve().step("serve")
+}
+
+/// The mover: a process of its own, which still may mount. It waits for the policy, mounts the workspace, answers
+/// the node and ends; no command has started by then.
+fn move_in(control: &OwnedFd, base: Option<OwnedFd>, mut tell: PipeWriter) -> ! {
+    let moved = || -> Step<()> {
+        let mut buffer = vec![0; MESSAGE_BYTES];
+        let Some((ToInit::Configure(how), mut beside)) =
+            wire::receive(control.as_fd(), &mut buffer).step("receive the policy")?
+        else {
+            return Ok(());
+        };
+        let base = if how.base { beside.pop().or(base) } else { None };
+        if how.base && base.is_none() {
+            return Err(("overlay".to_owned(), io::Error::from_raw_os_error(libc::ENOENT)));
+        }
+        let places = mounts::move_in(&how, base)?;
+        if let Some(cores) = &how.cores {
+            confine::keep_to(Pid::from_raw(1), cores).step("keep to its cores")?;
+        }
+        let policy = serde_json::to_vec(&how).map_err(io::Error::other).step("pass the policy on")?;
+        let ready = FromInit::Ready { overlay: places.overlay };
+        let folders =
+            [places.upper.as_fd(), places.workspace.as_fd(), places.job.as_fd(), places.proc.as_fd()];
+        wire::send(control.as_fd(), &ready, &folders).step("report")?;
+        tell.write_all(&policy).step("pass the policy on")
     };
-    let base = if how.base { beside.pop().or(born.base) } else { None };
-    let places = mounts::move_in(&how, base)?;
-    let landlock = confine::lock(&how).step("lock the sandbox")?;
-    let ready = FromInit::Ready { overlay: places.overlay, landlock };
-    let folders = [places.upper.as_fd(), places.workspace.as_fd(), places.job.as_fd(), places.proc.as_fd()];
-    wire::send(control.as_fd(), &ready, &folders).step("report")?;
-    let mountpoint = c"/workspace";
-    // Its own descriptors of the places would only keep them busy, but for the one that commands start in.
-    let workspace = open(mountpoint, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .step("open the workspace")?;
-    drop(places);
-    Init { control, how, workspace, running: HashMap::new() }.serve(&mut buffer).step("serve")
+    let moved = moved();
+    sys::exit(moved.is_err_and(|broken| tell_broken(control, broken).is_err()).into())
+}
+
+fn tell_broken(control: &OwnedFd, (step, why): (String, io::Error)) -> io::Result<()> {
+    let errno = why.raw_os_error().unwrap_or(libc::EIO);
+    wire::send(control.as_fd(), &FromInit::Broken { step, errno }, &[])
 }
 
 struct Init<'a> {
@@ -114,7 +157,8 @@ struct Init<'a> {
 }
 
 impl Init<'_> {
-    fn serve(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+    fn serve(&mut self) -> io::Result<()> {
+        let mut buffer = vec![0; MESSAGE_BYTES];
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         // Only this one blocked: any other from inside is dropped by the kernel, process 1 having no handler.
@@ -135,7 +179,7 @@ impl Init<'_> {
                 self.reap()?;
             }
             if asked {
-                match wire::receive::<ToInit>(self.control.as_fd(), buffer)? {
+                match wire::receive::<ToInit>(self.control.as_fd(), &mut buffer)? {
                     None => return Ok(()),
                     Some((request, beside)) => self.obey(request, beside)?,
                 }

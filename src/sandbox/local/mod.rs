@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,9 +33,10 @@ use sha2::{Digest, Sha256};
 
 use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
 use cell::{Cell, Control, Folders};
-use cgroup::Layout;
+use cgroup::{Controller, Layout};
 use checks::Host;
 use life::{Life, Slots};
+use seccomp::StandIns;
 use spawn::Nursery;
 use wire::{Configure, FromInit, MESSAGE_BYTES, Start, ToInit};
 
@@ -77,6 +78,7 @@ struct Inner {
     prefix: String,
     run: String,
     nursery: Mutex<Option<Arc<Nursery>>>,
+    landlock: AtomicBool,
     slots: Slots,
     numbers: AtomicU64,
     pool: Mutex<Vec<PreBuilt>>,
@@ -136,6 +138,7 @@ impl Local {
             prefix,
             run,
             nursery: Mutex::new(None),
+            landlock: AtomicBool::new(false),
             slots: Slots::new(),
             numbers: AtomicU64::new(1),
             pool: Mutex::new(Vec::new()),
@@ -174,12 +177,17 @@ impl Inner {
                 .map(str::to_owned)
                 .collect(),
             cgroup_prefix: self.run.clone(),
+            stand_ins: StandIns {
+                memory: self.layout.version(Controller::Memory).is_none(),
+                cores: self.layout.version(Controller::Cpu).is_none(),
+            },
         };
         let helper = self.options.helper.as_deref().unwrap_or(Path::new("/proc/self/exe"));
         let (nursery, hello) = Nursery::start(helper, start).map_err(host_error("start its helper"))?;
         if let Some((step, errno)) = hello.failed {
             return Err(broken(&step, io::Error::from_raw_os_error(errno)));
         }
+        self.landlock.store(hello.landlock, Ordering::Relaxed);
         *kept = Some(nursery.clone());
         Ok(nursery)
     }

@@ -36,6 +36,10 @@ const STAGE: &str = "/tmp";
 /// Inside: where the sandbox's one tmpfs is mounted while it is furnished.
 const ATTIC: &str = "/run";
 
+const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+/// Folders of ours on the tmpfs, the overlay's own two included.
+const OWN_INODES: u64 = 12;
+
 /// Links or folders beside /usr, as this host has them.
 const SYSTEM: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
@@ -185,13 +189,11 @@ pub struct Places {
     pub overlay: bool,
 }
 
-/// Mounts the one size-limited tmpfs and all writable places on it; over the base, if there is one.
-pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
+/// Mounts the sandbox's one tmpfs and its writable places, all but the workspace. Its size follows in `move_in`.
+pub fn settle() -> Step<()> {
     let none = None::<&str>;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    // Our own folders are not taken from the job's budget.
-    let data = format!("mode=755,size={},nr_inodes={}", how.disk_bytes, how.inodes.saturating_add(12));
-    mount(Some("box"), ATTIC, Some("tmpfs"), flags, Some(data.as_str())).step("mount the sandbox's tmpfs")?;
+    let small = Some("mode=755,size=64k,nr_inodes=32");
+    mount(Some("box"), ATTIC, Some("tmpfs"), INERT, small).step("mount the sandbox's tmpfs")?;
     for (folder, to) in [
         (c"/run/tmp", Some(c"/tmp")),
         (c"/run/home", Some(c"/home/job")),
@@ -206,8 +208,16 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
             mount(Some(folder), to, none, MsFlags::MS_BIND, none).step("bind a writable place")?;
         }
     }
-    let seal = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
-    mount(none, c"/job", none, seal, none).step("make /job read-only")?;
+    let seal = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | INERT;
+    mount(none, c"/job", none, seal, none).step("make /job read-only")
+}
+
+/// Gives the tmpfs its size and mounts the workspace on it; over the base, if there is one.
+pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
+    let none = None::<&str>;
+    // Our own folders are not taken from the job's budget.
+    let size = format!("size={},nr_inodes={}", how.disk_bytes, how.inodes.saturating_add(OWN_INODES));
+    mount(none, ATTIC, none, MsFlags::MS_REMOUNT | INERT, Some(size.as_str())).step("size the tmpfs")?;
     let upper = folder(c"/run/upper")?;
     let overlay = match base {
         Some(tree) => {
@@ -216,7 +226,7 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
             }
             sys::move_mount(tree.as_fd(), c"/run/base").step("overlay")?;
             let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
-            mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), flags, Some(layers))
+            mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), INERT, Some(layers))
                 .step("overlay")?;
             true
         }

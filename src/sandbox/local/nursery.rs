@@ -18,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
 use super::mounts::{Named, Step};
+use super::seccomp::StandIns;
 use super::wire::{FromNursery, Hello, MESSAGE_BYTES, Start, ToNursery};
 use super::{cgroup, init, mounts, sys, wire};
 
@@ -37,6 +38,7 @@ struct Nursery {
     gid: u32,
     host: OwnedFd,
     inside: OwnedFd,
+    stand_ins: StandIns,
     /// Living sandboxes by the pid of their init.
     living: HashMap<i32, u64>,
     /// User namespaces that map a base's owner (uid, gid) to a sandbox's uid.
@@ -59,14 +61,14 @@ pub fn main() -> io::Result<()> {
     let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut buffer = vec![0; MESSAGE_BYTES];
     let Some((start, _)) = wire::receive::<Start>(socket, &mut buffer)? else { return Ok(()) };
-    let mut nursery = match open() {
+    let mut nursery = match open(start.stand_ins) {
         Ok(nursery) => nursery,
         Err((step, why)) => {
-            let hello = Hello { failed: Some((step, errno(&why))) };
+            let hello = Hello { failed: Some((step, errno(&why))), landlock: false };
             return wire::send(socket, &FromNursery::Hello(hello), &[]);
         }
     };
-    wire::send(socket, &FromNursery::Hello(Hello::default()), &[])?;
+    wire::send(socket, &FromNursery::Hello(Hello { failed: None, landlock: sys::has_landlock() }), &[])?;
     let served = nursery.serve(socket, &ended, &mut buffer);
     nursery.close(&start);
     served
@@ -77,7 +79,7 @@ fn errno(why: &io::Error) -> i32 {
 }
 
 /// Two mount namespaces: the host's, to fetch bases from, and the one with the root that jobs get.
-fn open() -> Step<Nursery> {
+fn open(stand_ins: StandIns) -> Step<Nursery> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let root = uid == 0;
     let own = "/proc/self/ns/mnt";
@@ -93,7 +95,7 @@ fn open() -> Step<Nursery> {
     let inside = fs::File::open(own).step("keep the mount namespace")?.into();
     // Changes of credentials clear it.
     prctl::set_pdeathsig(Signal::SIGTERM).step("watch the node")?;
-    Ok(Nursery { root, uid, gid, host, inside, living: HashMap::new(), mappings: HashMap::new() })
+    Ok(Nursery { root, uid, gid, host, inside, stand_ins, living: HashMap::new(), mappings: HashMap::new() })
 }
 
 /// Maps one user and one group, each (inside, outside).
@@ -179,7 +181,7 @@ impl Nursery {
         match sys::fork_into(AT_BIRTH as u64).step("make the sandbox's namespaces")? {
             sys::Forked::Child => {
                 drop(go);
-                init::main(born, wait.into())
+                init::main(born, wait.into(), self.stand_ins)
             }
             sys::Forked::Parent { pid, pidfd } => {
                 drop((born, wait));

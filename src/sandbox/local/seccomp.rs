@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use nix::libc;
 use seccompiler::sock_filter;
+use serde::{Deserialize, Serialize};
 
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
@@ -44,7 +45,7 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWCGROUP) as u32;
 
 /// What stands in for a limit where no cgroup keeps it, and so must not be walked around.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct StandIns {
     /// Memory is counted process by process: no memory outside of processes, then.
     pub memory: bool,

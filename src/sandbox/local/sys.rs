@@ -176,6 +176,13 @@ pub fn drop_capabilities() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
 }
 
+/// Whether this kernel has Landlock and it is on.
+pub fn has_landlock() -> bool {
+    const VERSION: u32 = 1;
+    // SAFETY: asking for the version takes no attributes.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION) > 0 }
+}
+
 /// Keeps the capabilities over a change of uid.
 pub fn keep_capabilities_over_setuid() -> io::Result<()> {
     const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;

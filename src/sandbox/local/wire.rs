@@ -12,6 +12,8 @@ use nix::sys::socket::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::seccomp::StandIns;
+
 /// The longest message. A command line with its environment must fit; SEQPACKET's default buffer holds it.
 pub const MESSAGE_BYTES: usize = 128 * 1024;
 /// The most descriptors beside one message.
@@ -58,6 +60,7 @@ pub enum FromNursery {
 pub struct Hello {
     /// The step that failed and its errno; nothing can be built then.
     pub failed: Option<(String, i32)>,
+    pub landlock: bool,
 }
 
 /// Node → nursery, once, before all else.
@@ -66,6 +69,7 @@ pub struct Start {
     /// Folders in which this node makes its cgroups, and what their names begin with.
     pub cgroup_parents: Vec<String>,
     pub cgroup_prefix: String,
+    pub stand_ins: StandIns,
 }
 
 /// Node → init.
@@ -100,7 +104,6 @@ pub enum FromInit {
     /// Beside it: what the job changed, `/workspace`, `/job`, `/proc`, each as a folder.
     Ready {
         overlay: bool,
-        landlock: bool,
     },
     Broken {
         step: String,

@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use nostr_sdk::prelude::{Keys, ToBech32};
 use serde::Serialize;
 
+use crate::clock;
 use crate::config::Config;
 use crate::customer::{Answer, Customer, Heard};
 use crate::node::Node;
@@ -129,12 +130,12 @@ impl Stage {
             relays: vec![self.relay.url()],
             ..Draft::default()
         };
-        let request = draft.unsigned(&keys, now_ms() / 1000)?.sign_with_keys(&keys)?;
+        let request = draft.unsigned(&keys, clock::now_s())?.sign_with_keys(&keys)?;
         let customer = Customer::new(request.clone(), keys, Some(self.provider.public_key()));
         let mut answers = client.subscribe(vec![customer.filter()]);
         answers.stored(PATIENCE).await;
 
-        let (started, started_ms) = (Instant::now(), now_ms());
+        let (started, started_ms) = (Instant::now(), clock::now_ms());
         let elapsed = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let published = client.publish(&request, PATIENCE).await;
         ensure!(!published.is_empty(), "the relay did not answer");
@@ -218,8 +219,4 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::Bad(why) => format!("bad: {why}"),
         Verdict::Unchecked(why) => format!("not checked: {why}"),
     }
-}
-
-fn now_ms() -> u64 {
-    crate::relay::system_clock()()
 }

@@ -1,12 +1,13 @@
 //! Coinop, a NIP-90 provider node, as a library: the rooms of the house, each below naming what it does.
 //!
-//! A room imports only rooms below it: under all lie single answers such as `net`; `protocol` and `store`
-//! are the ground; `repo` and `sandbox` stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in
-//! `main.rs` only parses arguments and hands over to `cli`.
+//! A room imports only rooms below it: `clock`, `net`, `protocol` and `store` are the ground; `repo` and `sandbox`
+//! stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in `main.rs` only
+//! parses arguments and hands over to `cli`.
 
 pub mod agent;
 pub mod bench;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod customer;

@@ -10,6 +10,7 @@ use nostr_sdk::prelude::{EventId, JsonUtil, Keys};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::config::Config;
 use crate::control;
 use crate::job::{self, Engine, Offer, Rooms};
@@ -180,7 +181,7 @@ impl Node {
         let repos = Arc::new(repos(&config)?);
         let server = control::Server::bind(&config.data_dir)?;
 
-        let clock = relay::system_clock();
+        let clock = clock::system();
         let options = relay::Options {
             relays: config.relays.clone(),
             kinds: kinds.clone(),
@@ -246,7 +247,7 @@ impl Node {
             tracing::info!(open, "open jobs are taken up at the next start");
         }
         if let Some(last) = self.announced {
-            let now_s = relay::system_clock()() / 1000;
+            let now_s = clock::now_s();
             for unsigned in announcement::withdrawal(ANNOUNCED_AS, Some(last), &self.keys, now_s) {
                 // A store that takes nothing more must not keep the rest from ending in order.
                 if let Err(error) = self.publish(unsigned).await {
@@ -263,7 +264,7 @@ impl Node {
     }
 
     async fn announce(&mut self) -> Result<(), Error> {
-        let now_s = relay::system_clock()() / 1000;
+        let now_s = clock::now_s();
         let announcement = Announcement {
             name_tag: ANNOUNCED_AS.into(),
             kinds: self.kinds.clone(),
@@ -287,7 +288,7 @@ impl Node {
                 return Ok(None);
             }
         };
-        let now_ms = relay::system_clock()();
+        let now_ms = clock::now_ms();
         let outgoing = store::Outgoing {
             event: event.id.to_hex(),
             job: None,

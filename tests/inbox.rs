@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use coinop::config::{Config, Sources};
 use coinop::customer::{Answer, Customer, Heard};
@@ -68,7 +68,7 @@ impl Scene {
             encrypt,
             ..Draft::default()
         };
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let now_s = coinop::clock::now_s();
         let request = draft.unsigned(&self.customer, now_s).unwrap();
         let request = request.sign_with_keys(&self.customer).unwrap();
         publish(&client, &request).await;

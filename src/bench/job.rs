@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
             params: vec![("round".into(), number.to_string())],
             ..Draft::default()
         };
-        let now_s = crate::relay::system_clock()() / 1000;
+        let now_s = crate::clock::now_s();
         Ok(draft.unsigned(&self.keys, now_s)?.sign_with_keys(&self.keys)?)
     }
 
@@ -171,7 +171,7 @@ impl<'a> Bench<'a> {
     async fn job(&self) -> anyhow::Result<(f64, Vec<(&'static str, f64)>)> {
         let request = self.request()?;
         let mut answers = self.listen(&request, 6930).await;
-        let (started, started_ms) = (Instant::now(), crate::relay::system_clock()());
+        let (started, started_ms) = (Instant::now(), crate::clock::now_ms());
         let (_, answer) = tokio::join!(self.customer.publish(&request, PATIENCE), next(&mut answers));
         let elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
         answer?;

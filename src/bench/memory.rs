@@ -62,7 +62,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let post = |command: String| {
         let draft =
             Draft { kind: 5930, repo: Some(server.url()), commands: vec![command], ..Draft::default() };
-        let now_s = crate::relay::system_clock()() / 1000;
+        let now_s = crate::clock::now_s();
         draft.unsigned(&keys, now_s)?.sign_with_keys(&keys).map_err(anyhow::Error::from)
     };
     let mut results = client.subscribe(vec![Filter::new().kind(Kind::from(6930u16))]);

@@ -157,9 +157,3 @@ pub fn node_key(config: &Config) -> Result<NodeKey, Failure> {
     }
     Ok(key)
 }
-
-/// Unix seconds and milliseconds of this machine's clock.
-pub fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}

@@ -134,13 +134,8 @@ impl Follow<'_> {
 
     async fn take_back(&self) {
         let (request, keys) = (self.customer.request(), self.customer.keys());
-        let event = cancel(
-            &request.id,
-            request.kind.as_u16(),
-            "no longer wanted",
-            keys,
-            super::common::now_ms() / 1000,
-        );
+        let event =
+            cancel(&request.id, request.kind.as_u16(), "no longer wanted", keys, crate::clock::now_s());
         match event.sign_with_keys(keys) {
             Ok(event) => {
                 let told = self.client.publish(&event, CANCEL_PATIENCE).await;

@@ -5,9 +5,10 @@ use clap::{Subcommand, ValueEnum};
 use nostr_sdk::prelude::PublicKey;
 use serde_json::json;
 
-use super::common::{Common, Overrides, now_ms};
+use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
+use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Ask};
 use crate::keys::npub;
@@ -145,7 +146,7 @@ fn list(config: &Config, filter: &JobFilter, as_json: bool) -> Outcome {
         output::talk(&format!("no such jobs in {}", config.data_dir.display()));
         return Ok(Exit::Ok);
     }
-    let now = now_ms();
+    let now = clock::now_ms();
     let ran = |row: &JobRow| row.summary.clone().filter(|used| used.wall_ms > 0);
     let mut table = Table::new(&["job", "skill", "state", "accepted", ">wall", ">memory", "customer", "end"]);
     for row in &rows {
@@ -189,7 +190,7 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
         }))?;
         return Ok(Exit::Ok);
     }
-    let now = now_ms();
+    let now = clock::now_ms();
     let mut table = Table::pairs();
     let mut pair = |name: &str, value: Cell| table.row(vec![name.into(), value]);
     pair("job", row.job.clone().into());

@@ -7,9 +7,10 @@ use clap::Subcommand;
 use nostr_sdk::prelude::Keys;
 use serde_json::json;
 
-use super::common::{Common, Overrides, now_ms};
+use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Table};
+use crate::clock;
 use crate::keys::{self, NodeKey};
 
 #[derive(Debug, clap::Args)]
@@ -118,7 +119,7 @@ impl Place {
 impl Replace {
     fn make_room(&self, path: &std::path::Path) -> Result<(), Failure> {
         if self.replace
-            && let Some(aside) = keys::set_aside(path, now_ms() / 1000).or_exit(Exit::Config)?
+            && let Some(aside) = keys::set_aside(path, clock::now_s()).or_exit(Exit::Config)?
         {
             output::talk(&format!("the key that was here is now {}", aside.display()));
         }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use nostr_sdk::prelude::{JsonUtil, PublicKey};
 
-use super::common::{Common, Overrides, block_on, now_ms};
+use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::follow::{self, Follow};
 use super::output;
+use crate::clock;
 use crate::customer::Customer;
 use crate::keys::{self, NodeKey};
 use crate::protocol::Scheme;
@@ -192,7 +193,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 async fn send(args: Args, relays: Vec<String>, key: NodeKey) -> Outcome {
     let started = Instant::now();
     let keys = key.keys().clone();
-    let request = args.draft(&relays).unsigned(&keys, now_ms() / 1000).or_exit(Exit::Usage)?;
+    let request = args.draft(&relays).unsigned(&keys, clock::now_s()).or_exit(Exit::Usage)?;
     let request = request.sign_with_keys(&keys).map_err(|error| Failure::new(Exit::Failure, error))?;
     save(args.save_request.as_ref(), &request)?;
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use nostr_sdk::prelude::{Event, Filter, Keys, Kind, Timestamp};
 use serde_json::json;
 
-use super::common::{Common, Overrides, block_on, now_ms};
+use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
+use crate::clock;
 use crate::config::Config;
 use crate::keys::{self, NodeKey, npub};
 use crate::market::{Admission, Code, Refusal, Rules, judge};
@@ -73,7 +74,7 @@ fn node_key(config: &Config) -> Result<NodeKey, Failure> {
 
 async fn look(args: Args, config: Config, key: NodeKey, rules: Rules) -> Outcome {
     let kinds = if args.kind.is_empty() { rules.catalog.kinds() } else { args.kind.clone() };
-    let now_s = now_ms() / 1000;
+    let now_s = clock::now_s();
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let filter = Filter::new()
         .kinds(kinds.into_iter().map(Kind::from))

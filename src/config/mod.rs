@@ -173,7 +173,7 @@ pub struct Relay {
     /// How far back to ask a relay without a cursor.
     pub lookback_ms: u64,
     pub outbox_give_up_ms: u64,
-    /// Relays of the customer's choosing for one answer.
+    /// Relays of the customer's choosing for one answer, from the request or its NIP-65 list.
     pub max_answer_relays: u32,
     /// Of a whole event as JSON.
     pub max_event_bytes: u64,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use nostr_sdk::prelude::{Keys, PublicKey};
 
+use crate::clock::Clock;
 use crate::market::{self, Rules};
 use crate::repo::Repos;
 use crate::sandbox::Backend;
@@ -41,7 +42,7 @@ pub struct Rooms {
     /// not known begins a look-up; it never waits.
     pub read_relays: ReadRelays,
     /// Unix milliseconds; a value so that tests can hold it still.
-    pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+    pub clock: Clock,
 }
 
 /// The engine's bounds.

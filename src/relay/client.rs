@@ -2,7 +2,7 @@
 //! nothing on disk and has no opinion on kinds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr_sdk::prelude::{Event, Filter, JsonUtil, Keys};
@@ -14,7 +14,8 @@ use super::delivery::Delivery;
 use super::session::{Command, Link, Session, Signal, Sink};
 use super::subscriptions::Life;
 use super::verify::{Counts, Wanted, check};
-use super::{Address, Error, Glance, Wire, install_crypto, system_clock};
+use super::{Address, Error, Glance, Wire, install_crypto, lock};
+use crate::clock;
 use crate::store::record::Answer;
 
 /// Events waiting for a reader of one subscription; then the relays are held back.
@@ -145,7 +146,7 @@ impl Client {
                 address,
                 wire: wire.clone(),
                 keys: keys.clone(),
-                clock: system_clock(),
+                clock: clock::system(),
                 sink: Arc::new(sink),
                 commands: inbox,
                 link: Arc::clone(&link),
@@ -177,8 +178,8 @@ impl Client {
         let id = event.id.to_bytes();
         lock(&self.shared.state).answers.insert(id, BTreeMap::new());
         let json: Arc<str> = event.as_json().into();
-        let now_ms = system_clock()();
-        let give_up_ms = now_ms.saturating_add(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        let give_up_ms =
+            clock::now_ms().saturating_add(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
         for relay in &self.relays {
             let delivery =
                 Delivery { id, names: vec![relay.name.clone()], json: Arc::clone(&json), give_up_ms };
@@ -355,8 +356,4 @@ impl Sink for ClientSink {
     fn is_hostile(&self) -> bool {
         Counts::of(&self.shared.counts.forged) > 1000
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

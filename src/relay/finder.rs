@@ -1,13 +1,14 @@
 //! Asks our own relays where customers read: a one-off REQ on their sessions, for many customers at once, within a
 //! bounded time. What comes of it is kept by `inbox.rs`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr_sdk::prelude::{Filter, Kind, PublicKey};
 use tokio::sync::{mpsc, watch};
 
 use super::inbox::Inbox;
+use super::lock;
 use super::session::{Command, Link};
 use super::subscriptions::Life;
 use super::verify::Wanted;
@@ -75,7 +76,7 @@ impl Peer {
     /// It lets us have one subscription more than `follow.rs` needs: that is three, or one where fewer are
     /// allowed.
     fn can_be_asked(&self, connected: bool) -> bool {
-        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = lock(&self.link);
         (link.connected || !connected)
             && link.limits.max_subscriptions.is_none_or(|most| most == 2 || most > 3)
     }

@@ -3,14 +3,14 @@
 //! resolving its name (`address.rs`); which answers go there is `job`'s business.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nostr_sdk::prelude::{Event, EventId, PublicKey};
 use tokio::sync::{Notify, mpsc};
 
 use super::session::Signal;
 use super::verify::{Counts, Source, Wanted, check};
-use super::{Address, Clock, Glance};
+use super::{Address, Clock, Glance, lock};
 
 /// Subscription ids that begin so are ours.
 const PREFIX: &str = "reads-";
@@ -173,7 +173,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -23,9 +23,9 @@ mod session;
 mod subscriptions;
 pub mod verify;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use address::Address;
 pub use client::{Client, Published, Received, Subscription};
@@ -34,8 +34,7 @@ pub use message::{Glance, Message};
 pub use service::{Drained, Handle, Options, RelayStatus, Service};
 pub use verify::Inbound;
 
-/// Unix milliseconds, as a value so that a test can hold time still.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+use crate::clock::Clock;
 
 /// What went wrong with a relay, or with what somebody called one.
 #[derive(Debug, thiserror::Error)]
@@ -112,12 +111,10 @@ impl Default for Wire {
     }
 }
 
-/// The wall clock.
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+/// The locks of this room guard caches, counts and status. When a holder has panicked, going on with them is better
+/// than not being reachable any more.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes ring the process's TLS provider. Safe to call often; whoever was first stays.

@@ -2,7 +2,7 @@
 //! relays that are not ours, and writes down every relay's last word. When to try again is `delivery.rs`'s.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr_sdk::prelude::{EventId, Keys};
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::delivery::Delivery;
 use super::session::{Command, Link, Session, Signal, Sink};
 use super::verify::Wanted;
-use super::{Address, Clock, Glance, Memory, Wire};
+use super::{Address, Clock, Glance, Memory, Wire, lock};
 use crate::store::Outgoing;
 use crate::store::record::{Answer, Record};
 
@@ -177,7 +177,7 @@ impl Outbox {
         }
         let (commands, inbox) = mpsc::unbounded_channel();
         let link = Arc::new(Mutex::new(Link::default()));
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(address.clone(), Arc::clone(&link));
+        lock(&self.links).insert(address.clone(), Arc::clone(&link));
         let session = Session {
             address: address.clone(),
             allow_private: self.allow_private,
@@ -205,7 +205,7 @@ impl Outbox {
     fn on_ended(&mut self, state: &mut State, address: &Address) {
         state.others.remove(address);
         state.handed.remove(address);
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+        lock(&self.links).remove(address);
         let mut lost = false;
         for relays in state.tracked.values_mut() {
             let before = relays.len();

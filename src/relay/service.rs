@@ -2,7 +2,7 @@
 //! channel. It wires the parts together and holds no logic of its own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr_sdk::prelude::{EventId, Keys, PublicKey};
@@ -15,7 +15,7 @@ use super::inbox::Inbox;
 use super::outbox::{Links, Note, Outbox};
 use super::session::{Command, Link, Session};
 use super::verify::{Counts, Inbound, Intake, Source};
-use super::{Address, Clock, Error, Memory, Wire, install_crypto};
+use super::{Address, Clock, Error, Memory, Wire, install_crypto, lock};
 use crate::store::Outgoing;
 
 /// How the room is run.
@@ -350,8 +350,4 @@ fn status(address: &Address, link: Link, source: Option<&Arc<Source>>) -> RelayS
         open: source.map_or(0, |source| source.progress.open()),
         cursor: source.and_then(|source| source.progress.cursor()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 //! `outbox.rs`.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use nostr_sdk::prelude::{EventBuilder, JsonUtil, Keys, RelayUrl};
@@ -17,7 +17,7 @@ use super::limits::Limits;
 use super::message::{self, Message};
 use super::subscriptions::{Ended, Life, Subscriptions};
 use super::verify::Wanted;
-use super::{Address, Clock, Error, Glance, Wire};
+use super::{Address, Clock, Error, Glance, Wire, lock};
 use crate::store::record::Answer;
 
 /// Frames that are no relay messages before we hang up.
@@ -433,8 +433,4 @@ impl<S: Sink> Session<S> {
         let event = EventBuilder::auth(challenge, url).sign_with_keys(keys).ok()?;
         Some((event.id.to_bytes(), event.as_json()))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use nostr_sdk::prelude::{Event, Filter, MatchEventOptions};
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::cursor::{Hold, Progress};
 use super::seen::Seen;
-use super::{Error, Glance, Memory, message};
+use super::{Error, Glance, Memory, lock, message};
 
 /// Frames waiting for a thread, bytes in all.
 const WAITING_BYTES: usize = 16 << 20;
@@ -363,8 +363,4 @@ impl Drop for Receipt {
             hold.lag();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,7 +21,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use self::lock::Locks;
 use self::log::{Position, Reader};
@@ -30,6 +30,8 @@ use self::shelf::Memory;
 use self::tail::{Placed, Tail};
 use self::view::{Source, View};
 use self::writer::{Applied, Writer};
+
+use crate::clock::{self, Clock};
 
 pub use self::blob::BLOB_MAX_BYTES;
 pub use self::error::{Damage, Error};
@@ -40,9 +42,6 @@ pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoin
 const LOG: &str = "log";
 const INDEX: &str = "index";
 const BLOBS: &str = "blobs";
-
-/// Tells the time in Unix milliseconds.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// What a store may be told to do differently.
 #[derive(Clone)]
@@ -65,10 +64,7 @@ impl Default for Options {
             index_cache_bytes: 4 * 1024 * 1024,
             index_patience: Duration::from_secs(20),
             key_locks: None,
-            clock: Arc::new(|| {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-            }),
+            clock: clock::system(),
         }
     }
 }

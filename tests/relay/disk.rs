@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coinop::relay::{Memory, Service, system_clock};
+use coinop::clock;
+use coinop::relay::{Memory, Service};
 use coinop::store::record::{Answer, Record};
 use coinop::store::{Holder, Store};
 use nostr_sdk::prelude::*;
@@ -36,7 +37,7 @@ async fn cursor_known_requests_and_answers_survive_a_restart_on_the_store() {
         let store = Store::open(dir.path(), &holder).unwrap();
         let memory: Arc<dyn Memory> = Arc::new(store.clone());
         let (handle, mut events) =
-            Service::start(options(&[&relay]), memory, keys.clone(), system_clock()).unwrap();
+            Service::start(options(&[&relay]), memory, keys.clone(), clock::system()).unwrap();
         for _ in 0..5 {
             let inbound = events.recv().await.unwrap();
             store.append(vec![accepted(&inbound.event, &inbound.relay)]).await.unwrap();
@@ -62,7 +63,7 @@ async fn cursor_known_requests_and_answers_survive_a_restart_on_the_store() {
     assert!(store.outgoing().unwrap().is_empty());
     let memory: Arc<dyn Memory> = Arc::new(store.clone());
     let asked = relay.asked("fill").len();
-    let (handle, mut events) = Service::start(options(&[&relay]), memory, keys, system_clock()).unwrap();
+    let (handle, mut events) = Service::start(options(&[&relay]), memory, keys, clock::system()).unwrap();
     let status = || handle.status().into_iter().find(|s| s.relay == relay.url()).unwrap();
     until("the history was replayed", || status().duplicate >= 10).await;
     assert!(events.try_recv().is_err(), "known requests come no more");

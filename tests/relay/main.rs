@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coinop::relay::{Handle, InMemory, Inbound, Memory, Options, RelayStatus, Service, Wire, system_clock};
+use coinop::clock;
+use coinop::relay::{Handle, InMemory, Inbound, Memory, Options, RelayStatus, Service, Wire};
 use fake::Fake;
 use nostr_sdk::prelude::*;
 use tokio::sync::mpsc;
@@ -62,7 +63,7 @@ impl Node {
 
     pub fn with_keys(options: Options, memory: Arc<InMemory>, keys: Keys) -> Self {
         let shared: Arc<dyn Memory> = Arc::clone(&memory) as _;
-        let (handle, events) = Service::start(options, shared, keys, system_clock()).unwrap();
+        let (handle, events) = Service::start(options, shared, keys, clock::system()).unwrap();
         Self { handle, events, memory }
     }
 
@@ -107,7 +108,7 @@ impl Node {
 }
 
 pub fn now() -> u64 {
-    system_clock()() / 1000
+    clock::now_s()
 }
 
 /// A signed request, `age` seconds old.

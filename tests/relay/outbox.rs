@@ -18,7 +18,7 @@ fn owing(relays: &[String], give_up_in: Duration, options: Options) -> (Node, Ev
 }
 
 fn owe(node: &Node, event: &Event, relays: &[String], give_up_in: Duration) {
-    let give_up_ms = coinop::relay::system_clock()() + give_up_in.as_millis() as u64;
+    let give_up_ms = coinop::clock::now_ms() + give_up_in.as_millis() as u64;
     node.memory.queue(Outgoing {
         event: event.id.to_hex(),
         job: None,

@@ -100,28 +100,15 @@ impl Walk {
         }
         let here =
             names(upper.try_clone().map_err(|source| Error::Host { doing: "list a folder", source })?)?;
-        for name in &here {
-            if depth == 0 && name.to_bytes() == b".git" {
-                continue;
-            }
-            let before = path.len();
-            if before > 0 {
-                path.push(b'/');
-            }
-            path.extend_from_slice(name.to_bytes());
+        let counts = |name: &&CString| depth > 0 || name.to_bytes() != b".git";
+        for name in here.iter().filter(counts) {
+            let before = enter(path, name);
             self.entry(upper.as_fd(), base.as_ref().map(AsFd::as_fd), name, path, whole, depth)?;
             path.truncate(before);
         }
         let Some(base) = base.filter(|_| whole) else { return Ok(()) };
-        for name in names(base)?.difference(&here) {
-            if depth == 0 && name.to_bytes() == b".git" {
-                continue;
-            }
-            let before = path.len();
-            if before > 0 {
-                path.push(b'/');
-            }
-            path.extend_from_slice(name.to_bytes());
+        for name in names(base)?.difference(&here).filter(counts) {
+            let before = enter(path, name);
             self.tell(path, Content::Deleted)?;
             path.truncate(before);
         }
@@ -189,6 +176,16 @@ impl Walk {
             _ => Ok(()),
         }
     }
+}
+
+/// Goes one name deeper; the length to cut back to.
+fn enter(path: &mut Vec<u8>, name: &CStr) -> usize {
+    let before = path.len();
+    if before > 0 {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name.to_bytes());
+    before
 }
 
 fn same(base: BorrowedFd<'_>, name: &CStr, bytes: &[u8]) -> Result<bool, Error> {

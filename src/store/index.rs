@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
 use super::log::{self, End, Position};
-use super::shelf::{Shelf, Sled, Tree};
+use super::shelf::{Overlay, Shelf, Sled, Slots, Tree};
 use super::tail::Placed;
 use super::{Damage, Error};
 
@@ -161,6 +161,7 @@ fn rebuild(
     let mut index = Index { dir: dir.to_path_buf(), generation, shelf };
     index.sweep()?;
     let mut frames = 0_u64;
+    let overlay = Overlay::new(index.shelf());
     let end = log::scan(log_dir, false, &mut |met| {
         frames += 1;
         if let Some(clean) = clean
@@ -170,8 +171,9 @@ fn rebuild(
             return Err(rewritten(log_dir, met.seq));
         }
         let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
-        apply::apply(index.shelf(), &placed, &log::records(log_dir, met)?)
+        apply::apply(&overlay, &placed, &log::records(log_dir, met)?)
     })?;
+    overlay.settle()?;
     if frames > REOPEN_AFTER_FRAMES {
         put_applied(index.shelf(), &end.position)?;
         index.shelf.flush()?;

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk::{names, trouble};
 use super::frame::{self, HEADER_BYTES, Hash, SEGMENT_HEADER_BYTES};
+use super::keys::Place;
 use super::record::Record;
+use super::rows::Entry;
 use super::{Damage, Error};
 
 const ENDING: &str = ".log";
@@ -319,8 +321,9 @@ impl Reader {
         Reader { dir: dir.to_path_buf(), files: Mutex::default() }
     }
 
-    /// Records of the frame at a place that the index knows, with its time.
-    pub(super) fn read(&self, segment: u64, offset: u64) -> Result<(u64, Vec<Record>), Error> {
+    /// The record at a place that the index knows, with its batch's seq and time.
+    pub(super) fn record(&self, place: &Place) -> Result<Entry, Error> {
+        let (segment, offset) = (place.segment, u64::from(place.offset));
         let path = segment_path(&self.dir, segment);
         let file = self.file(segment, &path)?;
         let found = read_frame(&file, offset).map_err(trouble("read", &path))?;
@@ -335,7 +338,9 @@ impl Reader {
         };
         let met =
             Met { segment, offset, seq: header.seq, at_ms: header.at_ms, hash: Hash::default(), body: &body };
-        Ok((header.at_ms, records(&self.dir, &met)?))
+        let record = records(&self.dir, &met)?.into_iter().nth(usize::from(place.nth));
+        let record = record.ok_or_else(|| Error::Index { why: format!("no record at {place:?}") })?;
+        Ok(Entry { seq: header.seq, at_ms: header.at_ms, record })
     }
 
     fn file(&self, segment: u64, path: &Path) -> Result<Arc<File>, Error> {

@@ -8,6 +8,7 @@ mod disk;
 mod error;
 mod frame;
 mod index;
+mod keys;
 mod lock;
 mod log;
 pub mod record;
@@ -46,7 +47,7 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// What a store may be told to do differently.
 #[derive(Clone)]
 pub struct Options {
-    /// A segment that has grown to this many bytes is followed by a new one.
+    /// A segment that has grown to this many bytes is followed by a new one; at most 1 GiB.
     pub segment_bytes: u64,
     /// Bytes of index pages kept in memory.
     pub index_cache_bytes: u64,
@@ -341,9 +342,9 @@ impl Store {
         self.inner.view.cursor(relay)
     }
 
-    /// Every key and value of the index, for comparing one made live with one made from the log.
+    /// Every key and value of the index, one a line, for comparing one made live with one made from the log.
     #[doc(hidden)]
-    pub fn dump_index(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, Error> {
+    pub fn dump_index(&self) -> Result<Vec<String>, Error> {
         self.inner.view.dump()
     }
 }

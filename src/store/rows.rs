@@ -96,7 +96,7 @@ pub struct Entry {
 }
 
 /// A request that was turned down.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
     pub customer: PublicKey,
     pub code: String,

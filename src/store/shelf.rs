@@ -13,21 +13,21 @@ use super::Error;
 pub(super) enum Tree {
     /// What the index has taken in: one key.
     Meta,
-    /// job → row.
+    /// job → state, times, places of its records.
     Jobs,
-    /// state, accepted_ms, seq → job.
+    /// state, accepted_ms, place of the acceptance → job.
     Listed,
-    /// job, seq, nth → place in the log.
+    /// request, place → nothing: records about what is no job, and those a job's row has no room for.
     History,
-    /// request → refusal.
+    /// request → place of the refusal.
     Refused,
-    /// request, author of the kind 5 → nothing.
+    /// request, author of the kind 5 → place.
     Cancelled,
-    /// event → what was queued.
-    Queued,
-    /// event → nothing, while a relay owes a last word.
+    /// event → place of the signed event.
+    Events,
+    /// event → relays that owe a last word.
     Owed,
-    /// event, relay → answer.
+    /// event, relay → place of the answer.
     Delivered,
     /// relay → Unix seconds.
     Cursors,
@@ -41,7 +41,7 @@ impl Tree {
         Tree::History,
         Tree::Refused,
         Tree::Cancelled,
-        Tree::Queued,
+        Tree::Events,
         Tree::Owed,
         Tree::Delivered,
         Tree::Cursors,
@@ -55,7 +55,7 @@ impl Tree {
             Tree::History => "history",
             Tree::Refused => "refused",
             Tree::Cancelled => "cancelled",
-            Tree::Queued => "queued",
+            Tree::Events => "events",
             Tree::Owed => "owed",
             Tree::Delivered => "delivered",
             Tree::Cursors => "cursors",
@@ -66,11 +66,15 @@ impl Tree {
 /// Keys and values in order.
 pub(super) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// An ordered map for each tree. Only the applier writes.
-pub(super) trait Shelf: Send + Sync {
+/// A map for each tree: all that taking records in needs. Only the applier writes.
+pub(super) trait Slots {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
     fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error>;
     fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error>;
+}
+
+/// Slots in order, to be looked through.
+pub(super) trait Shelf: Slots + Send + Sync {
     /// Pairs from `from` up to but without `to`, at most `limit`.
     fn upwards(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Pairs, Error>;
     /// Pairs below `to`, downwards to `from`, at most `limit`.
@@ -140,7 +144,7 @@ fn index_trouble(e: sled::Error) -> Error {
     }
 }
 
-impl Shelf for Sled {
+impl Slots for Sled {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         Ok(self.tree(tree)?.get(key).map_err(index_trouble)?.map(|v| v.to_vec()))
     }
@@ -152,7 +156,9 @@ impl Shelf for Sled {
     fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
         self.tree(tree)?.remove(key).map_err(index_trouble).map(drop)
     }
+}
 
+impl Shelf for Sled {
     fn upwards(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Pairs, Error> {
         collect(self.tree(tree)?.range::<&[u8], _>((Bound::Included(from), bound(to))).take(limit))
     }
@@ -175,20 +181,22 @@ fn collect(pairs: impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>) 
     pairs.map(|p| p.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(index_trouble)).collect()
 }
 
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A shelf in memory.
 #[derive(Default)]
 pub(super) struct Memory {
-    maps: Mutex<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>,
+    maps: Mutex<BTreeMap<Tree, Map>>,
 }
 
 impl Memory {
-    fn with<T>(&self, tree: Tree, f: impl FnOnce(&mut BTreeMap<Vec<u8>, Vec<u8>>) -> T) -> T {
+    fn with<T>(&self, tree: Tree, f: impl FnOnce(&mut Map) -> T) -> T {
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         f(maps.entry(tree).or_default())
     }
 }
 
-impl Shelf for Memory {
+impl Slots for Memory {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         Ok(self.with(tree, |m| m.get(key).cloned()))
     }
@@ -202,7 +210,9 @@ impl Shelf for Memory {
         self.with(tree, |m| m.remove(key));
         Ok(())
     }
+}
 
+impl Shelf for Memory {
     fn upwards(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Pairs, Error> {
         if to.is_some_and(|to| to <= from) {
             return Ok(Vec::new());
@@ -225,6 +235,69 @@ impl Shelf for Memory {
 
     fn flush(&self) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+/// Collects changes in memory and brings them to the shelf below in the order of their keys: a rebuild
+/// touches each page of the database a few times instead of once a record.
+pub(super) struct Overlay<'a> {
+    below: &'a dyn Shelf,
+    changes: Mutex<Changes>,
+}
+
+#[derive(Default)]
+struct Changes {
+    /// `None`: removed.
+    slots: BTreeMap<(Tree, Vec<u8>), Option<Vec<u8>>>,
+    bytes: usize,
+}
+
+/// Bytes of keys and values that an overlay holds before it writes them down.
+const OVERLAY_BYTES: usize = 32 * 1024 * 1024;
+
+impl<'a> Overlay<'a> {
+    pub(super) fn new(below: &'a dyn Shelf) -> Self {
+        Overlay { below, changes: Mutex::default() }
+    }
+
+    fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Counted without what is replaced: the bound is for memory, and too early is fine.
+        changes.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        changes.slots.insert((tree, key.to_vec()), value.map(<[u8]>::to_vec));
+        let full = changes.bytes > OVERLAY_BYTES;
+        drop(changes);
+        if full { self.settle() } else { Ok(()) }
+    }
+
+    /// Brings everything down.
+    pub(super) fn settle(&self) -> Result<(), Error> {
+        let changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
+        for ((tree, key), value) in changes.slots {
+            match value {
+                Some(value) => self.below.put(tree, &key, &value)?,
+                None => self.below.remove(tree, &key)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slots for Overlay<'_> {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        match changes.slots.get(&(tree, key.to_vec())) {
+            Some(value) => Ok(value.clone()),
+            None => self.below.get(tree, key),
+        }
+    }
+
+    fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.change(tree, key, Some(value))
+    }
+
+    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
+        self.change(tree, key, None)
     }
 }
 

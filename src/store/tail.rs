@@ -14,6 +14,9 @@ use super::log::{End, Position, segment_path};
 /// write instead of a journal commit as well.
 const RESERVE_BYTES: u64 = 1024 * 1024;
 
+/// The index counts a segment's bytes in 32 bits.
+const SEGMENT_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// Where a batch came to stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placed {
@@ -89,7 +92,7 @@ impl Tail {
         now_ms: u64,
         bodies: impl Iterator<Item = &'a [u8]>,
     ) -> Result<Vec<Placed>, Error> {
-        if self.end >= self.segment_bytes {
+        if self.end >= self.segment_bytes.min(SEGMENT_MAX_BYTES) {
             self.roll()?;
         }
         let mut position = self.position;

@@ -4,10 +4,11 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Error;
-use super::apply::{self, Place, StoredJob, StoredQueued, get, listed_key, pair, second};
+use super::apply;
 use super::index::Index;
+use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair};
 use super::log::Reader;
-use super::record::{Answer, Record};
+use super::record::Record;
 use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Outgoing, Refusal};
 use super::shelf::{Memory, Shelf, Tree, under};
 use super::tail::Placed;
@@ -65,40 +66,53 @@ impl View {
         }
     }
 
-    fn record(&self, place: &Place) -> Result<Record, Error> {
-        let (_, records) = self.log.read(place.segment, place.offset)?;
-        let found = records.into_iter().nth(place.nth as usize);
-        found.ok_or_else(|| Error::Index { why: format!("no record {} at {}", place.nth, place.offset) })
-    }
-
     pub(super) fn job(&self, job: &str) -> Result<Option<JobRow>, Error> {
-        let stored = get::<StoredJob>(self.read().shelf()?, Tree::Jobs, job.as_bytes())?;
-        stored.map(|s| self.row(job.to_owned(), s)).transpose()
+        let stored = self.read().shelf()?.get(Tree::Jobs, &key(job))?;
+        stored.map(|s| self.row(job.to_owned(), &StoredJob::read(&s)?)).transpose()
     }
 
-    fn row(&self, job: String, stored: StoredJob) -> Result<JobRow, Error> {
-        let request = match self.record(&stored.request)? {
-            Record::Accepted { request, .. } => request,
-            _ => return Err(Error::Index { why: format!("job {job} does not point at its acceptance") }),
+    /// A row from the records that the index points at.
+    fn row(&self, job: String, stored: &StoredJob) -> Result<JobRow, Error> {
+        let Record::Accepted { customer, kind, skill, request, relay, deadline_ms, .. } =
+            self.log.record(&stored.accepted)?.record
+        else {
+            return Err(strays("an acceptance", &stored.accepted));
         };
-        Ok(JobRow {
+        let mut row = JobRow {
             job,
-            customer: stored.customer,
-            kind: stored.kind,
-            skill: stored.skill,
+            customer,
+            kind,
+            skill,
             request,
-            relay: stored.relay,
+            relay,
             accepted_ms: stored.accepted_ms,
-            deadline_ms: stored.deadline_ms,
+            deadline_ms,
             state: stored.state,
-            attempt: stored.attempt,
-            commit: stored.commit,
-            backend: stored.backend,
-            answer: stored.answer,
-            summary: stored.summary,
-            verdict: stored.verdict,
+            attempt: 0,
+            commit: None,
+            backend: None,
+            answer: None,
+            summary: None,
+            verdict: None,
             updated_ms: stored.updated_ms,
-        })
+        };
+        if let Some(place) = &stored.started {
+            let Record::Started { attempt, commit, backend, .. } = self.log.record(place)?.record else {
+                return Err(strays("an attempt", place));
+            };
+            row.attempt = attempt;
+            row.commit = commit;
+            row.backend = Some(backend);
+        }
+        if let Some(place) = &stored.closed {
+            let Record::Closed { verdict, answer, summary, .. } = self.log.record(place)?.record else {
+                return Err(strays("a terminal answer", place));
+            };
+            row.verdict = Some(verdict);
+            row.answer = Some(answer);
+            row.summary = Some(summary);
+        }
+        Ok(row)
     }
 
     pub(super) fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRow>, Error> {
@@ -119,9 +133,9 @@ impl View {
                 (!filter.open_only || s.is_open()) && filter.state.is_none_or(|only| only == *s)
             };
             for state in JobState::ALL.into_iter().filter(wanted) {
-                let from = listed_key(state, 0, 0, 0);
+                let from = [state as u8];
                 let to = match filter.before_ms {
-                    Some(before) => listed_key(state, before, 0, 0),
+                    Some(before) => listed(state, before, None),
                     None => vec![state as u8 + 1],
                 };
                 keys.extend(shelf.downwards(Tree::Listed, &from, &to, limit)?);
@@ -130,27 +144,47 @@ impl View {
             keys.sort_by(|(a, _), (b, _)| b.get(1..).cmp(&a.get(1..)));
             keys.truncate(limit);
             for (_, job) in &keys {
-                if let Some(row) = get::<StoredJob>(shelf, Tree::Jobs, job)? {
-                    stored.push((String::from_utf8_lossy(job).into_owned(), row));
+                if let Some(row) = shelf.get(Tree::Jobs, job)? {
+                    stored.push((Bytes(job).name()?, StoredJob::read(&row)?));
                 }
             }
         }
-        stored.into_iter().map(|(job, s)| self.row(job, s)).collect()
+        stored.into_iter().map(|(job, s)| self.row(job, &s)).collect()
     }
 
     pub(super) fn history(&self, job: &str) -> Result<Vec<Entry>, Error> {
-        let places = apply::history(self.read().shelf()?, job)?;
-        let entry = |(seq, at_ms, place)| Ok(Entry { seq, at_ms, record: self.record(&place)? });
-        places.into_iter().map(entry).collect()
+        let mut places = Vec::new();
+        {
+            let reading = self.read();
+            let shelf = reading.shelf()?;
+            let prefix = key(job);
+            for (key, _) in under(shelf, Tree::History, &prefix)? {
+                places.push(Bytes(key.get(prefix.len()..).unwrap_or_default()).place()?);
+            }
+            if let Some(row) = shelf.get(Tree::Jobs, &prefix)? {
+                places.extend(StoredJob::read(&row)?.history);
+            }
+        }
+        places.sort();
+        places.iter().map(|p| self.log.record(p)).collect()
     }
 
     pub(super) fn refusal(&self, request: &str) -> Result<Option<Refusal>, Error> {
-        get(self.read().shelf()?, Tree::Refused, request.as_bytes())
+        let Some(value) = self.read().shelf()?.get(Tree::Refused, &key(request))? else { return Ok(None) };
+        let place = Bytes(&value).place()?;
+        let entry = self.log.record(&place)?;
+        match entry.record {
+            Record::Refused { customer, code, answered, .. } => {
+                Ok(Some(Refusal { customer, code, answered, at_ms: entry.at_ms }))
+            }
+            _ => Err(strays("a refusal", &place)),
+        }
     }
 
     pub(super) fn cancelled(&self, request: &str) -> Result<Vec<String>, Error> {
-        let found = under(self.read().shelf()?, Tree::Cancelled, &pair(request, ""))?;
-        Ok(found.iter().map(|(key, _)| second(request, key)).collect())
+        let prefix = key(request);
+        let found = under(self.read().shelf()?, Tree::Cancelled, &prefix)?;
+        found.iter().map(|(key, _)| Bytes(key.get(prefix.len()..).unwrap_or_default()).name()).collect()
     }
 
     pub(super) fn is_cancelled(&self, request: &str, by: &str) -> Result<bool, Error> {
@@ -160,8 +194,8 @@ impl View {
     pub(super) fn knows(&self, request: &str, customer: &str) -> Result<bool, Error> {
         let reading = self.read();
         let shelf = reading.shelf()?;
-        Ok(shelf.get(Tree::Jobs, request.as_bytes())?.is_some()
-            || shelf.get(Tree::Refused, request.as_bytes())?.is_some()
+        Ok(shelf.get(Tree::Jobs, &key(request))?.is_some()
+            || shelf.get(Tree::Refused, &key(request))?.is_some()
             || shelf.get(Tree::Cancelled, &pair(request, customer))?.is_some())
     }
 
@@ -170,55 +204,67 @@ impl View {
         {
             let reading = self.read();
             let shelf = reading.shelf()?;
-            for (event, _) in under(shelf, Tree::Owed, &[])? {
-                if let Some(queued) = get::<StoredQueued>(shelf, Tree::Queued, &event)? {
-                    stored.push((String::from_utf8_lossy(&event).into_owned(), queued));
+            for (event, left) in under(shelf, Tree::Owed, &[])? {
+                if let Some(row) = shelf.get(Tree::Events, &event)? {
+                    stored.push((StoredEvent::read(&row)?, Bytes(&event).name()?, apply::relays(&left)?));
                 }
             }
         }
         // The order of the log is the order of signing.
-        stored.sort_by_key(|(_, q)| (q.place.segment, q.place.offset, q.place.nth));
-        let outgoing = |(event, queued): (String, StoredQueued)| {
-            let json = self.event(&event, &queued)?;
-            let StoredQueued { job, left, give_up_ms, .. } = queued;
-            Ok(Outgoing { event, job, json, relays_left: left, give_up_ms })
+        stored.sort_by_key(|(s, _, _)| s.place);
+        let outgoing = |(stored, event, relays_left): (StoredEvent, String, Vec<String>)| {
+            let json = self.event(&stored)?;
+            Ok(Outgoing { event, job: stored.job, json, relays_left, give_up_ms: stored.give_up_ms })
         };
         stored.into_iter().map(outgoing).collect()
     }
 
-    fn event(&self, event: &str, queued: &StoredQueued) -> Result<String, Error> {
-        match self.record(&queued.place)? {
+    fn event(&self, stored: &StoredEvent) -> Result<String, Error> {
+        match self.log.record(&stored.place)?.record {
             Record::Queued { json, .. } => Ok(json),
-            _ => Err(Error::Index { why: format!("event {event} does not point at its record") }),
+            _ => Err(strays("a signed event", &stored.place)),
         }
     }
 
     pub(super) fn answer(&self, event: &str) -> Result<Option<String>, Error> {
-        let queued = get::<StoredQueued>(self.read().shelf()?, Tree::Queued, event.as_bytes())?;
-        queued.map(|q| self.event(event, &q)).transpose()
+        let stored = self.read().shelf()?.get(Tree::Events, &key(event))?;
+        stored.map(|s| self.event(&StoredEvent::read(&s)?)).transpose()
     }
 
     pub(super) fn deliveries(&self, event: &str) -> Result<Vec<Delivery>, Error> {
-        let found = under(self.read().shelf()?, Tree::Delivered, &pair(event, ""))?;
-        let delivery = |(key, value): (Vec<u8>, Vec<u8>)| -> Result<Delivery, Error> {
-            Ok((second(event, &key), apply::parse::<Answer>(&value)?))
-        };
-        found.into_iter().map(delivery).collect()
+        let prefix = key(event);
+        let found = under(self.read().shelf()?, Tree::Delivered, &prefix)?;
+        let mut deliveries = Vec::new();
+        for (_, value) in found {
+            let place = Bytes(&value).place()?;
+            match self.log.record(&place)?.record {
+                Record::Delivered { relay, answer, .. } => deliveries.push((relay, answer)),
+                _ => return Err(strays("a relay's answer", &place)),
+            }
+        }
+        Ok(deliveries)
     }
 
     pub(super) fn cursor(&self, relay: &str) -> Result<Option<u64>, Error> {
-        let found = self.read().shelf()?.get(Tree::Cursors, relay.as_bytes())?;
-        Ok(found.and_then(|v| v.first_chunk::<8>().map(|b| u64::from_be_bytes(*b))))
+        let found = self.read().shelf()?.get(Tree::Cursors, &key(relay))?;
+        found.map(|v| Bytes(&v).u64()).transpose()
     }
 
     /// Everything in the index, for comparing two of them.
-    pub(super) fn dump(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, Error> {
+    pub(super) fn dump(&self) -> Result<Vec<String>, Error> {
         let reading = self.read();
         let shelf = reading.shelf()?;
         let mut all = Vec::new();
         for tree in Tree::ALL.into_iter().filter(|t| *t != Tree::Meta) {
-            all.extend(under(shelf, tree, &[])?.into_iter().map(|(k, v)| (format!("{tree:?}"), k, v)));
+            let line = |(key, value): &(Vec<u8>, Vec<u8>)| {
+                format!("{tree:?} {} = {}", key.escape_ascii(), value.escape_ascii())
+            };
+            all.extend(under(shelf, tree, &[])?.iter().map(line));
         }
         Ok(all)
     }
+}
+
+fn strays(wanted: &str, place: &Place) -> Error {
+    Error::Index { why: format!("{place:?} should be {wanted} and is not") }
 }

@@ -284,7 +284,8 @@ impl Work {
         let (segment, offset) = self.tail.place();
         *lock(&self.shared.applied) = Applied { position: self.tail.position(), segment, offset };
         for (batch, placed) in group.into_iter().zip(placed) {
-            let applied = match lock(&self.shared.poison).clone() {
+            let poison = lock(&self.shared.poison).clone();
+            let applied = match poison {
                 Some(e) => Err(e),
                 None => self.apply(&placed, &batch.records),
             };

@@ -9,7 +9,12 @@ use coinop::sandbox::Tree;
 
 fn git(dir: &Path, args: &[&str]) -> String {
     let mut command = Command::new("git");
-    command.arg("-C").arg(dir).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    command
+        .arg("-C")
+        .arg(dir)
+        .args(args)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1");
     for who in ["AUTHOR", "COMMITTER"] {
         command.env(format!("GIT_{who}_NAME"), "a").env(format!("GIT_{who}_EMAIL"), "a@b");
     }
@@ -76,8 +81,13 @@ async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
         let options = Options { allow_private: true, ..Options::default() };
         let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
         let names = [
-            ("", &commits[3]), ("heavy", &commits[1]), ("light", &commits[2]), ("main", &commits[3]),
-            (commits[0].as_str(), &commits[0]), (&commits[0][..9], &commits[0]), (&commits[2][..9], &commits[2]),
+            ("", &commits[3]),
+            ("heavy", &commits[1]),
+            ("light", &commits[2]),
+            ("main", &commits[3]),
+            (commits[0].as_str(), &commits[0]),
+            (&commits[0][..9], &commits[0]),
+            (&commits[2][..9], &commits[2]),
         ];
         for (name, want) in names {
             let pin = repos.pin(&url, Some(name)).await.unwrap_or_else(|e| panic!("v2 {v2}, {name:?}: {e}"));

@@ -76,6 +76,9 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 
 async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     let relays = config.relays.join(", ");
+    // From here on a signal means an orderly end, also one that comes while the node starts.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let node = Node::start(config, key.keys().clone(), None).await.map_err(|error| {
         let exit = match &error {
             node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
@@ -89,8 +92,6 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     output::talk(&format!("skills    {}", node.skills().join(", ")));
     output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
     output::talk("serving; Ctrl-C or SIGTERM ends in order, a second one at once");
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

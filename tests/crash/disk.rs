@@ -1,1 +1,156 @@
+//! A disk that takes no more: errors injected into the log's writes and syncs, and a file system that is really
+//! full. The node stops taking jobs, says so, loses nothing it accepted, and serves on after a restart.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coinop::relay::local::LocalRelay;
+use coinop::store::JobState;
+use futures_util::StreamExt;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::check_done_once;
+use super::support::buyer::{Buyer, printed};
+use super::support::git::{README, Served};
+use super::support::process::{Home, Nap, Running};
+use super::support::{PATIENCE, skip, throughout, until};
+use super::writes::{injecting, strace_works};
+
+/// Why the node takes no more jobs, by its own word.
+fn stopped(node: &Running) -> Option<String> {
+    node.status()?["jobs"]["stopped"].as_str().map(str::to_string)
+}
+
+/// From the N-th call on each one fails, for a disk does not get well by itself; then the disk is mended and the node started again.
+async fn failing(served: &Served, calls: &'static str, errno: &'static str, n: u32) {
+    let point = format!("{calls} {errno} {n}");
+    let relay = LocalRelay::start().await.expect("a relay");
+    let home = Home::new(&[relay.url()], &["--set", "drain_timeout_ms=2000"]);
+    let buyer = Buyer::at(&[relay.url()], home.keys.public_key()).await;
+    let request = buyer.post(&buyer.order(Some(&served.url), &["cat README.md"])).await;
+    let mut node = home.start_under(&injecting(calls, &format!("error={errno}"), &format!("{n}+")));
+    let words = until(&format!("{point}: the node to stop, or to end"), async || {
+        if node.try_ended().is_some() {
+            return Some(node.log());
+        }
+        stopped(&node)
+    })
+    .await;
+    let wanted = if errno == "ENOSPC" { "the disk is full" } else { "nput/output error" };
+    assert!(words.contains(wanted), "{point}: {words}");
+    if node.try_ended().is_none() {
+        assert!(node.log().contains("no more jobs are taken"), "{point}: the log says it, too");
+        node.terminate();
+        assert!(!node.ended(PATIENCE).await.success(), "{point}: an end that lost a write is no success");
+    }
+    drop(node);
+
+    let node = home.start();
+    assert_eq!(printed(&buyer.result(&request).await), README, "{point}");
+    let next = buyer.post(&buyer.order(None, &["echo next"])).await;
+    assert_eq!(printed(&buyer.result(&next).await), "next\n", "{point}");
+    assert!(node.stop().await.success(), "{point}");
+    check_done_once(&home, &buyer, &request).await;
+    check_done_once(&home, &buyer, &next).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_written_stops_the_node_and_loses_nothing() {
+    if let Err(why) = strace_works() {
+        return skip("a_log_that_cannot_be_written_stops_the_node_and_loses_nothing", &why);
+    }
+    let served = Served::start().await;
+    let points = (1..=5).flat_map(|n| [(n, "EIO"), (n, "ENOSPC")]);
+    futures_util::stream::iter(points)
+        .for_each_concurrent(4, async |(n, errno)| failing(&served, "fdatasync", errno, n).await)
+        .await;
+}
+
+/// A file system of a few megabytes, until it is dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path) -> Result<Small, String> {
+        std::fs::create_dir(at).expect("a folder");
+        let options = Some("size=24m,mode=0755");
+        mount(Some("coinop-test"), at, Some("tmpfs"), MsFlags::empty(), options)
+            .map_err(|errno| format!("a small file system cannot be mounted: {errno}"))?;
+        Ok(Small(at.to_path_buf()))
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    /// Until nothing more goes in.
+    fn fill(&self) {
+        let status = Command::new("dd")
+            .args(["if=/dev/zero", "bs=4k", &format!("of={}", self.filler().display())])
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(!status.expect("dd").success(), "dd ends when the disk is full");
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.filler()).expect("the filler goes");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_else(|errno| eprintln!("umount: {errno}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_the_node_which_serves_on_when_there_is_room() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let small = match Small::mount(&dir.path().join("disk")) {
+        Ok(small) => small,
+        Err(why) => return skip("a_full_disk_stops_the_node_which_serves_on_when_there_is_room", &why),
+    };
+    let relay = LocalRelay::start().await.expect("a relay");
+    let data = dir.path().join("disk/data");
+    let home = Home::over(dir, data, &[relay.url()], &["--set", "drain_timeout_ms=2000"]);
+    let buyer = Buyer::at(&[relay.url()], home.keys.public_key()).await;
+    let node = home.start();
+    let nap = Nap::new();
+    let accepted = buyer.post(&buyer.order(None, &[&nap.command(), "echo kept"])).await;
+    nap.begun().await;
+
+    small.fill();
+    let mut refused = Vec::new();
+    // What was reserved in the log may still take some records.
+    let words = until("the node to stop", async || {
+        if refused.len() < 16 {
+            refused.push(buyer.post(&buyer.order(None, &["echo late", &"#".repeat(8_000)])).await);
+        }
+        stopped(&node)
+    })
+    .await;
+    assert!(words.contains("the disk is full"), "{words}");
+    assert!(node.log().contains("no more jobs are taken"));
+    let silent = buyer.post(&buyer.order(None, &["echo after"])).await;
+    throughout(std::time::Duration::from_secs(1), "a stopped node promises nothing", async || {
+        buyer.stored(&silent).await.is_empty()
+    })
+    .await;
+    assert_eq!(home.job(&accepted.id.to_hex()).expect("kept").state, JobState::Running);
+    let before = node.log();
+    assert!(!node.stop().await.success(), "an end that could not be written down is no success:\n{before}");
+
+    small.make_room();
+    let node = home.start();
+    nap.wake().await;
+    assert_eq!(printed(&buyer.result(&accepted).await), "kept\n");
+    assert_eq!(printed(&buyer.result(&silent).await), "after\n");
+    for request in &refused {
+        assert_eq!(printed(&buyer.result(request).await), "late\n");
+    }
+    assert!(node.stop().await.success());
+    for request in refused.iter().chain([&accepted, &silent]) {
+        check_done_once(&home, &buyer, request).await;
+    }
+    drop(home);
+    drop(small);
+}

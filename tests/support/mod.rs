@@ -7,6 +7,7 @@ pub mod gate;
 pub mod git;
 pub mod process;
 pub mod scripted;
+pub mod stage;
 
 use std::time::{Duration, Instant};
 

@@ -103,10 +103,15 @@ impl Running {
         signal(node, Signal::SIGTERM);
     }
 
-    /// SIGTERM, and its end.
+    /// SIGTERM once it serves, and its end.
     pub async fn stop(mut self) -> ExitStatus {
+        super::until("the node to serve", async || self.status()).await;
         self.terminate();
-        self.ended(PATIENCE).await
+        let status = self.ended(PATIENCE).await;
+        if !status.success() {
+            eprintln!("{status}:\n{}", tail(&self.log));
+        }
+        status
     }
 
     /// Waits for its end.

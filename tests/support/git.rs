@@ -25,7 +25,7 @@ impl Served {
         let folder = dir.path().join("coins");
         let commit = serve::sample_repo(&folder, &[("README.md", README)]).expect("a repository");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server = serve::start(&[folder.clone()], any).await.expect("a git server");
+        let server = serve::start(std::slice::from_ref(&folder), any).await.expect("a git server");
         let address = server.root().trim_start_matches("http://").trim_end_matches('/').parse();
         let address = address.expect("an address");
         Served { url: server.url(), commit, folder, address, _server: server, _dir: dir }

@@ -54,7 +54,7 @@ pub async fn throughout(span: Duration, what: &str, mut condition: impl AsyncFnM
 
 /// Unix seconds of this machine's clock.
 pub fn now_s() -> u64 {
-    coinop::relay::system_clock()() / 1000
+    coinop::clock::now_s()
 }
 
 /// True when a test that lacks a part of the machine may go on without it; says so past the runner's capture.

@@ -204,7 +204,10 @@ async fn relays(config: &Config) -> Group {
         let one = std::slice::from_ref(relay);
         let met = Client::connect(one, Some(keys), true, Wire::default(), RELAY_PATIENCE).await;
         checks.push(match met {
-            Ok(_) => good(relay, "answers"),
+            Ok(client) => {
+                client.close().await;
+                good(relay, "answers")
+            }
             Err(error) => {
                 bad(relay, error.to_string(), "check the address; the node goes on trying by itself")
             }

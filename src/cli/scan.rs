@@ -90,6 +90,7 @@ async fn look(args: Args, config: Config, key: NodeKey, rules: Rules) -> Outcome
     if missing > 0 {
         output::talk(&format!("{missing} of {} relays did not answer", config.relays.len()));
     }
+    client.close().await;
     // A store of another version or a damaged one is no reason not to look at relays.
     let store = Store::read_only(&config.data_dir).ok();
     let seen: Vec<Seen> =

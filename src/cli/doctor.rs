@@ -27,6 +27,7 @@ pub struct Args {
     /// Do not dial the configured relays
     #[arg(long)]
     pub offline: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

@@ -95,6 +95,7 @@ pub struct Args {
     /// Leave the job running when you give up; else it is cancelled
     #[arg(long)]
     pub no_cancel: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

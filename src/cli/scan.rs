@@ -37,6 +37,7 @@ pub struct Args {
     /// At most this many requests
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     pub limit: u32,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

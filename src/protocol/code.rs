@@ -131,4 +131,11 @@ mod tests {
             assert_eq!(Code::named(code.as_str()), Some(code));
         }
     }
+    #[test]
+    fn every_code_stands_in_the_wire_profile() {
+        let profile = include_str!("../../docs/protocol.md");
+        for code in Code::ALL {
+            assert!(profile.contains(&format!("`{code}`")), "docs/protocol.md lacks {code}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use coinop::protocol::{Code, Feedback, Status, request};
 use coinop::relay::{Client, Wire};
 use coinop::store::record::Answer as Word;
 use nostr_sdk::prelude::{Event, Filter, Keys, Kind, PublicKey};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{PATIENCE, now_s, until, until_within};
@@ -16,6 +17,7 @@ pub struct Buyer {
     pub keys: Keys,
     pub provider: PublicKey,
     client: Client,
+    orders: AtomicU32,
 }
 
 /// How a job ended, as the customer sees it.
@@ -28,16 +30,18 @@ pub enum End {
 impl Buyer {
     pub async fn at(relays: &[String], provider: PublicKey) -> Buyer {
         let client = Client::connect(relays, None, true, quick_wire(), PATIENCE).await.expect("a relay");
-        Buyer { keys: Keys::generate(), provider, client }
+        Buyer { keys: Keys::generate(), provider, client, orders: AtomicU32::new(0) }
     }
 
-    /// A plain order of these commands.
+    /// A plain order of these commands. Each is told from the others by a number, for two equal ones signed in
+    /// the same second would be one event, and so one job.
     pub fn order(&self, repo: Option<&str>, commands: &[&str]) -> Draft {
         Draft {
             kind: 5930,
             repo: repo.map(str::to_string),
             commands: commands.iter().map(|c| (*c).to_string()).collect(),
             provider: Some(self.provider),
+            params: vec![("order".into(), self.orders.fetch_add(1, Ordering::Relaxed).to_string())],
             ..Draft::default()
         }
     }

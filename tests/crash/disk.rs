@@ -30,7 +30,8 @@ async fn failing(served: &Served, calls: &'static str, errno: &'static str, n: u
     let request = buyer.post(&buyer.order(Some(&served.url), &["cat README.md"])).await;
     let mut node = home.start_under(&injecting(calls, &format!("error={errno}"), &format!("{n}+")));
     let words = until(&format!("{point}: the node to stop, or to end"), async || {
-        if node.try_ended().is_some() {
+        if let Some(status) = node.try_ended() {
+            assert_eq!(status.code(), Some(10), "{point}: {}", node.log());
             return Some(node.log());
         }
         stopped(&node)

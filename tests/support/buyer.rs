@@ -16,7 +16,7 @@ use super::{PATIENCE, now_s, until, until_within};
 pub struct Buyer {
     pub keys: Keys,
     pub provider: PublicKey,
-    client: Client,
+    client: Option<Client>,
     orders: AtomicU32,
 }
 
@@ -30,7 +30,16 @@ pub enum End {
 impl Buyer {
     pub async fn at(relays: &[String], provider: PublicKey) -> Buyer {
         let client = Client::connect(relays, None, true, quick_wire(), PATIENCE).await.expect("a relay");
-        Buyer { keys: Keys::generate(), provider, client, orders: AtomicU32::new(0) }
+        Buyer { client: Some(client), ..Buyer::of(provider) }
+    }
+
+    /// One who only signs; a scripted relay carries it.
+    pub fn of(provider: PublicKey) -> Buyer {
+        Buyer { keys: Keys::generate(), provider, client: None, orders: AtomicU32::new(0) }
+    }
+
+    fn client(&self) -> &Client {
+        self.client.as_ref().expect("a buyer with relays")
     }
 
     /// A plain order of these commands. Each is told from the others by a number, for two equal ones signed in
@@ -57,7 +66,7 @@ impl Buyer {
 
     /// Gives an event to every relay; each must take it.
     pub async fn send(&self, event: &Event) {
-        let said = self.client.publish(event, PATIENCE).await;
+        let said = self.client().publish(event, PATIENCE).await;
         assert!(said.iter().all(|p| p.answer == Word::Stored), "{said:?}");
     }
 
@@ -84,12 +93,12 @@ impl Buyer {
     /// Everything of the provider that the relays have stored about a request, each event once.
     pub async fn stored(&self, request: &Event) -> Vec<Event> {
         let filter = Filter::new().author(self.provider).event(request.id);
-        self.client.query(vec![filter], PATIENCE).await
+        self.client().query(vec![filter], PATIENCE).await
     }
 
     /// Everything that a filter finds.
     pub async fn query(&self, filter: Filter) -> Vec<Event> {
-        self.client.query(vec![filter], PATIENCE).await
+        self.client().query(vec![filter], PATIENCE).await
     }
 
     /// The feedbacks about a request, decoded.

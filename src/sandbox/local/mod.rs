@@ -21,6 +21,7 @@ mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use nix::libc;
+use nix::unistd::{getegid, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
@@ -293,7 +295,7 @@ impl Inner {
     async fn build(&self, spec: &Spec) -> Result<Built, Error> {
         let base = spec.base.as_deref().map(super::Tree::path);
         let base = match base.map(Path::to_str) {
-            Some(Some(path)) if self.host.overlay => Some(path),
+            Some(Some(path)) if self.host.overlay && (self.host.root || is_ours(path)) => Some(path),
             None => None,
             Some(_) => return self.cold_copy(spec).await,
         };
@@ -323,6 +325,13 @@ impl Inner {
             sized.map_err(io::Error::other).and_then(|size| size).map_err(host_error("size the base"))?;
         self.cold(spec, None, extra).await
     }
+}
+
+/// Whether an ordinary user's node may lay an overlay over this base: a job cannot write over what belongs to an
+/// owner or group that its user namespace does not have. Asked here, where owners show as they are.
+fn is_ours(base: &str) -> bool {
+    let ours = (geteuid().as_raw(), getegid().as_raw());
+    std::fs::metadata(base).is_ok_and(|found| (found.uid(), found.gid()) == ours)
 }
 
 /// A sandbox whose init is ready for commands.

@@ -65,8 +65,7 @@ pub fn open_beneath<P: ?Sized + nix::NixPath>(
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {
         let here = at.as_ref().map_or(folder, AsFd::as_fd);
-        let flags =
-            if parts.peek().is_some() { OFlag::O_RDONLY | OFlag::O_DIRECTORY } else { flags };
+        let flags = if parts.peek().is_some() { OFlag::O_RDONLY | OFlag::O_DIRECTORY } else { flags };
         at = Some(open_closed(here, part.as_os_str(), flags)?);
     }
     at.ok_or(Errno::EACCES)

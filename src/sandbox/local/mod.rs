@@ -57,7 +57,8 @@ pub struct Options {
     pub helper: Option<PathBuf>,
     /// A folder of this node alone; what is left behind is known by it.
     pub state_dir: PathBuf,
-    /// How many sandboxes stand pre-built. Each costs about a megabyte.
+    /// How many sandboxes stand pre-built, once `warm_up` has been called or a first one was made. Each is used once,
+    /// and costs about half a megabyte.
     pub warm: usize,
 }
 
@@ -84,6 +85,7 @@ struct Inner {
     slots: Slots,
     numbers: AtomicU64,
     pool: Mutex<Vec<PreBuilt>>,
+    filling: tokio::sync::Mutex<()>,
 }
 
 /// A sandbox with everything but its policy and workspace.
@@ -144,6 +146,7 @@ impl Local {
             slots: Slots::new(),
             numbers: AtomicU64::new(1),
             pool: Mutex::new(Vec::new()),
+            filling: tokio::sync::Mutex::new(()),
             options: Options { state_dir: state, ..options },
         };
         // A thread of its own: this may be called inside a runtime, which must not be blocked by waiting on it.
@@ -216,7 +219,9 @@ impl Inner {
         }
     }
 
+    /// One at a time, so that two who find the pool short do not both fill it.
     async fn fill_pool(&self) -> Result<(), Error> {
+        let _alone = self.filling.lock().await;
         while locked(&self.pool).len() < self.options.warm {
             let one = self.pre_build().await?;
             locked(&self.pool).push(one);

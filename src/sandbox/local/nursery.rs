@@ -208,8 +208,7 @@ impl Nursery {
         }
         // Without root the node asks for its own bases only (`mod::is_ours`): from in here, whoever is not
         // mapped looks like `nobody`, and a node may be `nobody`.
-        let users =
-            if self.root { Some(self.mapping(uid, found.uid(), found.gid())?) } else { None };
+        let users = if self.root { Some(self.mapping(uid, found.uid(), found.gid())?) } else { None };
         sys::set_attributes(
             tree.as_fd(),
             sys::RDONLY | sys::NOSUID | sys::NODEV,

@@ -3,6 +3,8 @@
 
 mod common;
 mod files;
+mod host;
+mod leftovers;
 mod life;
 mod limits;
 mod walls;

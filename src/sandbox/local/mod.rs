@@ -160,8 +160,11 @@ impl Local {
         Ok(Local { inner: Arc::new(inner) })
     }
 
-    /// Builds sandboxes until the pool is full.
+    /// Builds sandboxes until the pool is full; none where no sandbox can be built.
     pub async fn warm_up(&self) -> Result<(), Error> {
+        if self.inner.host.broken.is_some() {
+            return Ok(());
+        }
         self.inner.fill_pool().await
     }
 }

@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
+use super::life::is_root_with_slots;
 use super::mounts::{Named, Step};
 use super::seccomp::StandIns;
 use super::wire::{FromNursery, Hello, MESSAGE_BYTES, Start, ToNursery};
@@ -81,7 +82,7 @@ fn errno(why: &io::Error) -> i32 {
 /// Two mount namespaces: the host's, to fetch bases from, and the one with the root that jobs get.
 fn open(stand_ins: StandIns) -> Step<Nursery> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let root = uid == 0;
+    let root = is_root_with_slots();
     let own = "/proc/self/ns/mnt";
     if root {
         setgroups(&[]).step("drop supplementary groups")?;

@@ -4,6 +4,7 @@
 use nostr_sdk::prelude::PublicKey;
 
 use super::{Fault, RepoPattern};
+use crate::net::without_user;
 
 /// A setting's value, in one of four shapes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -201,7 +202,7 @@ pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
 
 /// A ws(s) URL with a host and without user name or password.
 fn relay_url(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| format!("{text:?} is not a relay: {why}");
+    let wrong = |why: &str| format!("{:?} is not a relay: {why}", without_user(text));
     let url = url::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
     if !matches!(url.scheme(), "ws" | "wss") {
         return Err(wrong("it must start with ws:// or wss://"));

@@ -8,6 +8,7 @@ use nostr_sdk::prelude::PublicKey;
 use super::job_type::{Limits, Need};
 use super::{Catalog, Code, JobType, Refusal};
 use crate::config::RepoPattern;
+use crate::protocol::request::{Input, InputKind};
 use crate::protocol::{Order, Request};
 use crate::sandbox::Policy;
 
@@ -59,6 +60,7 @@ pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, 
     judge_time(rules, request, now_s)?;
     judge_customer(rules, &request.customer)?;
     let order = order?;
+    judge_inputs(request)?;
     judge_order(rules, job_type, &order)?;
     let policy = policy(&job_type.manifest.limits, &rules.ceiling, &order)?;
     Ok(Admission { job_type: Arc::clone(job_type), order, policy, price_msat: 0 })
@@ -89,6 +91,19 @@ fn judge_customer(rules: &Rules, customer: &PublicKey) -> Result<(), Refusal> {
         return refuse(Code::CustomerRefused, "this node does not work for this customer");
     }
     Ok(())
+}
+
+/// Events and results of other jobs are not fetched. Running without them would be another job than the one that
+/// was ordered; and whose result may stand in for an input would have to be checked first (R5).
+fn judge_inputs(request: &Request) -> Result<(), Refusal> {
+    let kind = |input: &Input| match input.kind {
+        InputKind::Job => Some("job"),
+        InputKind::Event => Some("event"),
+        InputKind::Url | InputKind::Text => None,
+    };
+    request.inputs.iter().find_map(kind).map_or(Ok(()), |kind| {
+        refuse(Code::Unsupported, format!("an input of type {kind} is not read here; give text or a URL"))
+    })
 }
 
 fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), Refusal> {
@@ -268,6 +283,23 @@ mod tests {
         refused(judged(&draft(5050)), Code::Unsupported);
         let network = Draft { params: vec![("allow_network".into(), "true".into())], ..draft(5930) };
         refused(judged(&network), Code::Unsupported);
+    }
+
+    #[test]
+    fn an_input_that_would_not_be_read_refuses_the_job_instead_of_running_without_it() {
+        let (provider, customer) = (Keys::generate(), Keys::generate());
+        let id = "ab".repeat(32);
+        for kind in ["job", "event"] {
+            let tag = nostr_sdk::Tag::parse(["i", &id, kind]).unwrap();
+            let mut unsigned = draft(5000).unsigned(&customer, NOW).unwrap();
+            unsigned.tags.push(tag);
+            unsigned.id = None;
+            let event = unsigned.sign_with_keys(&customer).unwrap();
+            let request = Request::decode(&event, &provider).unwrap();
+            let refusal = judge(&rules(&provider), &request, NOW).expect_err("must be refused");
+            assert_eq!(refusal.code, Code::Unsupported);
+            assert!(refusal.reason.contains(&format!("type {kind}")), "{}", refusal.reason);
+        }
     }
 
     #[test]

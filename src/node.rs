@@ -90,6 +90,7 @@ pub struct Report {
 pub fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<Local>, Error> {
     let mut options = sandbox::local::Options::new(config.data_dir.join("sandboxes"));
     options.helper = helper;
+    options.warm = usize::try_from(config.warm_sandboxes).unwrap_or_default();
     Ok(Arc::new(Local::new(options)?))
 }
 
@@ -161,6 +162,13 @@ impl Node {
     /// What keeps it from serving, named; nothing is left running then.
     pub async fn start(config: Config, keys: Keys, helper: Option<PathBuf>) -> Result<Node, Error> {
         let backend = backend(&config, helper)?;
+        // Beside the start, not before it: the first job may come before there is one.
+        let warmed = backend.clone();
+        tokio::spawn(async move {
+            if let Err(why) = warmed.warm_up().await {
+                tracing::warn!(%why, "no sandbox could be built ahead");
+            }
+        });
         Node::start_on(config, keys, backend).await
     }
 

@@ -31,6 +31,8 @@ pub struct Config {
     /// Names of job types; whether each exists is `market`'s business.
     pub skills: Vec<String>,
     pub sandbox: SandboxChoice,
+    /// Built ahead, each for one job.
+    pub warm_sandboxes: u32,
     /// Absolute. Not made by loading.
     pub data_dir: PathBuf,
     /// The operator's own job types.

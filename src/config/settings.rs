@@ -78,6 +78,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     list("relays", relay_url),
     list("skills", skill_name),
     of("sandbox", Kind::Sandbox),
+    number("warm_sandboxes", 0, 64),
     of("data_dir", Kind::Path),
     of("jobs_dir", Kind::Path),
     of("key_file", Kind::Path),

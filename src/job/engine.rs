@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nostr_sdk::prelude::Event;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::intake::Bucket;
 use super::queue::Queue;
@@ -97,12 +98,13 @@ pub(super) enum Message {
     Status(oneshot::Sender<Status>),
 }
 
-/// Handle to the running dispatcher.
+/// Handle to the running dispatcher. When the last one is dropped without [`Engine::end`], it is cut, with
+/// everything that it began.
 #[derive(Clone)]
 pub struct Engine {
     inbox: mpsc::Sender<Message>,
     progress: watch::Receiver<Progress>,
-    dispatcher: Arc<Mutex<Option<JoinHandle<Option<store::Error>>>>>,
+    dispatcher: Arc<Mutex<Option<AbortOnDropHandle<Option<store::Error>>>>>,
 }
 
 impl Engine {
@@ -131,7 +133,8 @@ impl Engine {
             tell,
         };
         dispatcher.recover()?;
-        let dispatcher = Arc::new(Mutex::new(Some(tokio::spawn(dispatcher.run(messages)))));
+        let dispatcher = AbortOnDropHandle::new(tokio::spawn(dispatcher.run(messages)));
+        let dispatcher = Arc::new(Mutex::new(Some(dispatcher)));
         Ok(Engine { inbox, progress, dispatcher })
     }
 

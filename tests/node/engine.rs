@@ -180,3 +180,16 @@ async fn a_dispatcher_that_breaks_off_ends_the_node_with_an_error_and_keeps_what
         buyer.result(request).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_dropped_without_a_drain_leaves_nothing_running() {
+    let (_relay, stage, buyer) = stage(&[]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the sandbox", async || (backend.living() == 1).then_some(())).await;
+    drop(node);
+    until("the sandbox to go", async || (backend.living() == 0).then_some(())).await;
+    let _node = until("a new start", async || stage.try_start_on(backend.clone()).await.ok()).await;
+    buyer.result(&request).await;
+}

@@ -1,7 +1,18 @@
-//! Which IP addresses are the open internet: one question with one answer for every room that dials where a
-//! stranger says. It resolves and dials nothing; whether the others may be used is decided by the caller.
+//! Which IP addresses are the open internet, and what of a URL may be shown: one answer each for every room that
+//! dials where a stranger says. It resolves and dials nothing; whether the others may be used is decided by the caller.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A URL as it may be shown: what stands before an `@` may be a password.
+pub fn without_user(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            let (head, tail) = (text.get(..scheme + 3), text.get(at..));
+            format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
+        }
+        _ => text.to_owned(),
+    }
+}
 
 /// Whether this is a public unicast address, by the special-purpose registries of RFC 6890. An IPv6 address
 /// that a mapping or a NAT64 gateway turns into an IPv4 one is judged as that one. 6to4 and Teredo are never

@@ -33,6 +33,8 @@ pub struct Options {
 pub struct Report {
     /// Of the node's process, after it has served one job.
     pub idle_rss_bytes: u64,
+    /// The same node with its helper processes and the sandboxes it keeps built ahead, shared pages once.
+    pub idle_with_helpers_bytes: u64,
     pub idle_goal_bytes: u64,
     pub jobs: usize,
     /// Growth of the node and its helper processes together, a running job.
@@ -84,11 +86,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let per_job_bytes = busy.saturating_sub(idle) / options.jobs.max(1) as u64;
     Ok(Report {
         idle_rss_bytes,
+        idle_with_helpers_bytes: idle,
         idle_goal_bytes: IDLE_GOAL_BYTES,
         jobs: options.jobs,
         per_job_bytes,
         per_job_goal_bytes: JOB_GOAL_BYTES,
-        met: idle_rss_bytes <= IDLE_GOAL_BYTES && per_job_bytes <= JOB_GOAL_BYTES,
+        met: idle_rss_bytes.max(idle) <= IDLE_GOAL_BYTES && per_job_bytes <= JOB_GOAL_BYTES,
     })
 }
 

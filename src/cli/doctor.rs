@@ -1,6 +1,5 @@
 //! `coinop doctor`: what this machine, the configuration and the sandbox can do, and how to mend what they
-//! cannot. It looks, and
-//! changes nothing: the sandbox is tried in a folder of its own.
+//! cannot. It looks, and changes nothing: the sandbox is tried in a folder of its own.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,6 +26,7 @@ pub struct Args {
     /// Do not dial the configured relays
     #[arg(long)]
     pub offline: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }
@@ -184,9 +184,12 @@ fn sandbox(config: &Config) -> Group {
             checks.extend(backend.checks());
             if let Ok(catalog) = node::catalog(config) {
                 let (_, cannot) = node::runnable(&catalog, &config.limits.policy(), &*backend);
+                // The backend's own needs stand above already.
+                let needs: Vec<String> = checks.iter().map(|check| format!("{}: ", check.name)).collect();
                 checks.extend(
                     cannot
                         .into_iter()
+                        .filter(|why| !needs.iter().any(|need| why.starts_with(need)))
                         .map(|why| bad("job type", why, "mend the clause above, or drop the skill")),
                 );
             }
@@ -204,7 +207,10 @@ async fn relays(config: &Config) -> Group {
         let one = std::slice::from_ref(relay);
         let met = Client::connect(one, Some(keys), true, Wire::default(), RELAY_PATIENCE).await;
         checks.push(match met {
-            Ok(_) => good(relay, "answers"),
+            Ok(client) => {
+                client.close().await;
+                good(relay, "answers")
+            }
             Err(error) => {
                 bad(relay, error.to_string(), "check the address; the node goes on trying by itself")
             }
@@ -235,7 +241,8 @@ fn report(groups: &[Group], as_json: bool) -> Outcome {
                 output::tame(&check.name, 80).into(),
                 output::tame(&check.how, 300).into(),
             ]);
-            if let Some(mend) = check.mend.as_ref().filter(|_| !check.ok) {
+            // One that is good enough may still be made better.
+            if let Some(mend) = &check.mend {
                 let mend = output::tame(mend, 300);
                 table.row(vec![
                     "".into(),

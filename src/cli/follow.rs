@@ -15,8 +15,10 @@ use crate::protocol::{Feedback, Status};
 use crate::relay::{Client, Subscription};
 
 /// When a provider says no and nobody was asked by name: how long others have to say yes.
-const OTHERS: Duration = Duration::from_secs(5);
+const OTHERS: Duration = Duration::from_secs(15);
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+/// Feedback kept; of a flood, each provider's older words go first, then newcomers are not heard.
+const MAX_FEEDBACK: usize = 200;
 /// Ignored events that are talked about; a flood of them stays quiet.
 const MAX_IGNORED_TOLD: usize = 10;
 
@@ -80,6 +82,12 @@ impl Follow<'_> {
                     }
                 }
                 Heard::Feedback { provider, feedback: said } => {
+                    if feedback.len() >= MAX_FEEDBACK {
+                        let Some(older) = feedback.iter().position(|(by, _)| *by == provider) else {
+                            continue;
+                        };
+                        feedback.remove(older);
+                    }
                     self.say(&line(&provider, &said));
                     feedback.push((provider, said));
                     until = self.deadline.min(self.patience(&feedback));
@@ -103,7 +111,13 @@ impl Follow<'_> {
                 }
             }
         };
-        if self.cancel && matches!(why, Why::Timeout | Why::Interrupted | Why::Unpaid) {
+        let gave_up = match why {
+            Why::Timeout | Why::Interrupted | Why::Unpaid => true,
+            // Somebody slower may still be at work on a request that anybody could take.
+            Why::Refused => self.customer.provider().is_none(),
+            Why::Result | Why::Lost => false,
+        };
+        if self.cancel && gave_up {
             self.take_back().await;
         }
         let why = if bad.is_some() { Why::Result } else { why };

@@ -110,6 +110,11 @@ fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), R
     if order.network {
         return refuse(Code::Unsupported, "jobs have no network here");
     }
+    if order.unread {
+        let reason =
+            "an input is an event, another job's result, or a URL without a marker: none is fetched here";
+        return refuse(Code::Unsupported, reason);
+    }
     Ok(())
 }
 
@@ -227,6 +232,20 @@ mod tests {
         refused(judged(&Draft { memory_mb: Some(u64::MAX), ..draft(5000) }), Code::ResourceLimit);
         refused(judged(&Draft { time_secs: Some(0), ..draft(5000) }), Code::InvalidInput);
         assert_eq!(judged(&Draft { time_secs: Some(10), ..draft(5000) }).unwrap().policy.wall_ms, 10_000);
+    }
+
+    #[test]
+    fn an_input_that_would_be_passed_over_refuses_the_request() {
+        let (provider, customer) = (Keys::generate(), Keys::generate());
+        for input in [["i", "aa", "job"], ["i", "aa", "event"], ["i", "https://host.example/x", "url"]] {
+            let mut unsigned = draft(5000).unsigned(&customer, NOW).unwrap();
+            unsigned.tags.push(nostr_sdk::prelude::Tag::parse(input).unwrap());
+            unsigned.id = None;
+            let event = unsigned.sign_with_keys(&customer).unwrap();
+            let request = Request::decode(&event, &provider).unwrap();
+            let refusal = judge(&rules(&provider), &request, NOW).expect_err("must be refused");
+            assert_eq!(refusal.code, Code::Unsupported, "{input:?}: {}", refusal.reason);
+        }
     }
 
     #[test]

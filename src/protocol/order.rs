@@ -44,6 +44,8 @@ pub struct Order {
     /// Thousandths of a core, at least 1.
     pub cpu_milli: Option<u32>,
     pub network: bool,
+    /// There is an input that orders nothing here: an event, another job's result, or a URL without a marker.
+    pub unread: bool,
     /// Every other param by key, and every other marked input by marker (`diff`, `pr`), for job types to
     /// hand to their agent. The first value counts.
     pub extra: BTreeMap<String, String>,
@@ -137,8 +139,7 @@ impl Order {
             (InputKind::Url | InputKind::Text, Some(marker)) => {
                 self.extra.entry(marker.to_owned()).or_insert_with(|| input.data.clone());
             }
-            // Events and other jobs' outputs stay in `Request::inputs`.
-            _ => {}
+            (InputKind::Url | InputKind::Event | InputKind::Job, _) => self.unread = true,
         }
     }
 

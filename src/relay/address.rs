@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use url::{Host, Url};
 
 use super::Error;
-use crate::net::is_public;
+use crate::net::{is_public, without_user};
 
 /// Longest address read, bytes.
 const MAX_LEN: usize = 512;
@@ -26,7 +26,7 @@ pub struct Address {
 impl Address {
     /// Reads an address. Refused: other schemes, user names and passwords, no host, more than 512 bytes.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let bad = |why| Error::Address { url: text.chars().take(80).collect(), why };
+        let bad = |why| Error::Address { url: without_user(text).chars().take(80).collect(), why };
         if text.len() > MAX_LEN {
             return Err(bad("too long"));
         }
@@ -57,6 +57,11 @@ impl Address {
     /// The one spelling: lower-case host, no default port, no trailing slash.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Same host and port, whatever the path.
+    pub(super) fn shares_host(&self, other: &Self) -> bool {
+        self.host == other.host && self.port == other.port
     }
 
     /// The address is written as a private one (an IP, or `localhost`): whoever typed it meant it.
@@ -138,6 +143,8 @@ mod tests {
             let error = Address::parse(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
         }
+        let error = Address::parse("wss://me:secret@relay.example.org").unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
         let error = Address::parse(&format!("wss://{}.org", "a".repeat(600))).unwrap_err().to_string();
         assert!(error.contains("too long"), "{error}");
     }

@@ -21,8 +21,14 @@ use crate::store::record::{Answer, Record};
 const CONNECTIONS: usize = 32;
 /// Such relays known at a time; more have to wait for a scan.
 const RELAYS: usize = 512;
+/// Of these, relays on one host and port: a path costs a stranger nothing.
+const A_HOST: usize = 4;
+/// How long a relay that is not ours is tried. The answer is at the relay of the request and at ours, too.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Of what such a relay sends only the OK is wanted, bytes.
+const OTHERS_FRAME: usize = 64 << 10;
 /// Events handed to one session at a time; more stay in the store until it has room.
-const A_SESSION: usize = 4096;
+const A_SESSION: usize = 256;
 /// The store is asked this often although nobody woke us.
 const SCAN_EVERY: Duration = Duration::from_secs(30);
 
@@ -63,6 +69,16 @@ struct State {
     turns: Arc<Semaphore>,
     sessions: JoinSet<()>,
     flush: Vec<oneshot::Sender<()>>,
+    /// A session had its fill, and more is owed to it.
+    more: bool,
+}
+
+impl State {
+    /// There are as many relays on this host as are taken, and this is another one.
+    fn is_crowded(&self, address: &Address) -> bool {
+        !self.others.contains_key(address)
+            && self.others.keys().filter(|other| other.shares_host(address)).count() >= A_HOST
+    }
 }
 
 enum Track {
@@ -80,6 +96,7 @@ impl Outbox {
             turns: Arc::new(Semaphore::new(CONNECTIONS)),
             sessions: JoinSet::new(),
             flush: Vec::new(),
+            more: false,
         };
         let wake = Arc::clone(&self.wake);
         let mut timer = tokio::time::interval(SCAN_EVERY);
@@ -113,6 +130,7 @@ impl Outbox {
 
     /// Everything owed that is not handed out yet; forgets what the store has put away.
     fn scan(&mut self, state: &mut State) {
+        state.more = false;
         let owed = self.memory.outgoing();
         let ids: std::collections::HashSet<_> = owed.iter().filter_map(|o| id(&o.event)).collect();
         state.tracked.retain(|id, relays| {
@@ -141,7 +159,18 @@ impl Outbox {
                 }
             };
             if state.handed.get(&address).is_some_and(|handed| *handed >= A_SESSION) {
+                state.more = true;
                 continue;
+            }
+            let mut give_up_ms = outgoing.give_up_ms;
+            if !self.own.contains_key(&address) {
+                if state.is_crowded(&address) {
+                    let reason = "too many relays of one host to answer at".into();
+                    self.last_word(state, id, name, Answer::GaveUp { reason });
+                    continue;
+                }
+                let patience_ms = u64::try_from(OTHERS_PATIENCE.as_millis()).unwrap_or(u64::MAX);
+                give_up_ms = give_up_ms.min((self.clock)().saturating_add(patience_ms));
             }
             let Some(session) = self.session(state, &address) else {
                 if outgoing.give_up_ms <= (self.clock)() {
@@ -150,12 +179,7 @@ impl Outbox {
                 }
                 continue;
             };
-            let delivery = Delivery {
-                id,
-                names: vec![name.clone()],
-                json: Arc::clone(&json),
-                give_up_ms: outgoing.give_up_ms,
-            };
+            let delivery = Delivery { id, names: vec![name.clone()], json: Arc::clone(&json), give_up_ms };
             // A session that ended just now says so; then this is handed out again.
             if session.send(Command::Deliver(delivery)).is_ok() {
                 *state.handed.entry(address.clone()).or_default() += 1;
@@ -181,7 +205,7 @@ impl Outbox {
         let session = Session {
             address: address.clone(),
             allow_private: self.allow_private,
-            wire: self.wire.clone(),
+            wire: Wire { max_frame_bytes: OTHERS_FRAME, max_event_bytes: OTHERS_FRAME, ..self.wire.clone() },
             keys: Some(self.keys.clone()),
             clock: Arc::clone(&self.clock),
             sink: Arc::new(AnswerSink { address: address.clone(), note: self.note.clone() }),
@@ -227,6 +251,9 @@ impl Outbox {
             && let Some(handed) = state.handed.get_mut(&address)
         {
             *handed = handed.saturating_sub(1);
+            if state.more && *handed == A_SESSION / 2 {
+                self.wake.notify_one();
+            }
             if *handed == 0 {
                 state.handed.remove(&address);
             }

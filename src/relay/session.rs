@@ -104,6 +104,8 @@ struct Kept {
     subscriptions: Subscriptions,
     deliveries: Deliveries,
     limits: Option<Limits>,
+    /// When the connection was last of use: made, or an event answered for.
+    busy: Instant,
     closing: bool,
 }
 
@@ -127,6 +129,7 @@ impl<S: Sink> Session<S> {
             subscriptions: Subscriptions::default(),
             deliveries: Deliveries::new(retry, self.wire.ok_timeout),
             limits: None,
+            busy: Instant::now(),
             closing: false,
         };
         while !kept.closing {
@@ -282,7 +285,7 @@ impl<S: Sink> Session<S> {
     async fn serve(&mut self, kept: &mut Kept, connection: &mut Connection) -> Result<(), Error> {
         let mut auth = Auth::None;
         let mut nonsense = 0;
-        let mut busy = Instant::now();
+        kept.busy = Instant::now();
         let mut tick = tokio::time::interval(self.wire.tick);
         loop {
             self.pump(kept, connection, &mut auth).await?;
@@ -304,14 +307,17 @@ impl<S: Sink> Session<S> {
                     if self.sink.is_hostile() {
                         return Err(Error::Hostile("too many forged or malformed events".into()));
                     }
-                    if !kept.deliveries.is_empty() || !kept.subscriptions.is_empty() {
-                        busy = Instant::now();
+                    if !kept.subscriptions.is_empty() {
+                        kept.busy = Instant::now();
                     }
-                    if self.on_demand.is_some() && busy.elapsed() >= self.wire.linger {
+                    if self.on_demand.is_some() && kept.busy.elapsed() >= self.wire.linger {
                         kept.closing = self.nothing_owed(kept);
                         if kept.closing {
                             return Ok(());
                         }
+                        // A relay that never says OK must not keep the turn of one that would.
+                        let limit_ms = u64::try_from(self.wire.linger.as_millis()).unwrap_or(u64::MAX);
+                        return Err(Error::Slow { what: "an OK", limit_ms });
                     }
                 }
             }
@@ -406,6 +412,9 @@ impl<S: Sink> Session<S> {
                 } else {
                     let answer =
                         kept.deliveries.answered(&event, accepted, &reason, Instant::now(), random_unit());
+                    if answer.is_some() {
+                        kept.busy = Instant::now();
+                    }
                     lock(&self.link).owed = kept.deliveries.len();
                     self.report(answer.into_iter().collect());
                 }

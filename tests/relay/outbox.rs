@@ -192,3 +192,33 @@ async fn a_thousand_events_are_each_delivered_once_to_each_of_three_relays() {
         assert_eq!(relay.published().len(), 1000);
     }
 }
+
+#[tokio::test]
+async fn relays_that_never_say_ok_do_not_keep_the_turn_of_one_that_does() {
+    let ours = Fake::start(Rules::default()).await;
+    let node = Node::start(Options { allow_private: true, ..options(&[&ours]) });
+    let mut deaf = Vec::new();
+    for _ in 0..32 {
+        deaf.push(Fake::start(Rules { answers: vec![None; 1000], ..Rules::default() }).await);
+    }
+    let names: Vec<String> = deaf.iter().map(Fake::url).collect();
+    let unheard = signed(Kind::Custom(6930), "for the deaf", 0, vec![]);
+    owe(&node, &unheard, &names, LONG);
+    until("every turn to be taken", || deaf.iter().all(|relay| !relay.published().is_empty())).await;
+    let theirs = Fake::start(Rules::default()).await;
+    let event = signed(Kind::Custom(6930), "for another", 0, vec![]);
+    owe(&node, &event, &[theirs.url()], LONG);
+    assert_eq!(answers(&node, &event, 1).await, [(theirs.url(), Answer::Stored)]);
+    assert!(node.memory.deliveries(&unheard.id.to_hex()).is_empty(), "they are still owed it");
+}
+
+#[tokio::test]
+async fn of_many_addresses_on_one_host_four_are_answered_at() {
+    let (ours, theirs) = (Fake::start(Rules::default()).await, Fake::start(Rules::default()).await);
+    let paths: Vec<String> = (0..9).map(|n| format!("{}/{n}", theirs.url())).collect();
+    let (node, event) = owing(&paths, LONG, Options { allow_private: true, ..options(&[&ours]) });
+    let all = answers(&node, &event, 9).await;
+    let crowded = Answer::GaveUp { reason: "too many relays of one host to answer at".into() };
+    assert_eq!(all.iter().filter(|(_, answer)| *answer == Answer::Stored).count(), 4);
+    assert_eq!(all.iter().filter(|(_, answer)| *answer == crowded).count(), 5);
+}

@@ -1,16 +1,13 @@
-//! Birth, work, death, and what must not be left behind.
+//! Birth, work and death. What must not be left behind stands in `leftovers`.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coinop::sandbox::{Backend, Command, Error, Event, Exit, Spec};
 
 use crate::common::{
-    Folder, bench, bench_with, collect, is_gone, is_root, policy, processes_with, run, sh, unique_sleep,
-    wait_until, words,
+    Folder, bench, bench_with, collect, is_gone, policy, processes_with, run, sh, unique_sleep, wait_until,
+    words,
 };
 
 #[tokio::test]
@@ -114,54 +111,6 @@ async fn dropping_a_sandbox_kills_it() {
     wait_until("it is gone", || processes_with(&sleep).is_empty());
 }
 
-/// Cgroups of this node, and mounts of sandboxes that this process sees.
-fn traces(state: &Path) -> (Vec<PathBuf>, Vec<String>) {
-    use sha2::Digest;
-    let state = state.canonicalize().unwrap();
-    let hash = hex::encode(sha2::Sha256::digest(state.to_str().unwrap().as_bytes()));
-    let prefix = format!("coinop-{}-", &hash[..8]);
-    let mut groups = Vec::new();
-    let mut folders = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                groups.push(entry.path());
-            } else if depth < 6 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folders.push((entry.path(), depth + 1));
-            }
-        }
-    }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let ours = |line: &&str| line.contains("tmpfs box") || line.contains("overlay workspace");
-    let mounts = mounts.lines().filter(ours).map(str::to_owned).collect();
-    (groups, mounts)
-}
-
-#[tokio::test]
-async fn a_hundred_sandboxes_leave_nothing() {
-    let Some(bench) = bench!() else { return };
-    let state = bench.dir.path().join("state");
-    let sleep = unique_sleep();
-    let one = bench.sandbox_over(|_| {}).await;
-    one.destroy().await.unwrap();
-    let mut all = Vec::new();
-    for round in 0..100 {
-        let base = Arc::new(Folder(bench.dir.path().join("base")));
-        let spec = Spec { id: format!("many-{round}"), base: Some(base), policy: policy() };
-        let sandbox = bench.local.create(spec).await.unwrap();
-        sh(&*sandbox, &format!("setsid sleep {sleep} & echo x > f")).await.ok();
-        all.push(sandbox);
-        if all.len() == 10 {
-            for sandbox in all.drain(..) {
-                sandbox.destroy().await.unwrap();
-            }
-        }
-    }
-    assert_eq!(processes_with(&sleep), Vec::<i32>::new());
-    assert_eq!(traces(&state), (vec![], vec![]));
-    assert_eq!(bench.local.reap().await.unwrap(), 0);
-}
-
 #[tokio::test]
 async fn usage_comes_from_the_kernel() {
     let Some(bench) = bench!() else { return };
@@ -231,121 +180,4 @@ async fn a_name_that_is_not_plain_is_refused() {
         let made = bench.local.create(Spec { id: id.to_owned(), base: None, policy: policy() }).await;
         assert!(matches!(made.err(), Some(Error::BadPolicy(_))), "{id:?}");
     }
-}
-
-/// Not a test by itself: the node that the next tests kill. It lives in a process of its own.
-#[tokio::test]
-async fn a_node_to_be_killed() {
-    let Some(sleep) = std::env::var("COINOP_TEST_VICTIM").ok() else { return };
-    let state = PathBuf::from(std::env::var("COINOP_TEST_STATE").unwrap());
-    let options = coinop::sandbox::local::Options {
-        helper: Some(crate::common::helper()),
-        warm: 1,
-        ..coinop::sandbox::local::Options::new(state)
-    };
-    let local = coinop::sandbox::local::Local::new(options).unwrap();
-    local.warm_up().await.unwrap();
-    let mut kept = Vec::new();
-    for n in 0..3 {
-        let sandbox =
-            local.create(Spec { id: format!("v-{n}"), base: None, policy: policy() }).await.unwrap();
-        sh(&*sandbox, &format!("setsid sh -c 'trap \"\" TERM; sleep {sleep} & wait' & echo")).await.ok();
-        kept.push(sandbox);
-    }
-    wait_until("all sleep", || processes_with(&sleep).len() >= 6);
-    println!("\nVICTIM READY");
-    tokio::time::sleep(Duration::from_secs(600)).await;
-}
-
-#[tokio::test]
-async fn a_node_killed_with_signal_9_leaves_nothing() {
-    let Some(bench) = bench!() else { return };
-    let state = bench.dir.path().join("victim");
-    let sleep = unique_sleep();
-    let mut node = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["life::a_node_to_be_killed", "--exact", "--nocapture"])
-        .env("COINOP_TEST_VICTIM", &sleep)
-        .env("COINOP_TEST_STATE", &state)
-        .env("COINOP_TEST_HELPER", crate::common::helper())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ready =
-        BufReader::new(node.stdout.take().unwrap()).lines().any(|line| line.unwrap() == "VICTIM READY");
-    assert!(ready, "the node did not come up");
-    assert!(!is_root() || !traces(&state).0.is_empty());
-    node.kill().unwrap();
-    node.wait().unwrap();
-    wait_until("no process is left", || processes_with(&sleep).is_empty());
-    wait_until("no cgroup is left", || traces(&state).0.is_empty());
-}
-
-/// The nursery of this process whose state folder is `state`: the child that holds the fewest secrets.
-fn children_named(name: &str) -> Vec<i32> {
-    let me = std::process::id().to_string();
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let (head, tail) = stat.rsplit_once(')')?;
-            let parent = tail.split_whitespace().nth(1)?;
-            (head.ends_with(name) && parent == me).then_some(pid)
-        })
-        .collect()
-}
-
-#[tokio::test]
-async fn without_its_nursery_a_sandbox_is_gone_and_the_next_one_works() {
-    if std::env::var_os("COINOP_TEST_ALONE").is_none() {
-        // Other tests of this process have nurseries, too: this one runs by itself.
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["life::without_its_nursery_a_sandbox_is_gone_and_the_next_one_works", "--exact"])
-            .env("COINOP_TEST_ALONE", "1")
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success());
-        return;
-    }
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    let process = sandbox.exec(words(["sleep", "300"])).await.unwrap();
-    let nurseries = children_named("coinop-nursery");
-    assert_eq!(nurseries.len(), 1);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(nurseries[0]), nix::sys::signal::Signal::SIGKILL)
-        .unwrap();
-    assert_eq!(collect(process).await.exit, None);
-    assert!(is_gone(sandbox.exec(words(["true"])).await));
-    sandbox.destroy().await.unwrap();
-    assert_eq!(sh(&*bench.sandbox().await, "echo again").await.ok(), "again\n");
-    let (groups, ..) = traces(&bench.dir.path().join("state"));
-    assert!(groups.len() <= 4, "only the living one's: {groups:?}");
-}
-
-#[tokio::test]
-async fn the_reaper_ends_what_an_earlier_life_left() {
-    let Some(bench) = bench!() else { return };
-    if !is_root() || bench.memory_is_watched() {
-        return; // Without cgroups everything ends with the nursery: there is nothing to reap.
-    }
-    let state = bench.dir.path().join("state");
-    let living = bench.sandbox().await;
-    let own = traces(&state).0;
-    let sample = own.iter().find(|path| path.starts_with("/sys/fs/cgroup/pids")).or(own.first()).unwrap();
-    let name = sample.file_name().unwrap().to_str().unwrap();
-    let prefix: String = name.splitn(3, '-').take(2).collect::<Vec<_>>().join("-");
-    let leftover = sample.parent().unwrap().join(format!("{prefix}-old-1"));
-    std::fs::create_dir(&leftover).unwrap();
-    let mut orphan = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    std::fs::write(leftover.join("cgroup.procs"), orphan.id().to_string()).unwrap();
-    let reaped = tokio::spawn({
-        let waited = tokio::task::spawn_blocking(move || orphan.wait().unwrap());
-        async move { waited.await.unwrap() }
-    });
-    assert_eq!(bench.local.reap().await.unwrap(), 1);
-    assert!(!reaped.await.unwrap().success());
-    assert!(!leftover.exists());
-    assert_eq!(sh(&*living, "echo untouched").await.ok(), "untouched\n");
 }

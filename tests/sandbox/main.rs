@@ -3,6 +3,8 @@
 
 mod common;
 mod files;
+mod host;
+mod leftovers;
 mod life;
 mod limits;
 mod walls;
@@ -10,40 +12,69 @@ mod walls;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Output};
 
-/// `nobody`, whom no host gives anything.
-const ORDINARY: u32 = 65_534;
+/// `nobody`, whom no host gives anything; and the hardest case: whoever has no name in a user namespace looks like it.
+const NOBODY: u32 = 65_534;
+/// Somebody with an account of their own.
+const SOMEBODY: u32 = 54_321;
+
+/// Runs a program as this user, who finds it and the helper in a folder that it can read, and owns only a TMPDIR.
+fn run_as(uid: u32, program: &Path, args: &[&str]) -> Output {
+    let home = tempfile::Builder::new().prefix("coinop-ordinary").tempdir_in("/var/tmp").unwrap();
+    let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    open(home.path());
+    let (copy, helper, tmp) =
+        (home.path().join("program"), home.path().join("coinop"), home.path().join("tmp"));
+    std::fs::copy(program, &copy).unwrap();
+    std::fs::copy(common::helper(), &helper).unwrap();
+    open(&copy);
+    open(&helper);
+    std::fs::create_dir(&tmp).unwrap();
+    std::os::unix::fs::chown(&tmp, Some(uid), Some(uid)).unwrap();
+    let mut command = Command::new(&copy);
+    command.args(args).env("TMPDIR", &tmp).env("HOME", &tmp).current_dir("/").uid(uid).gid(uid);
+    if program != common::helper() {
+        command.env("COINOP_TEST_HELPER", &helper);
+    }
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
 
 #[test]
 fn the_whole_suite_holds_as_an_ordinary_user() {
     if !common::is_root() {
         return;
     }
-    let home = tempfile::Builder::new().prefix("coinop-ordinary").tempdir_in("/var/tmp").unwrap();
-    let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    open(home.path());
-    let (suite, helper, tmp) =
-        (home.path().join("suite"), home.path().join("coinop"), home.path().join("tmp"));
-    std::fs::copy(std::env::current_exe().unwrap(), &suite).unwrap();
-    std::fs::copy(common::helper(), &helper).unwrap();
-    open(&suite);
-    open(&helper);
-    std::fs::create_dir(&tmp).unwrap();
-    std::os::unix::fs::chown(&tmp, Some(ORDINARY), Some(ORDINARY)).unwrap();
-    let output = std::process::Command::new(&suite)
-        .args(["--test-threads", "2"])
-        .env("COINOP_TEST_HELPER", &helper)
-        .env("TMPDIR", &tmp)
-        .current_dir("/")
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "as uid {ORDINARY}:\n{said}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = run_as(NOBODY, &std::env::current_exe().unwrap(), &["--test-threads", "2"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "as uid {NOBODY}:\n{said}\n{}", text(&output.stderr));
     assert!(said.contains("test result: ok"), "{said}");
+}
+
+/// The node's own way: it makes its bases itself, so they belong to it and no file is copied.
+#[test]
+fn a_node_of_an_ordinary_user_serves_a_job_from_relay_to_relay() {
+    if common::bench_with("a_node_of_an_ordinary_user_serves_a_job_from_relay_to_relay", 0).is_none() {
+        return;
+    }
+    let outputs = if common::is_root() {
+        vec![
+            run_as(SOMEBODY, &common::helper(), &["demo", "--json"]),
+            run_as(NOBODY, &common::helper(), &["demo", "--json"]),
+        ]
+    } else {
+        let mut demo = Command::new(common::helper());
+        vec![demo.args(["demo", "--json"]).env_remove("COINOP_TEST_HELPER").output().unwrap()]
+    };
+    for output in outputs {
+        let (said, talk) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{said}\n{talk}");
+        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((&report["status"], &report["verified"]), (&"success".into(), &true.into()), "{said}");
+        assert_eq!(report["result"]["exit_code"], 0, "{said}");
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
@@ -18,6 +20,9 @@ use super::sys;
 const PATH_BYTES: usize = 4096;
 /// The deepest folder; each level keeps two descriptors open.
 const DEPTH: usize = 200;
+
+/// Bytes compared at once.
+const CHUNK: u64 = 64 * 1024;
 
 struct Walk {
     cap_bytes: u64,
@@ -129,19 +134,20 @@ impl Walk {
         let was_kind = was.map(|was| kind(was.st_mode));
         match kind(now.st_mode) {
             SFlag::S_IFREG => {
-                let Some(Some((file, now))) = there(open_plain(upper, name))? else { return Ok(()) };
-                let bytes = read_capped(file, self.left)
-                    .map_err(|source| Error::Host { doing: "read what the job changed", source })?;
-                let Some(bytes) = bytes else { return self.take(u64::MAX) };
+                let Some(Some((mut file, now))) = there(open_plain(upper, name))? else { return Ok(()) };
                 let executable = now.st_mode & 0o100 != 0;
                 if let (Some(base), Some(was)) = (base, was)
                     && was_kind == Some(SFlag::S_IFREG)
                     && (was.st_mode & 0o100 != 0) == executable
-                    && u64::try_from(was.st_size).is_ok_and(|size| size == bytes.len() as u64)
-                    && same(base, name, &bytes)?
+                    && was.st_size == now.st_size
+                    && same(base, name, &mut file)?
                 {
                     return Ok(());
                 }
+                let read = file.rewind().and_then(|()| read_capped(file, self.left));
+                let bytes =
+                    read.map_err(|source| Error::Host { doing: "read what the job changed", source })?;
+                let Some(bytes) = bytes else { return self.take(u64::MAX) };
                 self.take(bytes.len() as u64)?;
                 self.tell(path, Content::File { bytes, executable })
             }
@@ -188,9 +194,18 @@ fn enter(path: &mut Vec<u8>, name: &CStr) -> usize {
     before
 }
 
-fn same(base: BorrowedFd<'_>, name: &CStr, bytes: &[u8]) -> Result<bool, Error> {
-    let Some(Some((file, _))) = there(open_plain(base, name))? else { return Ok(false) };
-    let was = read_capped(file, bytes.len() as u64)
-        .map_err(|source| Error::Host { doing: "read the base", source })?;
-    Ok(was.as_deref() == Some(bytes))
+/// Whether the base's file of this name holds the same bytes; neither is loaded whole.
+fn same(base: BorrowedFd<'_>, name: &CStr, now: &mut File) -> Result<bool, Error> {
+    let Some(Some((mut was, _))) = there(open_plain(base, name))? else { return Ok(false) };
+    let host = |source| Error::Host { doing: "read the base", source };
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    loop {
+        before.clear();
+        after.clear();
+        (&mut was).take(CHUNK).read_to_end(&mut before).map_err(host)?;
+        (&mut *now).take(CHUNK).read_to_end(&mut after).map_err(host)?;
+        if before != after || before.is_empty() {
+            return Ok(before == after);
+        }
+    }
 }

@@ -6,11 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nix::unistd::geteuid;
-
 use super::super::{Check, Error, Identity, Network, Policy};
 use super::cgroup::{Controller, Layout, Version};
-use super::life::Life;
+use super::life::{Life, is_root_with_slots};
 use super::wire::{self, Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{Inner, Strike, watch};
 
@@ -36,7 +34,7 @@ pub struct Host {
 pub fn look(inner: &Inner) -> Result<Host, Error> {
     let layout = &inner.layout;
     let mut host = Host {
-        root: geteuid().is_root(),
+        root: is_root_with_slots(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_cgroup: layout.version(Controller::Memory).is_some(),
         pids_cgroup: layout.version(Controller::Pids).is_some(),
@@ -148,7 +146,7 @@ impl Host {
             }
         }
         if let Some(why) = &self.broken {
-            return refuse("isolation", why.clone());
+            return refuse("user_namespaces", why.clone());
         }
         if policy.network == Network::Egress {
             return refuse("network", "there is no egress gateway yet".to_owned());
@@ -177,18 +175,18 @@ impl Host {
         };
         let delegate = "run the node as root, or in a systemd unit with Delegate=yes";
         let userns = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
-                      kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces), or run as root";
+                      kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces), or run as root; \
+                      in a container, one that may make namespaces (--privileged)";
         let mut all = Vec::new();
         all.push(match &self.broken {
             None => check("user_namespaces", true, "a sandbox was built at start".to_owned(), None),
             Some(why) => check("user_namespaces", false, why.clone(), Some(userns)),
         });
-        all.push(check(
-            "wall_ms",
-            self.broken.is_none(),
-            "a timer of the node kills the process namespace".to_owned(),
-            None,
-        ));
+        if self.broken.is_some() {
+            // There is nothing to say of the limits of a sandbox that cannot be.
+            return all;
+        }
+        all.push(check("wall_ms", true, "a timer of the node kills the process namespace".to_owned(), None));
         all.push(match by(Controller::Memory) {
             Some(how) => check("memory_bytes", true, how, None),
             None => check(
@@ -203,10 +201,13 @@ impl Host {
         });
         all.push(match by(Controller::Pids) {
             Some(how) => check("pids", true, how, None),
+            None if self.counts_by_namespace => {
+                check("pids", true, "RLIMIT_NPROC, counted by user namespace".to_owned(), Some(delegate))
+            }
             None => check(
                 "pids",
-                self.counts_by_namespace,
-                "RLIMIT_NPROC, counted by user namespace".to_owned(),
+                false,
+                "no pids cgroup, and a kernel before 5.14 counts a user's processes all together".to_owned(),
                 Some(delegate),
             ),
         });
@@ -226,7 +227,7 @@ impl Host {
             ("output_bytes", "counted by the node as it drains"),
             ("network", "an empty network namespace; no other family than unix, inet, netlink route"),
         ] {
-            all.push(check(name, self.broken.is_none(), how.to_owned(), None));
+            all.push(check(name, true, how.to_owned(), None));
         }
         all.push(if self.overlay {
             check("overlay", true, "the workspace is an overlay over the cached base".to_owned(), None)
@@ -246,5 +247,65 @@ impl Host {
             check("landlock", true, how, Some("boot with landlock in the lsm= list"))
         });
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy {
+            wall_ms: 1000,
+            memory_bytes: 64 << 20,
+            pids: 8,
+            cpu_milli: 500,
+            disk_bytes: 1 << 20,
+            inodes: 100,
+            open_files: 64,
+            output_bytes: 1000,
+            network: Network::None,
+        }
+    }
+
+    /// The clause that is refused.
+    fn refused(host: &Host) -> Option<&'static str> {
+        match host.admit(&policy()) {
+            Ok(()) => None,
+            Err(Error::Unenforceable { backend: "local", clause, why }) if !why.is_empty() => Some(clause),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_named_as_the_doctor_names_it_and_can_be_mended() {
+        let able = Host {
+            cores: 2,
+            memory_cgroup: true,
+            pids_cgroup: true,
+            cpu_cgroup: true,
+            counts_by_namespace: true,
+            overlay: true,
+            ..Host::default()
+        };
+        assert_eq!(refused(&able), None);
+        for (host, clause) in [
+            (Host { broken: Some("no namespaces".to_owned()), ..able.clone() }, "user_namespaces"),
+            (Host { pids_cgroup: false, counts_by_namespace: false, ..able.clone() }, "pids"),
+            (Host { cpu_cgroup: false, ..able.clone() }, "cpu_milli"),
+        ] {
+            assert_eq!(refused(&host), Some(clause));
+            let checks = host.checks(&Layout::default());
+            let check = checks.iter().find(|check| check.name == clause).unwrap();
+            assert!(check.mend.as_ref().is_some_and(|mend| mend.contains("root")), "{check:?}");
+            // Less than a core is refused, a whole one is not: that check is a warning.
+            assert_eq!(check.ok, clause == "cpu_milli", "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_counts_no_processes_by_namespace_is_enough_with_a_pids_cgroup() {
+        let host = Host { pids_cgroup: true, cpu_cgroup: true, cores: 2, ..Host::default() };
+        assert_eq!(refused(&host), None);
     }
 }

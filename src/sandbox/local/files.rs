@@ -1,10 +1,11 @@
 //! The node's hand inside a sandbox: opens, reads and writes by folder descriptors, never following what the job
 //! has laid out. A link, a pipe or a device is refused, not opened. What changed is worked out in `changes`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -43,29 +44,51 @@ pub fn place(path: &str) -> Result<Place, Error> {
 fn how(flags: OFlag) -> OpenHow {
     let beneath =
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY).resolve(beneath)
+    // A handle opens nothing: openat2 refuses one that asks not to get a terminal.
+    let no_terminal = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
+    OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | no_terminal).resolve(beneath)
 }
 
-/// Opens beneath `folder`. What its owner, the job, has closed to itself is opened again.
+/// Opens beneath `folder`. What its owner, the job, has closed to itself is opened again, step by step: a closed
+/// folder shows nothing of what is in it.
 pub fn open_beneath<P: ?Sized + nix::NixPath>(
     folder: BorrowedFd<'_>,
     path: &P,
     flags: OFlag,
 ) -> nix::Result<OwnedFd> {
     match openat2(folder, path, how(flags)) {
-        Err(Errno::EACCES) => {
-            let handle = openat2(folder, path, how(OFlag::O_PATH))?;
-            let mode = fstat(&handle)?.st_mode;
-            if kind(mode) != SFlag::S_IFREG && kind(mode) != SFlag::S_IFDIR {
-                return Err(Errno::EACCES);
-            }
-            let exactly = format!("/proc/self/fd/{}", handle.as_raw_fd());
-            fs::set_permissions(&exactly, Permissions::from_mode(mode & 0o7777 | 0o700))
-                .map_err(|_| Errno::EACCES)?;
-            openat2(folder, path, how(flags))
-        }
-        other => other,
+        Err(Errno::EACCES) => {}
+        other => return other,
     }
+    let path = path.with_nix_path(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())))?;
+    let mut at: Option<OwnedFd> = None;
+    let mut parts = path.components().peekable();
+    while let Some(part) = parts.next() {
+        let here = at.as_ref().map_or(folder, AsFd::as_fd);
+        let flags = if parts.peek().is_some() { OFlag::O_RDONLY | OFlag::O_DIRECTORY } else { flags };
+        at = Some(open_closed(here, part.as_os_str(), flags)?);
+    }
+    at.ok_or(Errno::EACCES)
+}
+
+/// Opens one name, and takes the right to, as its owner may.
+fn open_closed(folder: BorrowedFd<'_>, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    match openat2(folder, name, how(flags)) {
+        Err(Errno::EACCES) => {}
+        other => return other,
+    }
+    let handle = openat2(folder, name, how(OFlag::O_PATH))?;
+    let mode = fstat(&handle)?.st_mode;
+    // Never the right to execute a file: that would read as a change of the job's.
+    let opened = match kind(mode) {
+        SFlag::S_IFREG => 0o600,
+        SFlag::S_IFDIR => 0o700,
+        _ => return Err(Errno::EACCES),
+    };
+    let exactly = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    fs::set_permissions(&exactly, Permissions::from_mode(mode & 0o7777 | opened))
+        .map_err(|_| Errno::EACCES)?;
+    openat2(folder, name, how(flags))
 }
 
 pub fn kind(mode: u32) -> SFlag {

@@ -21,6 +21,25 @@ const SLOTS: u32 = 1024;
 /// The kernel needs milliseconds to end a sandbox; a host that needs this long is broken.
 const DEATH: Duration = Duration::from_secs(10);
 
+/// Whether this process is root with uids to give. Root of a user namespace, as in a rootless container, has only
+/// those that were mapped for it, and else does as an ordinary user does.
+pub fn is_root_with_slots() -> bool {
+    let gives = |file: &str| {
+        let map = std::fs::read_to_string(file).unwrap_or_default();
+        map.lines().any(covers_slots)
+    };
+    nix::unistd::geteuid().is_root() && gives("/proc/self/uid_map") && gives("/proc/self/gid_map")
+}
+
+/// A line of a map: first id inside, first outside, how many.
+fn covers_slots(line: &str) -> bool {
+    let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or_default());
+    let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next()) else {
+        return false;
+    };
+    first <= FIRST_UID.into() && first.saturating_add(count) >= u64::from(FIRST_UID) + u64::from(SLOTS)
+}
+
 /// The free slots; each stands for a uid.
 #[derive(Debug, Clone)]
 pub struct Slots(Arc<Mutex<BTreeSet<u32>>>);
@@ -175,4 +194,17 @@ impl Life {
 
 pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers_slots;
+
+    #[test]
+    fn only_a_map_with_all_uids_of_the_slots_makes_a_root() {
+        assert!(covers_slots("         0          0 4294967295"));
+        assert!(!covers_slots("         0       1000          1"));
+        assert!(!covers_slots("         1     100000      65536"));
+        assert!(!covers_slots(""));
+    }
 }

@@ -21,6 +21,7 @@ mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use nix::libc;
+use nix::unistd::{getegid, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
@@ -55,7 +57,8 @@ pub struct Options {
     pub helper: Option<PathBuf>,
     /// A folder of this node alone; what is left behind is known by it.
     pub state_dir: PathBuf,
-    /// How many sandboxes stand pre-built. Each costs about a megabyte.
+    /// How many sandboxes stand pre-built, once `warm_up` has been called or a first one was made. Each is used once,
+    /// and costs about half a megabyte.
     pub warm: usize,
 }
 
@@ -82,6 +85,7 @@ struct Inner {
     slots: Slots,
     numbers: AtomicU64,
     pool: Mutex<Vec<PreBuilt>>,
+    filling: tokio::sync::Mutex<()>,
 }
 
 /// A sandbox with everything but its policy and workspace.
@@ -142,6 +146,7 @@ impl Local {
             slots: Slots::new(),
             numbers: AtomicU64::new(1),
             pool: Mutex::new(Vec::new()),
+            filling: tokio::sync::Mutex::new(()),
             options: Options { state_dir: state, ..options },
         };
         // A thread of its own: this may be called inside a runtime, which must not be blocked by waiting on it.
@@ -155,8 +160,11 @@ impl Local {
         Ok(Local { inner: Arc::new(inner) })
     }
 
-    /// Builds sandboxes until the pool is full.
+    /// Builds sandboxes until the pool is full; none where no sandbox can be built.
     pub async fn warm_up(&self) -> Result<(), Error> {
+        if self.inner.host.broken.is_some() {
+            return Ok(());
+        }
         self.inner.fill_pool().await
     }
 }
@@ -214,7 +222,9 @@ impl Inner {
         }
     }
 
+    /// One at a time, so that two who find the pool short do not both fill it.
     async fn fill_pool(&self) -> Result<(), Error> {
+        let _alone = self.filling.lock().await;
         while locked(&self.pool).len() < self.options.warm {
             let one = self.pre_build().await?;
             locked(&self.pool).push(one);
@@ -293,7 +303,7 @@ impl Inner {
     async fn build(&self, spec: &Spec) -> Result<Built, Error> {
         let base = spec.base.as_deref().map(super::Tree::path);
         let base = match base.map(Path::to_str) {
-            Some(Some(path)) if self.host.overlay => Some(path),
+            Some(Some(path)) if self.host.overlay && (self.host.root || is_ours(path)) => Some(path),
             None => None,
             Some(_) => return self.cold_copy(spec).await,
         };
@@ -323,6 +333,13 @@ impl Inner {
             sized.map_err(io::Error::other).and_then(|size| size).map_err(host_error("size the base"))?;
         self.cold(spec, None, extra).await
     }
+}
+
+/// Whether an ordinary user's node may lay an overlay over this base: a job cannot write over what belongs to an
+/// owner or group that its user namespace does not have. Asked here, where owners show as they are.
+fn is_ours(base: &str) -> bool {
+    let ours = (geteuid().as_raw(), getegid().as_raw());
+    std::fs::metadata(base).is_ok_and(|found| (found.uid(), found.gid()) == ours)
 }
 
 /// A sandbox whose init is ready for commands.

@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
+use super::life::is_root_with_slots;
 use super::mounts::{Named, Step};
 use super::seccomp::StandIns;
 use super::wire::{FromNursery, Hello, MESSAGE_BYTES, Start, ToNursery};
@@ -81,7 +82,7 @@ fn errno(why: &io::Error) -> i32 {
 /// Two mount namespaces: the host's, to fetch bases from, and the one with the root that jobs get.
 fn open(stand_ins: StandIns) -> Step<Nursery> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let root = uid == 0;
+    let root = is_root_with_slots();
     let own = "/proc/self/ns/mnt";
     if root {
         setgroups(&[]).step("drop supplementary groups")?;
@@ -206,14 +207,9 @@ impl Nursery {
         if !found.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
-        let users = if self.root {
-            Some(self.mapping(uid, found.uid(), found.gid())?)
-        } else if (found.uid(), found.gid()) == (self.uid, self.gid) {
-            None
-        } else {
-            // The job could not write over a stranger's files: the node copies them instead.
-            return Err(io::Error::from_raw_os_error(libc::EOVERFLOW));
-        };
+        // Without root the node asks for its own bases only (`mod::is_ours`): from in here, whoever is not
+        // mapped looks like `nobody`, and a node may be `nobody`.
+        let users = if self.root { Some(self.mapping(uid, found.uid(), found.gid())?) } else { None };
         sys::set_attributes(
             tree.as_fd(),
             sys::RDONLY | sys::NOSUID | sys::NODEV,

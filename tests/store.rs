@@ -1,77 +1,16 @@
 //! What the store promises while nothing goes wrong with the disk: durable order, reads after writes, group
-//! commit, locks, damage named, and an index that is always the log's. Faults are in `store_faults.rs`.
+//! commit, locks, and an index that is always the log's. Damage is in `store_damage.rs`, faults of the disk
+//! and of the power in `store_faults.rs`.
+
+mod store_house;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use coinop::store::record::{Answer, Record, Summary, Verdict};
-use coinop::store::{Error, Holder, JobFilter, JobState, Options, Store};
+use coinop::store::{Error, Holder, JobFilter, JobState, Store};
 use proptest::prelude::*;
-use tempfile::TempDir;
-
-fn id(n: u64) -> String {
-    format!("{n:064x}")
-}
-
-/// Options whose key locks are the test's own and whose clock stands still until moved.
-fn options(dir: &TempDir, clock: &Arc<AtomicU64>) -> Options {
-    let clock = clock.clone();
-    let locks = dir.path().join("locks");
-    fs::create_dir_all(&locks).unwrap();
-    Options {
-        key_locks: Some(locks),
-        clock: Arc::new(move || clock.load(Ordering::SeqCst)),
-        ..Options::default()
-    }
-}
-
-struct House {
-    dir: TempDir,
-    clock: Arc<AtomicU64>,
-}
-
-impl House {
-    fn new() -> Self {
-        House { dir: tempfile::tempdir().unwrap(), clock: Arc::new(AtomicU64::new(1_000)) }
-    }
-    fn options(&self) -> Options {
-        options(&self.dir, &self.clock)
-    }
-    fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-    fn open(&self) -> Store {
-        self.try_open(self.options()).unwrap()
-    }
-    fn try_open(&self, options: Options) -> Result<Store, Error> {
-        Store::open_with(&self.data(), &Holder::new(id(9)), options)
-    }
-    /// With segments so small that every few batches begin a new one.
-    fn small_segments(&self) -> Options {
-        Options { segment_bytes: 4096, ..self.options() }
-    }
-    fn log(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> =
-            fs::read_dir(self.data().join("log")).unwrap().map(|f| f.unwrap().path()).collect();
-        files.sort();
-        files
-    }
-}
-
-fn accepted(n: u64) -> Record {
-    Record::Accepted {
-        job: id(n),
-        customer: id(1000),
-        kind: 5930,
-        skill: "generic".into(),
-        request: format!("{{\"request\":{n}}}"),
-        relay: "ws://a".into(),
-        deadline_ms: 99_000,
-    }
-}
+use store_house::{House, accepted, id};
 
 fn started(n: u64, attempt: u32) -> Record {
     Record::Started { job: id(n), attempt, backend: "local".into() }
@@ -401,117 +340,6 @@ fn a_backup_of_a_running_store_opens_with_the_same_head_and_blobs() {
     store.close().unwrap();
     let copy = Store::open_with(&to, &Holder::new(id(9)), house.options()).unwrap();
     assert_eq!(copy.head().seq, head.seq + 1);
-}
-
-fn flip(path: &Path, at: u64) {
-    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
-}
-
-#[test]
-fn a_flipped_byte_is_named_by_segment_offset_and_seq_wherever_it_is() {
-    let house = House::new();
-    let store = house.try_open(house.small_segments()).unwrap();
-    // Where each entry begins: a frame is 68 bytes and its JSON.
-    let mut entries = vec![(house.log()[0].clone(), 64)];
-    for n in 0..25 {
-        let before: Vec<_> = house.log();
-        store.append_blocking(vec![accepted(n)]).unwrap();
-        let files = house.log();
-        let last = files.last().unwrap().clone();
-        let (path, at) = entries.last().unwrap().clone();
-        let opened = serde_json::to_vec(&vec![Record::Opened {
-            node: id(9),
-            version: env!("CARGO_PKG_VERSION").into(),
-        }]);
-        let previous = if n == 0 { opened.unwrap().len() as u64 + 68 } else { body_of(n - 1) };
-        entries.push(if files.len() > before.len() { (last, 64) } else { (path, at + previous) });
-    }
-    store.close().unwrap();
-    assert!(house.log().len() >= 3, "the log has several segments");
-    let last_segment = house.log().last().unwrap().clone();
-    for (nth, (path, at)) in entries.iter().enumerate() {
-        for inside in [0, 5, 13, 25, 40, 68, 100] {
-            flip(path, at + inside);
-            let wanted = (path.clone(), *at, nth as u64 + 1);
-            let look = Store::read_only(&house.data()).map(|_| ()).unwrap_err();
-            match look {
-                Error::Corrupt(d) => assert_eq!((d.segment, d.offset, d.seq), wanted, "byte {inside}"),
-                e => panic!("entry {} byte {inside}: {e}", nth + 1),
-            }
-            // A start reads the last segment at least.
-            if *path == last_segment {
-                let e = house.try_open(house.small_segments()).map(|_| ()).unwrap_err();
-                assert!(matches!(&e, Error::Corrupt(d) if d.seq == wanted.2), "{e}");
-            }
-            flip(path, at + inside);
-        }
-    }
-    let store = house.try_open(house.small_segments()).unwrap();
-    flip(&entries[3].0, entries[3].1 + 80);
-    match store.verify().unwrap_err() {
-        Error::Corrupt(d) => {
-            assert_eq!((d.segment, d.offset, d.seq), (entries[3].0.clone(), entries[3].1, 4))
-        }
-        e => panic!("{e}"),
-    }
-}
-
-fn body_of(n: u64) -> u64 {
-    serde_json::to_vec(&vec![accepted(n)]).unwrap().len() as u64 + 68
-}
-
-#[test]
-fn a_missing_or_foreign_segment_is_named() {
-    let house = House::new();
-    let store = house.try_open(house.small_segments()).unwrap();
-    for n in 0..40 {
-        store.append_blocking(vec![accepted(n)]).unwrap();
-    }
-    store.close().unwrap();
-    let files = house.log();
-    let aside = house.dir.path().join("aside");
-    for (nth, why) in [(0, "first segment"), (1, "are missing")] {
-        fs::rename(&files[nth], &aside).unwrap();
-        let e = Store::read_only(&house.data()).map(|_| ()).unwrap_err();
-        assert!(matches!(&e, Error::Corrupt(d) if d.why.contains(why)), "{e}");
-        fs::rename(&aside, &files[nth]).unwrap();
-    }
-    let last = files.last().unwrap();
-    fs::rename(last, &aside).unwrap();
-    let e = house.try_open(house.options()).map(|_| ()).unwrap_err();
-    assert!(matches!(e, Error::Shortened { promised: 41, .. }), "{e}");
-    let e = house.try_open(house.options()).map(|_| ()).unwrap_err();
-    assert!(matches!(e, Error::Shortened { promised: 41, .. }), "it says so again at the next try: {e}");
-}
-
-#[test]
-fn an_index_that_does_not_open_is_made_again() {
-    let house = House::new();
-    let store = house.open();
-    for n in 0..50 {
-        store.append_blocking(vec![accepted(n)]).unwrap();
-    }
-    let live = store.dump_index().unwrap();
-    store.close().unwrap();
-    let generation = fs::read_dir(house.data().join("index"))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .find(|p| p.is_dir())
-        .unwrap();
-    let db = generation.join("db");
-    let size = fs::metadata(&db).unwrap().len() as usize;
-    fs::write(&db, vec![0xA5; size]).unwrap();
-    let store = house.open();
-    assert!(store.was_rebuilt());
-    assert_eq!(store.dump_index().unwrap(), live);
-    store.close().unwrap();
-    fs::remove_dir_all(house.data().join("index")).unwrap();
-    let store = house.open();
-    assert!(store.was_rebuilt());
-    assert_eq!(store.dump_index().unwrap(), live);
 }
 
 fn text() -> impl Strategy<Value = String> {

@@ -151,12 +151,12 @@ fn same_repository(base: &Url, to: &str) -> Result<Url, Error> {
 /// Resolves, and lets only public addresses through. ureq connects to exactly what this returns, so
 /// there is no second look-up that could answer otherwise.
 #[derive(Debug)]
-struct Guarded {
-    inner: DefaultResolver,
+struct Guarded<R> {
+    inner: R,
     allow_private: bool,
 }
 
-impl Resolver for Guarded {
+impl<R: Resolver> Resolver for Guarded<R> {
     fn resolve(
         &self,
         uri: &Uri,
@@ -180,6 +180,53 @@ impl Resolver for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers with one list of addresses after the other, as a name server that rebinds does.
+    #[derive(Debug)]
+    struct Fickle(std::sync::Mutex<Vec<Vec<&'static str>>>);
+
+    impl Resolver for Fickle {
+        fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+            let mut found = self.empty();
+            for address in self.0.lock().unwrap().remove(0) {
+                found.push(address.parse().unwrap());
+            }
+            Ok(found)
+        }
+    }
+
+    #[test]
+    fn every_answer_to_a_look_up_is_judged_and_a_rebound_name_is_refused() {
+        let answers = vec![
+            vec!["9.9.9.9:80"],
+            vec!["127.0.0.1:80"],
+            vec!["9.9.9.9:80", "[::ffff:10.0.0.1]:80"],
+            vec!["[fe80::1]:80"],
+            vec!["169.254.169.254:80"],
+        ];
+        let count = answers.len();
+        let guarded = |allow_private| Guarded { inner: Fickle(answers.clone().into()), allow_private };
+        let ask = |guarded: &Guarded<Fickle>| {
+            let timeout = NextTimeout {
+                after: std::time::Duration::from_secs(1).into(),
+                per_read: None,
+                per_write: None,
+                reason: ureq::Timeout::Resolve,
+            };
+            guarded.resolve(&Uri::from_static("http://h.example/"), &Config::default(), timeout)
+        };
+        let strict = guarded(false);
+        assert_eq!(ask(&strict).unwrap()[0], "9.9.9.9:80".parse().unwrap());
+        for _ in 1..count {
+            let error = Error::from_ureq(ask(&strict).unwrap_err(), 0);
+            assert!(
+                matches!(&error, Error::Refused { why } if why.contains("not a public address")),
+                "{error}"
+            );
+        }
+        let open = guarded(true);
+        assert!((0..count).all(|_| ask(&open).is_ok()));
+    }
 
     #[test]
     fn a_redirect_may_mend_the_spelling_and_nothing_else() {

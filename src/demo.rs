@@ -159,6 +159,7 @@ impl Stage {
         };
         let elapsed_ms = elapsed();
         see(elapsed_ms, Seen::Result(&answer));
+        client.close().await;
         let mut legs = self.legs(&request.id.to_hex(), started_ms)?;
         legs.result_received_ms = elapsed_ms;
         self.report(&answer, feedbacks, legs)

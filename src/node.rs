@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nostr_sdk::prelude::{EventId, JsonUtil, Keys};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -26,8 +27,10 @@ use crate::store::{self, Holder, Store};
 const ANNOUNCED_AS: &str = "coinop";
 /// How long an announcement holds without being renewed, seconds.
 const ANNOUNCED_FOR_S: u64 = 7 * 86_400;
-/// Events being handed from `relay` to `job` at once.
+/// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
+/// How long a clone that nobody waits for any more may take to notice.
+const REPO_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,6 +56,7 @@ pub struct Node {
     engine: Engine,
     relays: relay::Handle,
     store: Store,
+    repos: Arc<Repos>,
     keys: Keys,
     config: Config,
     skills: Vec<String>,
@@ -60,6 +64,8 @@ pub struct Node {
     identity: Identity,
     announced: Option<(EventId, u64)>,
     stop: CancellationToken,
+    /// What runs between the rooms; it ends with the node.
+    tasks: JoinSet<()>,
 }
 
 /// What `status` on the control socket says.
@@ -204,7 +210,7 @@ impl Node {
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
             store: store.clone(),
-            repos,
+            repos: Arc::clone(&repos),
             backend,
             keys: keys.clone(),
             rules,
@@ -215,14 +221,31 @@ impl Node {
         })
         .await?;
         let stop = CancellationToken::new();
-        tokio::spawn(hand_over(events, engine.clone()));
-        tokio::spawn(watch_cancels(engine.clone(), relays.clone()));
-        let mut node =
-            Node { engine, relays, store, keys, config, skills, kinds, identity, announced: None, stop };
-        if node.config.announce.publish {
-            node.announce().await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(hand_over(events, engine.clone()));
+        tasks.spawn(watch_cancels(engine.clone(), relays.clone()));
+        let announced = None;
+        let mut node = Node {
+            engine,
+            relays,
+            store,
+            repos,
+            keys,
+            config,
+            skills,
+            kinds,
+            identity,
+            announced,
+            stop,
+            tasks,
+        };
+        if let Err(error) = node.announce().await {
+            if let Err(also) = node.drain().await {
+                tracing::error!(error = %also, "the end was not in order, either");
+            }
+            return Err(error);
         }
-        tokio::spawn(server.run(Arc::new(node.owner_side()), node.stop.clone()));
+        node.tasks.spawn(server.run(Arc::new(node.owner_side()), node.stop.clone()));
         Ok(node)
     }
 
@@ -247,8 +270,12 @@ impl Node {
     }
 
     /// Ends in order: no more jobs, the running ones finish or stay open, the announcement is taken back, what
-    /// is owed is delivered as far as relays are there, the store is closed.
-    pub async fn drain(self) -> Result<Drained, Error> {
+    /// is owed is delivered as far as relays are there, the store is closed. When it returns, no room is held
+    /// any more: a node may be started on the same folder and key.
+    ///
+    /// # Errors
+    /// When the store had failed, now or before. What was promised is on disk; the end itself may not be.
+    pub async fn drain(mut self) -> Result<Drained, Error> {
         let within = Duration::from_millis(self.config.drain_timeout_ms);
         let open = self.engine.drain(within).await;
         if open > 0 {
@@ -264,14 +291,23 @@ impl Node {
             }
         }
         let drained = self.relays.drain(DELIVERY_GRACE).await;
+        let failed = self.engine.end().await;
         self.stop.cancel();
+        self.tasks.shutdown().await;
+        if tokio::time::timeout(REPO_GRACE, self.repos.idle()).await.is_err() {
+            tracing::warn!("a clone does not stop; its folder is held until it does");
+        }
         let store = self.store.clone();
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         closed.unwrap_or(Err(store::Error::Closed))?;
-        Ok(drained)
+        // A full disk may have hit a file beside the log, which is whole then and closes well.
+        failed.map_or(Ok(drained), |error| Err(error.into()))
     }
 
     async fn announce(&mut self) -> Result<(), Error> {
+        if !self.config.announce.publish {
+            return Ok(());
+        }
         let now_s = clock::now_s();
         let announcement = Announcement {
             name_tag: ANNOUNCED_AS.into(),
@@ -334,7 +370,9 @@ fn queued(outgoing: &store::Outgoing) -> Record {
 
 fn engine_options(config: &Config) -> job::Options {
     let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    // Its record must fit one batch of the log, with a copy of the request and some words.
     let max_event_bytes = usize::try_from(config.relay.max_event_bytes).unwrap_or(usize::MAX);
+    let max_event_bytes = max_event_bytes.min(store::BATCH_MAX_BYTES / 2);
     job::Options {
         max_jobs: count(config.max_jobs),
         max_open: count(config.queue.max_open_jobs),
@@ -346,7 +384,7 @@ fn engine_options(config: &Config) -> job::Options {
         // Encryption adds a third (base64), JSON escapes of the event up to as much again.
         max_content_bytes: max_event_bytes / 2,
         max_event_bytes,
-        max_artifact_bytes: config.limits.artifact_bytes,
+        max_artifact_bytes: config.limits.artifact_bytes.min(store::BLOB_MAX_BYTES),
         max_changes_bytes: config.limits.changes_bytes,
         outbox_give_up_ms: config.relay.outbox_give_up_ms,
         max_answer_relays: count(config.relay.max_answer_relays),

@@ -77,6 +77,10 @@ fn started(n: u64, attempt: u32) -> Record {
     Record::Started { job: id(n), attempt, backend: "local".into() }
 }
 
+fn pinned(n: u64, commit: &str) -> Record {
+    Record::Pinned { job: id(n), commit: commit.into() }
+}
+
 fn closed(n: u64, verdict: Verdict, answer: u64) -> Record {
     let summary = Summary { wall_ms: 7, ..Summary::default() };
     Record::Closed { job: id(n), verdict, answer: id(answer), summary }
@@ -108,14 +112,27 @@ fn a_job_is_read_back_at_every_step_of_its_life_and_after_a_restart() {
     assert!(store.knows(&id(1), &id(1000)).unwrap());
     house.clock.store(2_000, Ordering::SeqCst);
     store.append_blocking(vec![started(1, 1)]).unwrap();
+    let row = store.job(&id(1)).unwrap().unwrap();
+    assert_eq!((row.state, row.attempt, row.commit), (JobState::Running, 1, None));
+    assert_eq!(row.backend.as_deref(), Some("local"));
+    house.clock.store(2_500, Ordering::SeqCst);
+    store.append_blocking(vec![pinned(1, "c0ffee")]).unwrap();
+    let row = store.job(&id(1)).unwrap().unwrap();
+    assert_eq!((row.state, row.updated_ms), (JobState::Running, 2_500));
+    assert_eq!(row.commit.as_deref(), Some("c0ffee"));
+    // A later attempt runs on the commit that is written down already.
+    house.clock.store(2_600, Ordering::SeqCst);
+    store.append_blocking(vec![started(1, 2)]).unwrap();
+    let row = store.job(&id(1)).unwrap().unwrap();
+    assert_eq!((row.attempt, row.commit.as_deref()), (2, Some("c0ffee")));
     assert_eq!(store.open_jobs().unwrap().len(), 1);
     house.clock.store(3_000, Ordering::SeqCst);
     let end = vec![closed(1, Verdict::Done, 50), queued(50, Some(1), &["ws://a", "ws://b"])];
     let seq = store.append_blocking(end).unwrap();
-    assert_eq!(seq, 4);
+    assert_eq!(seq, 6);
     let check = |store: &Store| {
         let row = store.job(&id(1)).unwrap().unwrap();
-        assert_eq!((row.state, row.attempt, row.updated_ms), (JobState::Done, 1, 3_000));
+        assert_eq!((row.state, row.attempt, row.updated_ms), (JobState::Done, 2, 3_000));
         assert_eq!(row.commit.as_deref(), Some("c0ffee"));
         assert_eq!(row.answer, Some(id(50)));
         assert_eq!(row.verdict, Some(Verdict::Done));
@@ -128,8 +145,9 @@ fn a_job_is_read_back_at_every_step_of_its_life_and_after_a_restart() {
         assert_eq!(owed[0].job, Some(id(1)));
         let history = store.history(&id(1)).unwrap();
         let seqs: Vec<_> = history.iter().map(|e| (e.seq, e.at_ms)).collect();
-        assert_eq!(seqs, [(2, 1_000), (3, 2_000), (4, 3_000), (4, 3_000)]);
+        assert_eq!(seqs, [(2, 1_000), (3, 2_000), (4, 2_500), (5, 2_600), (6, 3_000), (6, 3_000)]);
         assert_eq!(history[1].record, started(1, 1));
+        assert_eq!(history[2].record, pinned(1, "c0ffee"));
     };
     check(&store);
     store.close().unwrap();

@@ -284,10 +284,18 @@ fn killed_at_any_write_nothing_acknowledged_is_lost_and_nothing_is_half_there() 
     if !has_strace() {
         return skipped(NAME, "no strace");
     }
-    let (mut points, mut early, mut finished) = (0, 0, 0);
-    // The counter of strace is one a thread and call; each call is tried until the walk gets through.
+    // A walk under strace takes well under a second; one that never gets through is a fault of this test.
+    const MOST: u32 = 500;
+    let (mut points, mut early) = (0, 0);
+    // The counter of strace is one a thread and call; each call is tried until the walk gets through. How
+    // many there are is not fixed: a walk fills several segments, and each of them is a score of writes.
     for call in ["pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "unlink", "mkdir", "write"] {
-        for when in 1..60 {
+        let mut when = 0;
+        let through = loop {
+            when += 1;
+            if when > MOST {
+                break false;
+            }
             let room = tempfile::tempdir().unwrap();
             let dir = room.path().join("data");
             let inject = format!("{call}:signal=SIGKILL:when={when}");
@@ -306,13 +314,13 @@ fn killed_at_any_write_nothing_acknowledged_is_lost_and_nothing_is_half_there() 
             }
             judge(&dir, &said);
             if !killed {
-                finished += 1;
-                break;
+                break true;
             }
-        }
+        };
+        assert!(through, "{call}: the walk was still killed at its call {MOST}");
+        assert!(when > 1, "{call} is never called, so nothing was tried");
     }
     eprintln!("{points} points, {early} of them before the first acknowledgement");
-    assert_eq!(finished, 8, "every call was tried up to the end of the walk");
     assert!(points > 60, "only {points} points");
 }
 

@@ -18,6 +18,7 @@ pub struct Args {
     /// Rounds of each; a ratio is taken within a round [default: as docs/SPEC.md says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: Option<u32>,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

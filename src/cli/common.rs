@@ -116,12 +116,14 @@ fn quiet_level(loaded: &Loaded) -> &str {
     }
 }
 
-/// Sends tracing to stderr. A bare level is ours; the libraries below us then only warn.
+/// Sends tracing to stderr. A bare level is ours; the libraries below us then only warn, and the demo's relay,
+/// which calls it an error when a peer hangs up, says nothing.
 pub fn log_at(level: &str) {
     let plain = !level.contains(['=', ',']);
     let directives = match level.trim() {
-        "off" | "error" => level.trim().to_string(),
-        level if plain => format!("warn,coinop={level}"),
+        "off" => "off".to_string(),
+        "error" => "error,nostr_relay_builder=off".to_string(),
+        level if plain => format!("warn,coinop={level},nostr_relay_builder=off"),
         level => level.to_string(),
     };
     let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("warn"));

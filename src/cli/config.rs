@@ -20,12 +20,14 @@ pub struct Args {
 pub enum Command {
     /// Every value that holds here, and where it came from
     Show {
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },
     /// Read a file over the defaults and name everything wrong with it
     Check {
         file: PathBuf,
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },

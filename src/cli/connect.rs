@@ -79,14 +79,7 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     // From here on a signal means an orderly end, also one that comes while the node starts.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let node = Node::start(config, key.keys().clone(), None).await.map_err(|error| {
-        let exit = match &error {
-            node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
-            node::Error::Catalog(_) => Exit::Config,
-            _ => Exit::Failure,
-        };
-        Failure::new(exit, error)
-    })?;
+    let node = Node::start(config, key.keys().clone(), None).await.map_err(failure)?;
     output::talk(&format!("provider  {}", key.npub()));
     output::talk(&format!("relays    {relays}"));
     output::talk(&format!("skills    {}", node.skills().join(", ")));
@@ -100,7 +93,7 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     output::talk("draining: no new jobs; the running ones finish, or are taken up at the next start");
     tokio::select! {
         drained = node.drain() => {
-            let undelivered = drained?.undelivered;
+            let undelivered = drained.map_err(failure)?.undelivered;
             if undelivered > 0 {
                 output::talk(&format!("{undelivered} events are delivered after the next start"));
             }
@@ -109,6 +102,16 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
         _ = terminate.recv() => Err(ended_at_once()),
         _ = interrupt.recv() => Err(ended_at_once()),
     }
+}
+
+fn failure(error: node::Error) -> Failure {
+    let exit = match &error {
+        node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
+        node::Error::Store(_) => Exit::Store,
+        node::Error::Catalog(_) => Exit::Config,
+        _ => Exit::Failure,
+    };
+    Failure::new(exit, error)
 }
 
 fn ended_at_once() -> Failure {

@@ -26,6 +26,7 @@ pub struct Args {
     /// Do not dial the configured relays
     #[arg(long)]
     pub offline: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }
@@ -206,7 +207,10 @@ async fn relays(config: &Config) -> Group {
         let one = std::slice::from_ref(relay);
         let met = Client::connect(one, Some(keys), true, Wire::default(), RELAY_PATIENCE).await;
         checks.push(match met {
-            Ok(_) => good(relay, "answers"),
+            Ok(client) => {
+                client.close().await;
+                good(relay, "answers")
+            }
             Err(error) => {
                 bad(relay, error.to_string(), "check the address; the node goes on trying by itself")
             }

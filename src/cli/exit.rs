@@ -15,6 +15,7 @@ pub enum Exit {
     Held = 7,
     Unreachable = 8,
     CommandsFailed = 9,
+    Store = 10,
 }
 
 /// Every code with its meaning, in order.
@@ -29,6 +30,7 @@ pub const CODES: &[(Exit, &str)] = &[
     (Exit::Held, "another node holds the data directory or the key, or no node runs where one must"),
     (Exit::Unreachable, "no relay could be reached, or none took the event"),
     (Exit::CommandsFailed, "a genuine result came, and it says that the job's commands failed"),
+    (Exit::Store, "the data directory cannot be read or written: a full or failing disk, or a damaged log"),
 ];
 
 /// The list for `--help`.

@@ -36,6 +36,7 @@ pub enum Command {
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },
@@ -43,6 +44,7 @@ pub enum Command {
     Show {
         /// The request's id, or its first digits
         job: String,
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },
@@ -50,6 +52,7 @@ pub enum Command {
     Logs {
         /// The request's id, or its first digits
         job: String,
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },
@@ -57,6 +60,7 @@ pub enum Command {
     Cancel {
         /// The request's id, or its first digits
         job: String,
+        /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
     },

@@ -52,6 +52,7 @@ pub struct Place {
     /// Another key file than the configured one
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

@@ -95,6 +95,7 @@ pub struct Args {
     /// Leave the job running when you give up; else it is cancelled
     #[arg(long)]
     pub no_cancel: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }
@@ -224,6 +225,7 @@ async fn send(args: Args, relays: Vec<String>, key: NodeKey) -> Outcome {
     let deadline = started + Duration::from_secs(args.timeout);
     let follow = Follow { client: &client, customer: &customer, started, deadline, cancel: !args.no_cancel };
     let end = follow.run(answers).await;
+    client.close().await;
     if let Some(answer) = &end.answer {
         save(args.save.as_ref(), &answer.event)?;
     }

@@ -37,6 +37,7 @@ pub struct Args {
     /// At most this many requests
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     pub limit: u32,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }
@@ -90,6 +91,7 @@ async fn look(args: Args, config: Config, key: NodeKey, rules: Rules) -> Outcome
     if missing > 0 {
         output::talk(&format!("{missing} of {} relays did not answer", config.relays.len()));
     }
+    client.close().await;
     // A store of another version or a damaged one is no reason not to look at relays.
     let store = Store::read_only(&config.data_dir).ok();
     let seen: Vec<Seen> =

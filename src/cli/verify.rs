@@ -38,6 +38,7 @@ pub struct Args {
     /// Fetch from file:// URLs, too
     #[arg(long)]
     pub allow_file_repos: bool,
+    /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
 }

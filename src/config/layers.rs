@@ -7,34 +7,13 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::settings::{self, Kind, Setting};
+use super::settings::{self, Kind, Setting, Value};
 use super::{DEFAULT_TOML, Error, Fault, Problem, Row, Sources};
 use crate::keys::PASSWORD_VAR;
 
 pub(super) const CONFIG_VAR: &str = "COINOP_CONFIG";
 const PREFIX: &str = "COINOP_";
 const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// A setting's value, in one of four shapes.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(untagged)]
-pub enum Value {
-    Flag(bool),
-    Number(u64),
-    Text(String),
-    List(Vec<String>),
-}
-
-impl std::fmt::Display for Value {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Value::Flag(flag) => write!(f, "{flag}"),
-            Value::Number(number) => write!(f, "{number}"),
-            Value::Text(text) => write!(f, "{text:?}"),
-            Value::List(items) => write!(f, "{items:?}"),
-        }
-    }
-}
 
 /// Which layer gave a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +152,17 @@ impl Stack {
         match self.value(key) {
             Some(Value::Number(number)) => *number,
             _ => 0,
+        }
+    }
+
+    /// Judges every value; what is wrong is complained about.
+    pub(super) fn check(&mut self) {
+        for setting in settings::SETTINGS {
+            let Some(value) = self.value(setting.key) else { continue };
+            match settings::judge(setting, value) {
+                Ok(kept) => self.fill(setting.key, kept),
+                Err(fault) => self.complain(setting.key, fault),
+            }
         }
     }
 

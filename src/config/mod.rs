@@ -15,8 +15,9 @@ use serde::Deserialize;
 
 use crate::{repo, sandbox};
 
-pub use layers::{Origin, Override, Raw, Value, env_name};
+pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
+pub use settings::Value;
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -325,7 +326,7 @@ impl Config {
 
 /// Turns the stack into values: checks bounds, fills what depends on the machine, types it.
 fn settle(mut stack: layers::Stack, sources: &Sources, file: Option<PathBuf>) -> Result<Loaded, Error> {
-    settings::check(&mut stack);
+    stack.check();
     if !stack.problems.is_empty() {
         return Err(Error::Bad(stack.problems));
     }

@@ -1,10 +1,30 @@
-//! The table of settings: every key, its type and its bounds. It judges values; where they came from is
+//! The table of settings: every key, its type and its bounds. It judges one value; where it came from is
 //! `layers`' business, what they default to stands in `config/default.toml`.
 
 use nostr_sdk::prelude::PublicKey;
 
-use super::layers::{Stack, Value};
 use super::{Fault, RepoPattern};
+
+/// A setting's value, in one of four shapes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Flag(bool),
+    Number(u64),
+    Text(String),
+    List(Vec<String>),
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Flag(flag) => write!(f, "{flag}"),
+            Value::Number(number) => write!(f, "{number}"),
+            Value::Text(text) => write!(f, "{text:?}"),
+            Value::List(items) => write!(f, "{items:?}"),
+        }
+    }
+}
 
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -137,18 +157,8 @@ impl Kind {
     }
 }
 
-/// Checks the bounds of every value; problems go where the stack keeps them.
-pub(super) fn check(stack: &mut Stack) {
-    for setting in SETTINGS {
-        let Some(value) = stack.value(setting.key).cloned() else { continue };
-        match judge(setting, &value) {
-            Ok(kept) => stack.fill(setting.key, kept),
-            Err(fault) => stack.complain(setting.key, fault),
-        }
-    }
-}
-
-fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
+/// The value as it is kept, or what is wrong with it.
+pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
     let key = || setting.key.to_string();
     let bad = |why: String| Fault::Bad { key: key(), why };
     match (setting.kind, value) {

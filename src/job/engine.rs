@@ -2,19 +2,25 @@
 //! jobs their turn; it never waits for the disk, a repository or a sandbox (R15). Workers do, and report back.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
-use nostr_sdk::prelude::{Event, JsonUtil};
-use tokio::sync::{mpsc, oneshot, watch};
+use futures_util::FutureExt;
+use nostr_sdk::prelude::Event;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::intake::Bucket;
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
 use super::{Failure, Rooms};
-use crate::market::{Code, judge};
-use crate::protocol::request::Request;
-use crate::store::{self, JobRow};
+use crate::market::Code;
+use crate::store;
 
 const TICK: Duration = Duration::from_secs(1);
+/// How long jobs that were told to stop, and writes on their way to the disk, are waited for.
+const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Offers and reports that may wait for the dispatcher before their senders do.
 const INBOX: usize = 256;
 
@@ -76,6 +82,8 @@ pub(super) enum Message {
     },
     Drain,
     Stop,
+    /// Nothing is begun any more; the dispatcher ends after its last worker.
+    End,
     Status(oneshot::Sender<Status>),
 }
 
@@ -84,6 +92,7 @@ pub(super) enum Message {
 pub struct Engine {
     inbox: mpsc::Sender<Message>,
     progress: watch::Receiver<Progress>,
+    dispatcher: Arc<Mutex<Option<JoinHandle<Option<store::Error>>>>>,
 }
 
 impl Engine {
@@ -101,6 +110,8 @@ impl Engine {
             queue: Queue::default(),
             running: 0,
             draining: false,
+            ending: false,
+            workers: JoinSet::new(),
             stopped: None,
             refusals: Bucket::default(),
             tombstones: Bucket::default(),
@@ -110,8 +121,8 @@ impl Engine {
             tell,
         };
         dispatcher.recover()?;
-        tokio::spawn(dispatcher.run(messages));
-        Ok(Engine { inbox, progress })
+        let dispatcher = Arc::new(Mutex::new(Some(tokio::spawn(dispatcher.run(messages)))));
+        Ok(Engine { inbox, progress, dispatcher })
     }
 
     /// Hands over a verified event. Waits only while the dispatcher's inbox is full.
@@ -154,12 +165,31 @@ impl Engine {
         if tokio::time::timeout(within, self.until_idle()).await.is_err() {
             tracing::warn!("drain: time is up, stopping the running jobs");
             if self.inbox.send(Message::Stop).await.is_ok()
-                && tokio::time::timeout(Duration::from_secs(10), self.until_idle()).await.is_err()
+                && tokio::time::timeout(STOP_GRACE, self.until_idle()).await.is_err()
             {
                 tracing::error!("drain: jobs did not stop");
             }
         }
         self.status().await.open.len()
+    }
+
+    /// Ends the dispatcher. When this returns, neither it nor anything that it began holds a room any more.
+    /// Tells why no job was taken any more, when the store had failed. Ending again does nothing.
+    pub async fn end(&self) -> Option<store::Error> {
+        let mut dispatcher = self.dispatcher.lock().await.take()?;
+        if self.inbox.send(Message::End).await.is_err() {
+            tracing::debug!("the dispatcher is gone");
+        }
+        if let Ok(ended) = tokio::time::timeout(STOP_GRACE, &mut dispatcher).await {
+            return ended.unwrap_or_else(|error| {
+                tracing::error!(%error, "the dispatcher broke off");
+                None
+            });
+        }
+        tracing::error!("something of a job does not end; it is cut");
+        // Its workers go with it.
+        dispatcher.abort();
+        dispatcher.await.unwrap_or_default()
     }
 
     async fn until_idle(&self) {
@@ -189,7 +219,11 @@ pub(super) struct Dispatcher {
     pub(super) queue: Queue,
     pub(super) running: usize,
     pub(super) draining: bool,
-    pub(super) stopped: Option<String>,
+    /// The dispatcher returns as soon as nothing that it began goes on.
+    pub(super) ending: bool,
+    /// Everything begun here: jobs, and records on their way to the disk. They end with the dispatcher.
+    workers: JoinSet<()>,
+    pub(super) stopped: Option<store::Error>,
     pub(super) refusals: Bucket,
     pub(super) tombstones: Bucket,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
@@ -203,21 +237,30 @@ pub(super) struct Dispatcher {
 // === impl Dispatcher: the loop and the turns; intake stands in `intake.rs`
 
 impl Dispatcher {
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>) -> Option<store::Error> {
         let mut tick = tokio::time::interval(TICK);
         self.pump();
-        loop {
+        while !(self.ending && self.workers.is_empty() && messages.is_empty()) {
             tokio::select! {
-                message = messages.recv() => match message {
-                    Some(message) => self.handle(message),
-                    None => return,
-                },
+                // Never `None`: the dispatcher owns a sender.
+                Some(message) = messages.recv() => self.handle(message),
+                Some(ended) = self.workers.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a worker of the dispatcher broke off");
+                    }
+                }
                 _ = tick.tick() => {
                     self.end_overdue();
                     self.look_at_store();
                 }
             }
         }
+        self.stopped
+    }
+
+    /// Begins something that the dispatcher does not wait for, and that does not outlive it.
+    pub(super) fn begin(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.workers.spawn(work);
     }
 
     fn handle(&mut self, message: Message) {
@@ -257,12 +300,13 @@ impl Dispatcher {
                     }
                 }
             }
+            Message::End => (self.draining, self.ending) = (true, true),
             Message::Status(reply) => {
                 let status = Status {
                     running: self.running,
                     waiting: self.queue.len(),
                     draining: self.draining,
-                    stopped: self.stopped.clone(),
+                    stopped: self.stopped.as_ref().map(ToString::to_string),
                     open: self.open.keys().cloned().collect(),
                 };
                 if reply.send(status).is_err() {
@@ -308,7 +352,7 @@ impl Dispatcher {
         self.spawn(job, attempts, async move { runner::fail(&rooms, &ticket, &failure).await });
     }
 
-    fn spawn(
+    pub(super) fn spawn(
         &mut self,
         job: String,
         attempts: u32,
@@ -316,12 +360,13 @@ impl Dispatcher {
     ) {
         self.running += 1;
         let inbox = self.inbox.clone();
-        tokio::spawn(async move {
-            // A panic in a job must neither take the node down nor leave its slot taken for ever.
-            let message = match tokio::spawn(work).await {
+        self.begin(async move {
+            // A panic in a job must neither take the node down nor leave its slot taken for ever. What it leaves
+            // half done is its sandbox, which goes with it.
+            let message = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(result) => Message::Ended { job, result },
-                Err(error) => {
-                    tracing::error!(%job, %error, "the job's task broke off");
+                Err(_) => {
+                    tracing::error!(%job, "the job's task panicked");
                     Message::Broke { job, attempts }
                 }
             };
@@ -360,7 +405,7 @@ impl Dispatcher {
     pub(super) fn fail(&mut self, error: store::Error) {
         if self.stopped.is_none() {
             tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
-            self.stopped = Some(error.to_string());
+            self.stopped = Some(error);
         }
     }
 
@@ -375,80 +420,6 @@ impl Dispatcher {
         let open = self.open.keys().cloned().collect();
         self.tell.send_replace(Progress { open, answered: self.answered });
     }
-
-    // === recovery
-
-    fn recover(&mut self) -> Result<(), store::Error> {
-        // The store gives the newest first; those who came first have waited longest.
-        for row in self.rooms.store.open_jobs()?.into_iter().rev() {
-            self.take_up(row)?;
-        }
-        self.tell_progress();
-        Ok(())
-    }
-
-    /// Puts an open job back into the line, or ends it when it was cancelled or is against the rules of today.
-    fn take_up(&mut self, row: JobRow) -> Result<(), store::Error> {
-        let job = row.job;
-        let Some(request) = Event::from_json(&row.request)
-            .ok()
-            .and_then(|event| Request::decode(&event, &self.rooms.keys).ok())
-        else {
-            tracing::error!(%job, "an open job's request is no longer readable with this key");
-            return Ok(());
-        };
-        // Begins the look-up now, so that the answer finds it done.
-        (self.rooms.read_relays)(&request.customer);
-        let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
-        let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
-        let admission = match judged {
-            Ok(admission) => admission,
-            Err(refusal) => {
-                self.end_refused(job, row.customer, request, row.relay, refusal);
-                return Ok(());
-            }
-        };
-        let ticket = Box::new(Ticket {
-            request,
-            admission,
-            relay: row.relay,
-            attempts: row.attempt,
-            commit: row.commit,
-            deadline_ms: row.deadline_ms,
-        });
-        if cancelled {
-            self.end_unrun(job, row.customer, ticket, stopped(Stop::Customer));
-        } else {
-            tracing::info!(%job, attempt = row.attempt, "taking up an open job");
-            self.wait(job, row.customer, ticket);
-        }
-        Ok(())
-    }
-
-    /// Ends an open job that the rules of today do not let in.
-    fn end_refused(&mut self, job: String, customer: String, request: Request, relay: String, why: Failure) {
-        let (stop, _) = watch::channel(None);
-        self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
-        let rooms = self.rooms.clone();
-        self.spawn(job, 0, async move { runner::end(&rooms, &request, &relay, &why).await });
-    }
-
-    /// The task of a job panicked: a fault of ours. The job is begun again as often as the options say, so that
-    /// it has its answer within its deadline.
-    fn broke(&mut self, job: &str, attempts: u32) {
-        self.open.remove(job);
-        match self.rooms.store.job(job) {
-            Ok(Some(row)) if row.state.is_open() && !self.draining => {
-                let attempt = row.attempt.max(attempts);
-                if let Err(error) = self.take_up(JobRow { attempt, ..row }) {
-                    self.fail(error);
-                }
-            }
-            Ok(_) => {}
-            Err(error) => self.fail(error),
-        }
-        self.tell_progress();
-    }
 }
 
 pub(super) async fn report(inbox: &mpsc::Sender<Message>, message: Message) {
@@ -460,22 +431,4 @@ pub(super) async fn report(inbox: &mpsc::Sender<Message>, message: Message) {
 pub(super) fn stopped(stop: Stop) -> Failure {
     let who = if stop == Stop::Customer { "the customer" } else { "the node's owner" };
     Failure::new(Code::Cancelled, format!("{who} cancelled"))
-}
-
-/// A token bucket over a minute.
-#[derive(Debug, Default)]
-pub(super) struct Bucket {
-    minute: u64,
-    taken: u32,
-}
-
-impl Bucket {
-    pub(super) fn take(&mut self, now_ms: u64, per_minute: u32) -> bool {
-        let minute = now_ms / 60_000;
-        if minute != self.minute {
-            *self = Bucket { minute, taken: 0 };
-        }
-        self.taken += 1;
-        self.taken <= per_minute
-    }
 }

@@ -19,7 +19,7 @@ const UNTAKEN: usize = 1024;
 impl Dispatcher {
     pub(super) fn offered(&mut self, offer: Offer) {
         let cancels = offer.event.kind.as_u16() == 5;
-        if self.stopped.is_some() || (self.draining && !cancels) {
+        if self.stopped.is_some() || self.ending || (self.draining && !cancels) {
             // Not done: the cursor stays before it, and the next start sees it again.
             if self.untaken.len() < UNTAKEN {
                 self.untaken.push(offer);
@@ -94,7 +94,7 @@ impl Dispatcher {
         self.open.insert(job.clone(), Open { customer, phase });
         self.tell_progress();
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
-        tokio::spawn(async move {
+        self.begin(async move {
             let result = rooms.record(records).await;
             report(&inbox, Message::Recorded { job, result, done: offer.done }).await;
         });
@@ -168,7 +168,7 @@ impl Dispatcher {
             }
         };
         let rooms = self.rooms.clone();
-        tokio::spawn(async move {
+        self.begin(async move {
             match rooms.record(records).await {
                 Ok(()) => (offer.done)(),
                 Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
@@ -203,7 +203,7 @@ impl Dispatcher {
         let records = keys.iter().cloned().map(cancelled).collect();
         self.withdrawing.extend(keys.iter().cloned());
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
-        tokio::spawn(async move {
+        self.begin(async move {
             let result = rooms.record(records).await;
             if result.is_ok() {
                 (offer.done)();
@@ -244,5 +244,23 @@ impl Dispatcher {
                 self.open.insert(job.to_string(), Open { customer, phase: Phase::Running(sender) });
             }
         }
+    }
+}
+
+/// A token bucket over a minute.
+#[derive(Debug, Default)]
+pub(super) struct Bucket {
+    minute: u64,
+    taken: u32,
+}
+
+impl Bucket {
+    pub(super) fn take(&mut self, now_ms: u64, per_minute: u32) -> bool {
+        let minute = now_ms / 60_000;
+        if minute != self.minute {
+            *self = Bucket { minute, taken: 0 };
+        }
+        self.taken += 1;
+        self.taken <= per_minute
     }
 }

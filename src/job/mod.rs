@@ -6,6 +6,7 @@ pub mod content;
 pub mod engine;
 mod intake;
 pub mod queue;
+mod recovery;
 pub mod runner;
 
 use std::sync::Arc;

@@ -341,7 +341,9 @@ async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<E
 }
 
 /// Short logs cost an fsync that nobody reads; they are kept all the same, because a customer may ask.
-async fn keep_log(rooms: &Rooms, log: Vec<u8>) -> Result<Option<String>, store::Error> {
+async fn keep_log(rooms: &Rooms, mut log: Vec<u8>) -> Result<Option<String>, store::Error> {
+    // An operator may allow more output than a blob holds.
+    log.truncate(usize::try_from(store::BLOB_MAX_BYTES).unwrap_or(usize::MAX));
     let store = rooms.store.clone();
     match tokio::task::spawn_blocking(move || store.put_blob(&log)).await {
         Ok(kept) => kept.map(Some),

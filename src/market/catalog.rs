@@ -65,9 +65,14 @@ impl Catalog {
             }
         }
         folders.sort();
+        let mut own: BTreeMap<String, PathBuf> = BTreeMap::new();
         for path in folders {
             let files = read_folder(&path)?;
-            catalog.add(&path, files)?;
+            let name = catalog.add(&path, files)?;
+            if let Some(other) = own.insert(name.clone(), path.clone()) {
+                let why = format!("{name:?} is the name of the type in {}, too", other.display());
+                return Err(bad(&path.join("job.toml"), why));
+            }
         }
         Ok(catalog)
     }
@@ -106,25 +111,24 @@ impl Catalog {
         self.by_kind.keys().copied().collect()
     }
 
-    fn add(&mut self, folder: &Path, mut files: BTreeMap<String, Vec<u8>>) -> Result<(), Error> {
+    /// Puts a type in, in place of one of the same name; returns the name.
+    fn add(&mut self, folder: &Path, mut files: BTreeMap<String, Vec<u8>>) -> Result<String, Error> {
         let file = folder.join("job.toml");
         let text = files.remove("job.toml").ok_or_else(|| bad(&file, "is missing"))?;
         let text = String::from_utf8(text).map_err(|_| bad(&file, "is not UTF-8"))?;
-        let manifest = Manifest::parse(&text).map_err(|Fault { line, reason }| Error::BadFile {
-            file: file.clone(),
-            line,
-            reason,
-        })?;
+        let faulty = |Fault { line, reason }| Error::BadFile { file: file.clone(), line, reason };
+        let manifest = Manifest::parse(&text).map_err(faulty)?;
         self.types.retain(|name, _| *name != manifest.name);
         self.by_kind.retain(|_, held| held.manifest.name != manifest.name);
         for kind in &manifest.kinds {
             if let Some(holder) = self.by_kind.get(kind) {
-                let holder = &holder.manifest.name;
-                return Err(bad(&file, format!("kinds: {kind} is already served by {holder:?}")));
+                let why = format!("kinds: {kind} is already served by {:?}", holder.manifest.name);
+                return Err(faulty(Fault::at(&text, "kinds", why)));
             }
         }
+        let name = manifest.name.clone();
         self.insert(Arc::new(JobType { manifest, files }));
-        Ok(())
+        Ok(name)
     }
 
     fn insert(&mut self, job_type: Arc<JobType>) {
@@ -186,7 +190,27 @@ mod tests {
             "name = \"mine\"\ntitle = \"M\"\nkinds = [5930]\nagent = \"script\"\noutput = \"report\"\n";
         std::fs::write(dir.path().join("mine/job.toml"), text).unwrap();
         let error = Catalog::with_folder(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("already served by \"generic\""), "{error}");
+        assert!(error.contains("mine/job.toml:3: kinds: 5930 is already served by \"generic\""), "{error}");
+    }
+
+    #[test]
+    fn two_types_of_one_name_in_the_operators_folder_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, kind) in [("a", 5001), ("b", 5002)] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+            let text = format!(
+                "name = \"same\"\ntitle = \"S\"\nkinds = [{kind}]\nagent = \"script\"\noutput = \"report\"\n"
+            );
+            std::fs::write(dir.path().join(folder).join("job.toml"), text).unwrap();
+        }
+        let error = Catalog::with_folder(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("\"same\" is the name of the type in"), "{error}");
+    }
+
+    #[test]
+    fn the_example_for_operators_is_good() {
+        let catalog = Catalog::with_folder(Path::new("config/example-jobs")).unwrap();
+        assert_eq!(catalog.get("lines").unwrap().manifest.kinds, [5940]);
     }
 
     #[test]

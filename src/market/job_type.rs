@@ -177,7 +177,7 @@ impl Manifest {
             let line = e.span().and_then(|s| text.get(..s.start)).map(|t| t.matches('\n').count() + 1);
             Fault::new(line, e.message().to_string())
         })?;
-        manifest.check().map_err(|(key, why)| Fault::new(line_of(text, key), format!("{key}: {why}")))?;
+        manifest.check().map_err(|(key, why)| Fault::at(text, key, format!("{key}: {why}")))?;
         Ok(manifest)
     }
 
@@ -211,8 +211,8 @@ impl Manifest {
         ensure((16..=1_048_576).contains(&l.open_files), "open_files", "must be 16 to 1048576")?;
         ensure((1..=64 * MIB).contains(&l.output_bytes), "output_bytes", "must be 1 byte to 64 MiB")?;
         let p = &self.price;
-        let free = p.base_msat == 0 && p.per_second_msat == 0 && p.minimum_msat == 0;
-        ensure(free, "price", "must be 0: this version has no way to be paid")
+        let figures = [p.base_msat, p.per_second_msat, p.minimum_msat, p.ceiling_msat];
+        ensure(figures == [0; 4], "price", "must be 0: this version has no way to be paid")
     }
 }
 
@@ -226,6 +226,12 @@ pub struct Fault {
 impl Fault {
     fn new(line: Option<usize>, reason: impl Into<String>) -> Fault {
         Fault { line, reason: reason.into() }
+    }
+
+    /// At the line that sets `key`, or else its maximum.
+    pub(super) fn at(text: &str, key: &str, reason: impl Into<String>) -> Fault {
+        let line = line_of(text, key).or_else(|| line_of(text, &format!("max_{key}")));
+        Fault::new(line, reason)
     }
 }
 
@@ -276,14 +282,18 @@ mod tests {
 
     #[test]
     fn a_price_is_refused_as_long_as_nothing_can_be_collected() {
-        let fault = fault(&format!("{GOOD}[price]\nbase_msat = 1000\n"));
-        assert_eq!(fault.line, Some(6));
-        assert!(fault.reason.contains("no way to be paid"));
+        for figure in ["base_msat", "per_second_msat", "minimum_msat", "ceiling_msat"] {
+            let fault = fault(&format!("{GOOD}[price]\n{figure} = 1000\n"));
+            assert_eq!(fault.line, Some(6));
+            assert!(fault.reason.contains("no way to be paid"), "{figure}");
+        }
     }
 
     #[test]
     fn a_default_above_its_maximum_is_refused() {
-        let fault = fault(&format!("{GOOD}[limits]\nwall_ms = 10\nmax_wall_ms = 5\n"));
-        assert_eq!(fault.line, Some(7));
+        let both = fault(&format!("{GOOD}[limits]\nwall_ms = 10\nmax_wall_ms = 5\n"));
+        assert_eq!(both.line, Some(7));
+        let only_the_maximum = fault(&format!("{GOOD}[limits]\nmax_wall_ms = 5\n"));
+        assert_eq!(only_the_maximum.line, Some(7));
     }
 }

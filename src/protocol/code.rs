@@ -27,14 +27,10 @@ pub enum Code {
     FromTheFuture,
     /// Taken back by its author before it was taken.
     Cancelled,
-    /// The price is above the customer's bid.
-    OverBid,
     /// Asks for more than the node or the job type allows, or used more.
     ResourceLimit,
     /// Too many open jobs, of this customer or of all.
     RateLimited,
-    /// The node is stopping.
-    Draining,
     /// The repository is outside the rules, or hostile.
     RepoRefused,
     RepoUnreachable,
@@ -50,7 +46,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidInput,
         Self::Undecryptable,
         Self::Unsupported,
@@ -61,10 +57,8 @@ impl Code {
         Self::TooOld,
         Self::FromTheFuture,
         Self::Cancelled,
-        Self::OverBid,
         Self::ResourceLimit,
         Self::RateLimited,
-        Self::Draining,
         Self::RepoRefused,
         Self::RepoUnreachable,
         Self::RefNotFound,
@@ -88,10 +82,8 @@ impl Code {
             Code::TooOld => "too_old",
             Code::FromTheFuture => "from_the_future",
             Code::Cancelled => "cancelled",
-            Code::OverBid => "over_bid",
             Code::ResourceLimit => "resource_limit",
             Code::RateLimited => "rate_limited",
-            Code::Draining => "draining",
             Code::RepoRefused => "repo_refused",
             Code::RepoUnreachable => "repo_unreachable",
             Code::RefNotFound => "ref_not_found",
@@ -110,7 +102,7 @@ impl Code {
 
     /// Whether a later replay of the same request could be judged otherwise; such refusals are not kept.
     pub fn is_passing(self) -> bool {
-        matches!(self, Code::RateLimited | Code::Draining | Code::FromTheFuture)
+        matches!(self, Code::RateLimited | Code::FromTheFuture)
     }
 }
 
@@ -129,6 +121,13 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
             assert_eq!(Code::named(code.as_str()), Some(code));
+        }
+    }
+    #[test]
+    fn every_code_stands_in_the_wire_profile() {
+        let profile = include_str!("../../docs/protocol.md");
+        for code in Code::ALL {
+            assert!(profile.contains(&format!("`{code}`")), "docs/protocol.md lacks {code}");
         }
     }
 }

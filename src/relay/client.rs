@@ -38,12 +38,12 @@ pub struct Received {
     pub relay: String,
 }
 
-/// Connections to some relays. Dropping it hangs up.
+/// Connections to some relays. Dropping it cuts them; `close` says goodbye first.
 #[derive(Debug)]
 pub struct Client {
     shared: Arc<Shared>,
     relays: Vec<Relay>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -155,13 +155,28 @@ impl Client {
             tasks.spawn(session.run());
             started.push(Relay { name, commands, link });
         }
-        let client = Self { shared, relays: started, _tasks: tasks };
+        let client = Self { shared, relays: started, tasks };
         client.shared.until(within, || !lock(&client.shared.state).connected.is_empty()).await;
         if lock(&client.shared.state).connected.is_empty() {
             let trouble = client.troubles();
             return Err(Error::NoRelay(trouble));
         }
         Ok(client)
+    }
+
+    /// Ends every connection in order, within a second; what is still on its way is lost.
+    pub async fn close(mut self) {
+        for relay in &self.relays {
+            if relay.commands.send(Command::Close).is_err() {
+                tracing::trace!(relay = relay.name, "the session had ended already");
+            }
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(1), async {
+            while self.tasks.join_next().await.is_some() {}
+        });
+        if ended.await.is_err() {
+            tracing::debug!("a relay session did not end in time; it is cut");
+        }
     }
 
     /// The relays that are connected now.

@@ -194,6 +194,15 @@ impl Repos {
         self.with_objects(&pin, move |objects, commit| patch::check(objects, commit, &diff, &limits)).await
     }
 
+    /// Waits until no work goes on. Work whose caller went away is told to stop, and ends on its own thread;
+    /// after this the folder is free as soon as the last `Repos` is dropped.
+    pub async fn idle(&self) {
+        let all = u32::try_from(self.cache.options.parallel.max(1)).unwrap_or(u32::MAX);
+        if self.cache.gate.acquire_many(all).await.is_err() {
+            tracing::trace!("the gate is never closed");
+        }
+    }
+
     /// Bytes that mirrors and bases take, as counted for the cap.
     pub fn cached_bytes(&self) -> u64 {
         self.cache.bytes()
@@ -243,9 +252,12 @@ impl Repos {
             let gate = cache.gate.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
             let done = tokio::task::spawn_blocking(move || {
                 let result = work(&slot, &budget);
-                drop((turn, gate));
+                drop(turn);
                 drop(slot);
                 cache.trim();
+                drop(cache);
+                // Last, so that nobody who has passed the gate holds the cache any more: see `idle`.
+                drop(gate);
                 result
             });
             done.await.map_err(|_| Error::broken("the work on the repository panicked"))?

@@ -30,7 +30,8 @@ async fn failing(served: &Served, calls: &'static str, errno: &'static str, n: u
     let request = buyer.post(&buyer.order(Some(&served.url), &["cat README.md"])).await;
     let mut node = home.start_under(&injecting(calls, &format!("error={errno}"), &format!("{n}+")));
     let words = until(&format!("{point}: the node to stop, or to end"), async || {
-        if node.try_ended().is_some() {
+        if let Some(status) = node.try_ended() {
+            assert_eq!(status.code(), Some(10), "{point}: {}", node.log());
             return Some(node.log());
         }
         stopped(&node)
@@ -41,7 +42,11 @@ async fn failing(served: &Served, calls: &'static str, errno: &'static str, n: u
     if node.try_ended().is_none() {
         assert!(node.log().contains("no more jobs are taken"), "{point}: the log says it, too");
         node.terminate();
-        assert!(!node.ended(PATIENCE).await.success(), "{point}: an end that lost a write is no success");
+        assert_eq!(
+            node.ended(PATIENCE).await.code(),
+            Some(10),
+            "{point}: an end that lost a write is no success"
+        );
     }
     drop(node);
 
@@ -137,7 +142,7 @@ async fn a_full_disk_stops_the_node_which_serves_on_when_there_is_room() {
     .await;
     assert_eq!(home.job(&accepted.id.to_hex()).expect("kept").state, JobState::Running);
     let before = node.log();
-    assert!(!node.stop().await.success(), "an end that could not be written down is no success:\n{before}");
+    assert_eq!(node.stop().await.code(), Some(10), "the end of a node that a full disk stopped:\n{before}");
 
     small.make_room();
     let node = home.start();

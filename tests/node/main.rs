@@ -5,8 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cancels;
 mod engine;
 mod events;
+mod limits;
+mod lives;
 mod queue;
 mod refusals;
+mod repositories;
 mod secrecy;

@@ -7,6 +7,7 @@ use coinop::protocol::{Code, Feedback, Status, request};
 use coinop::relay::{Client, Wire};
 use coinop::store::record::Answer as Word;
 use nostr_sdk::prelude::{Event, Filter, Keys, Kind, PublicKey};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{PATIENCE, now_s, until, until_within};
@@ -15,7 +16,8 @@ use super::{PATIENCE, now_s, until, until_within};
 pub struct Buyer {
     pub keys: Keys,
     pub provider: PublicKey,
-    client: Client,
+    client: Option<Client>,
+    orders: AtomicU32,
 }
 
 /// How a job ended, as the customer sees it.
@@ -28,16 +30,27 @@ pub enum End {
 impl Buyer {
     pub async fn at(relays: &[String], provider: PublicKey) -> Buyer {
         let client = Client::connect(relays, None, true, quick_wire(), PATIENCE).await.expect("a relay");
-        Buyer { keys: Keys::generate(), provider, client }
+        Buyer { client: Some(client), ..Buyer::of(provider) }
     }
 
-    /// A plain order of these commands.
+    /// One who only signs; a scripted relay carries it.
+    pub fn of(provider: PublicKey) -> Buyer {
+        Buyer { keys: Keys::generate(), provider, client: None, orders: AtomicU32::new(0) }
+    }
+
+    fn client(&self) -> &Client {
+        self.client.as_ref().expect("a buyer with relays")
+    }
+
+    /// A plain order of these commands. Each is told from the others by a number, for two equal ones signed in
+    /// the same second would be one event, and so one job.
     pub fn order(&self, repo: Option<&str>, commands: &[&str]) -> Draft {
         Draft {
             kind: 5930,
             repo: repo.map(str::to_string),
             commands: commands.iter().map(|c| (*c).to_string()).collect(),
             provider: Some(self.provider),
+            params: vec![("order".into(), self.orders.fetch_add(1, Ordering::Relaxed).to_string())],
             ..Draft::default()
         }
     }
@@ -53,7 +66,7 @@ impl Buyer {
 
     /// Gives an event to every relay; each must take it.
     pub async fn send(&self, event: &Event) {
-        let said = self.client.publish(event, PATIENCE).await;
+        let said = self.client().publish(event, PATIENCE).await;
         assert!(said.iter().all(|p| p.answer == Word::Stored), "{said:?}");
     }
 
@@ -80,12 +93,12 @@ impl Buyer {
     /// Everything of the provider that the relays have stored about a request, each event once.
     pub async fn stored(&self, request: &Event) -> Vec<Event> {
         let filter = Filter::new().author(self.provider).event(request.id);
-        self.client.query(vec![filter], PATIENCE).await
+        self.client().query(vec![filter], PATIENCE).await
     }
 
     /// Everything that a filter finds.
     pub async fn query(&self, filter: Filter) -> Vec<Event> {
-        self.client.query(vec![filter], PATIENCE).await
+        self.client().query(vec![filter], PATIENCE).await
     }
 
     /// The feedbacks about a request, decoded.

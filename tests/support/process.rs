@@ -43,7 +43,17 @@ impl Home {
 
     /// With the data in a folder of the caller's.
     pub fn over(dir: TempDir, data: PathBuf, relays: &[String], more: &[&str]) -> Home {
-        let keys = Keys::generate();
+        Home::of(Keys::generate(), dir, data, relays, more)
+    }
+
+    /// Another folder with the same key.
+    pub fn twin(&self, relays: &[String]) -> Home {
+        let dir = tempfile::tempdir().expect("a folder for the node");
+        let data = dir.path().join("data");
+        Home::of(self.keys.clone(), dir, data, relays, &[])
+    }
+
+    fn of(keys: Keys, dir: TempDir, data: PathBuf, relays: &[String], more: &[&str]) -> Home {
         let key = dir.path().join("key");
         coinop::keys::create(&key, &keys, None).expect("a key file");
         let mut args: Vec<String> =
@@ -99,8 +109,7 @@ impl Running {
 
     /// SIGTERM to the node itself.
     pub fn terminate(&self) {
-        let node = self.node().unwrap_or(self.child.id());
-        signal(node, Signal::SIGTERM);
+        signal(self.pid(), Signal::SIGTERM);
     }
 
     /// SIGTERM once it serves, and its end.
@@ -138,6 +147,10 @@ impl Running {
     /// What it answers on its control socket; `None` while it does not.
     pub fn status(&self) -> Option<serde_json::Value> {
         control::ask(&self.data, &Ask::Status).ok()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.node().unwrap_or(self.child.id())
     }
 
     pub fn log(&self) -> String {

@@ -1,0 +1,86 @@
+//! Taking up what was left open: at the start, by an earlier life of the node; in between, by a job's task that
+//! broke off. Whether a job may be begun once more is `runner`'s to say.
+
+use nostr_sdk::prelude::{Event, JsonUtil};
+use tokio::sync::watch;
+
+use super::Failure;
+use super::engine::{Dispatcher, Open, Phase, stopped};
+use super::runner::{self, Stop, Ticket};
+use crate::market::judge;
+use crate::protocol::request::Request;
+use crate::store::{self, JobRow};
+
+impl Dispatcher {
+    pub(super) fn recover(&mut self) -> Result<(), store::Error> {
+        // The store gives the newest first; those who came first have waited longest.
+        for row in self.rooms.store.open_jobs()?.into_iter().rev() {
+            self.take_up(row)?;
+        }
+        self.tell_progress();
+        Ok(())
+    }
+
+    /// Puts an open job back into the line, or ends it when it was cancelled or is against the rules of today.
+    fn take_up(&mut self, row: JobRow) -> Result<(), store::Error> {
+        let job = row.job;
+        let Some(request) = Event::from_json(&row.request)
+            .ok()
+            .and_then(|event| Request::decode(&event, &self.rooms.keys).ok())
+        else {
+            tracing::error!(%job, "an open job's request is no longer readable with this key");
+            return Ok(());
+        };
+        // Begins the look-up now, so that the answer finds it done.
+        (self.rooms.read_relays)(&request.customer);
+        let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
+        let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
+        let admission = match judged {
+            Ok(admission) => admission,
+            Err(refusal) => {
+                self.end_refused(job, row.customer, request, row.relay, refusal);
+                return Ok(());
+            }
+        };
+        let ticket = Box::new(Ticket {
+            request,
+            admission,
+            relay: row.relay,
+            attempts: row.attempt,
+            commit: row.commit,
+            deadline_ms: row.deadline_ms,
+        });
+        if cancelled {
+            self.end_unrun(job, row.customer, ticket, stopped(Stop::Customer));
+        } else {
+            tracing::info!(%job, attempt = row.attempt, "taking up an open job");
+            self.wait(job, row.customer, ticket);
+        }
+        Ok(())
+    }
+
+    /// Ends an open job that the rules of today do not let in.
+    fn end_refused(&mut self, job: String, customer: String, request: Request, relay: String, why: Failure) {
+        let (stop, _) = watch::channel(None);
+        self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
+        let rooms = self.rooms.clone();
+        self.spawn(job, 0, async move { runner::end(&rooms, &request, &relay, &why).await });
+    }
+
+    /// The task of a job panicked: a fault of ours. The job is begun again as often as the options say, so that
+    /// it has its answer within its deadline.
+    pub(super) fn broke(&mut self, job: &str, attempts: u32) {
+        self.open.remove(job);
+        match self.rooms.store.job(job) {
+            Ok(Some(row)) if row.state.is_open() && !self.draining => {
+                let attempt = row.attempt.max(attempts);
+                if let Err(error) = self.take_up(JobRow { attempt, ..row }) {
+                    self.fail(error);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => self.fail(error),
+        }
+        self.tell_progress();
+    }
+}

@@ -1,0 +1,97 @@
+//! What a job may use, over the whole node and the real sandbox: each limit ends in its own typed answer, and a
+//! command that fails is a result, not an error.
+
+use serde_json::Value;
+
+use super::support::buyer::Buyer;
+use super::support::stage::{Stage, job};
+use coinop::customer::Answer;
+use coinop::node::Node;
+use coinop::protocol::Code;
+use coinop::protocol::draft::Draft;
+use coinop::relay::local::LocalRelay;
+use coinop::store::JobState;
+
+async fn stage(settings: &[(&str, &str)]) -> (LocalRelay, Stage, Node, Buyer) {
+    let relay = LocalRelay::start().await.expect("a relay");
+    let stage = Stage::new(&[&relay.url()], settings);
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let node = stage.start().await;
+    (relay, stage, node, buyer)
+}
+
+fn report(answer: &Answer) -> Value {
+    serde_json::from_str(&answer.reply.content).expect("a report")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_runs_too_long_or_takes_too_much_memory_or_prints_too_much_is_told_which() {
+    let (_relay, _stage, node, buyer) = stage(&[("limits.output_bytes", "4096")]).await;
+    let long = Draft { time_secs: Some(1), ..buyer.order(None, &["sleep 600"]) };
+    // Files in memory count; one process alone could be told no by the kernel, which would be its own affair.
+    let hog = "dd if=/dev/zero of=/dev/shm/a bs=1M count=200; sleep 600";
+    let hungry = Draft { memory_mb: Some(48), ..buyer.order(None, &[hog]) };
+    let loud = buyer.order(None, &["yes"]);
+    let mut posted = Vec::new();
+    for draft in [&long, &hungry, &loud] {
+        posted.push(buyer.post(draft).await);
+    }
+    let wanted = [
+        (Code::Timeout, "time was up"),
+        (Code::ResourceLimit, "more memory than it may"),
+        (Code::ResourceLimit, "printed more than it may"),
+    ];
+    for (request, (code, words)) in posted.iter().zip(wanted) {
+        let reason = buyer.error(request, code).await;
+        assert!(reason.contains(words), "{reason}");
+        assert_eq!(job(node.store(), request).expect("the job").state, JobState::Failed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_and_disk_beyond_the_limit_fail_inside_the_job_and_stand_in_its_report() {
+    let (_relay, _stage, _node, buyer) = stage(&[("limits.pids", "16")]).await;
+    let forks = "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 600 & done";
+    let bomb = buyer.post(&buyer.order(None, &[forks])).await;
+    let fill = "dd if=/dev/zero of=big bs=1M count=64";
+    let full = buyer.post(&Draft { disk_mb: Some(8), ..buyer.order(None, &[fill]) }).await;
+    for (request, words) in [(&bomb, "ork"), (&full, "No space left")] {
+        let report = report(&buyer.result(request).await);
+        assert_ne!(report["exit_code"], 0, "{report}");
+        assert!(report["stderr"].as_str().is_some_and(|said| said.contains(words)), "{report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_command_stops_the_rest_and_a_command_not_found_is_127_in_the_result() {
+    let (_relay, _stage, node, buyer) = stage(&[]).await;
+    let orders = [
+        (vec!["echo one", "no-such-command-here", "echo never"], 127, "not found"),
+        (vec!["echo one", "echo why >&2; exit 3", "echo never"], 3, "why"),
+        (vec!["echo one", "kill -9 $$", "echo never"], 137, ""),
+    ];
+    for (commands, code, words) in orders {
+        let request = buyer.post(&buyer.order(None, &commands)).await;
+        let report = report(&buyer.result(&request).await);
+        assert_eq!(report["exit_code"], code, "{report}");
+        assert_eq!(report["stdout"], "one\n", "{report}");
+        assert!(report["stderr"].as_str().is_some_and(|said| said.contains(words)), "{report}");
+        let codes: Vec<_> = report["command_results"].as_array().expect("a list").iter().collect();
+        assert_eq!(codes.len(), 2, "what failed is the last: {report}");
+        assert_eq!((&codes[0]["exit_code"], &codes[1]["exit_code"]), (&0.into(), &code.into()));
+        assert_eq!(job(node.store(), &request).expect("the job").state, JobState::Done);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_above_the_nodes_limits_is_refused_and_nothing_runs() {
+    let (_relay, _stage, node, buyer) = stage(&[("limits.wall_ms", "60000")]).await;
+    let greedy = buyer.post(&Draft { time_secs: Some(61), ..buyer.order(None, &["true"]) }).await;
+    let reason = buyer.error(&greedy, Code::ResourceLimit).await;
+    assert!(reason.contains("61000 asked for, at most 60000"), "{reason}");
+    let network = vec![("allow_network".to_string(), "true".to_string())];
+    let online = buyer.post(&Draft { params: network, ..buyer.order(None, &["true"]) }).await;
+    let reason = buyer.error(&online, Code::Unsupported).await;
+    assert!(reason.contains("no network"), "{reason}");
+    assert!(job(node.store(), &greedy).is_none() && job(node.store(), &online).is_none());
+}

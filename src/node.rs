@@ -39,6 +39,8 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
+    Job(#[from] job::Error),
+    #[error(transparent)]
     Repo(#[from] repo::Error),
     #[error(transparent)]
     Relay(#[from] relay::Error),
@@ -291,7 +293,7 @@ impl Node {
             }
         }
         let drained = self.relays.drain(DELIVERY_GRACE).await;
-        let failed = self.engine.end().await;
+        let ended = self.engine.end().await;
         self.stop.cancel();
         self.tasks.shutdown().await;
         if tokio::time::timeout(REPO_GRACE, self.repos.idle()).await.is_err() {
@@ -301,7 +303,8 @@ impl Node {
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         closed.unwrap_or(Err(store::Error::Closed))?;
         // A full disk may have hit a file beside the log, which is whole then and closes well.
-        failed.map_or(Ok(drained), |error| Err(error.into()))
+        ended?;
+        Ok(drained)
     }
 
     async fn announce(&mut self) -> Result<(), Error> {

@@ -33,6 +33,8 @@ pub struct Lane {
     pub p95_ms: f64,
     pub p99_ms: f64,
     pub min_ms: f64,
+    /// Of a sandbox's p50: until `create` returned, the rest being the command. None for other lanes.
+    pub create_p50_ms: Option<f64>,
     /// p50 over the plain spawn's p50.
     pub ratio: f64,
     /// Rounds in which the program ended with 0 and its line was read.
@@ -92,6 +94,7 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     };
     let (cold, warm) = (local("cold", 0)?, local("warm", 1)?);
     let bwrap = bwrap_works(&base);
+    let mut creates: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
     let mut lanes: Vec<(&'static str, Vec<Duration>)> =
         ["plain", "cold", "warm", "bwrap"].into_iter().map(|name| (name, Vec::new())).collect();
     let unmeasured = options.rounds / 10 + 1;
@@ -114,7 +117,13 @@ pub fn run(options: &Options) -> Result<Report, Error> {
                         base: Some(Arc::new(Base(base.clone()))),
                         policy: policy(),
                     };
-                    runtime.block_on(first_echo(backend, spec))?
+                    let times = runtime.block_on(first_echo(backend, spec))?;
+                    if let [cold, warm] = &mut creates
+                        && let Some((created, _)) = times.filter(|_| round >= unmeasured)
+                    {
+                        if kind == "cold" { cold.push(created) } else { warm.push(created) }
+                    }
+                    times.map(|(_, whole)| whole)
                 }
             };
             if let Some(time) = time.filter(|_| round >= unmeasured) {
@@ -123,6 +132,7 @@ pub fn run(options: &Options) -> Result<Report, Error> {
         }
     }
     let plain = lanes.first_mut().map_or(f64::NAN, |(_, times)| percentile(times, 50.0));
+    let [cold_creates, warm_creates] = &mut creates;
     let lanes: Vec<Lane> = lanes
         .into_iter()
         .filter(|(_, times)| !times.is_empty())
@@ -134,6 +144,11 @@ pub fn run(options: &Options) -> Result<Report, Error> {
                 p95_ms: percentile(&mut times, 95.0),
                 p99_ms: percentile(&mut times, 99.0),
                 min_ms: percentile(&mut times, 0.0),
+                create_p50_ms: match name {
+                    "cold" => Some(percentile(cold_creates, 50.0)),
+                    "warm" => Some(percentile(warm_creates, 50.0)),
+                    _ => None,
+                },
                 ratio: p50_ms / plain,
                 successes: times.len(),
             }
@@ -160,9 +175,11 @@ fn time(command: &mut Plain) -> Option<Duration> {
     (output.status.success() && output.stdout.starts_with(ARGUMENT.as_bytes())).then_some(time)
 }
 
-async fn first_echo(backend: &Local, spec: Spec) -> Result<Option<Duration>, Error> {
+/// Until the sandbox was made, and until the echo had ended; `None` when it failed.
+async fn first_echo(backend: &Local, spec: Spec) -> Result<Option<(Duration, Duration)>, Error> {
     let start = Instant::now();
     let sandbox = backend.create(spec).await?;
+    let created = start.elapsed();
     let argv = vec![PROGRAM.to_owned(), ARGUMENT.to_owned()];
     let mut process = sandbox.exec(Command { argv, ..Command::default() }).await?;
     let (mut output, mut exit) = (Vec::new(), None);
@@ -176,7 +193,7 @@ async fn first_echo(backend: &Local, spec: Spec) -> Result<Option<Duration>, Err
     let time = start.elapsed();
     sandbox.destroy().await?;
     let right = exit == Some(Exit::Code { code: 0 }) && output.starts_with(ARGUMENT.as_bytes());
-    Ok(right.then_some(time))
+    Ok(right.then_some((created, time)))
 }
 
 fn bwrap_works(base: &Path) -> bool {

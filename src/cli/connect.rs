@@ -8,6 +8,7 @@ use super::common::{Common, Overrides, block_on, node_key};
 use super::exit::{Exit, Failure, Outcome};
 use super::output;
 use crate::config::Config;
+use crate::job;
 use crate::keys::NodeKey;
 use crate::node::{self, Node};
 use crate::store;
@@ -89,6 +90,8 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = first_answer(&node), if once => {}
+        // A node that takes nothing any more must not look alive.
+        () = node.engine().gone() => {}
     }
     output::talk("draining: no new jobs; the running ones finish, or are taken up at the next start");
     tokio::select! {
@@ -107,7 +110,7 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
 fn failure(error: node::Error) -> Failure {
     let exit = match &error {
         node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
-        node::Error::Store(_) => Exit::Store,
+        node::Error::Store(_) | node::Error::Job(job::Error::Store(_)) => Exit::Store,
         node::Error::Catalog(_) => Exit::Config,
         _ => Exit::Failure,
     };

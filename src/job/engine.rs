@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nostr_sdk::prelude::Event;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::intake::Bucket;
 use super::queue::Queue;
@@ -23,6 +24,16 @@ const TICK: Duration = Duration::from_secs(1);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Offers and reports that may wait for the dispatcher before their senders do.
 const INBOX: usize = 256;
+
+/// Why no job is taken any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A bug: what was promised is on disk, and is taken up at the next start.
+    #[error("the dispatcher broke off, which is a fault of this program; the log says where")]
+    Broke,
+}
 
 /// A verified event for the engine.
 pub struct Offer {
@@ -87,12 +98,13 @@ pub(super) enum Message {
     Status(oneshot::Sender<Status>),
 }
 
-/// Handle to the running dispatcher.
+/// Handle to the running dispatcher. When the last one is dropped without [`Engine::end`], it is cut, with
+/// everything that it began.
 #[derive(Clone)]
 pub struct Engine {
     inbox: mpsc::Sender<Message>,
     progress: watch::Receiver<Progress>,
-    dispatcher: Arc<Mutex<Option<JoinHandle<Option<store::Error>>>>>,
+    dispatcher: Arc<Mutex<Option<AbortOnDropHandle<Option<store::Error>>>>>,
 }
 
 impl Engine {
@@ -121,7 +133,8 @@ impl Engine {
             tell,
         };
         dispatcher.recover()?;
-        let dispatcher = Arc::new(Mutex::new(Some(tokio::spawn(dispatcher.run(messages)))));
+        let dispatcher = AbortOnDropHandle::new(tokio::spawn(dispatcher.run(messages)));
+        let dispatcher = Arc::new(Mutex::new(Some(dispatcher)));
         Ok(Engine { inbox, progress, dispatcher })
     }
 
@@ -174,22 +187,27 @@ impl Engine {
     }
 
     /// Ends the dispatcher. When this returns, neither it nor anything that it began holds a room any more.
-    /// Tells why no job was taken any more, when the store had failed. Ending again does nothing.
-    pub async fn end(&self) -> Option<store::Error> {
-        let mut dispatcher = self.dispatcher.lock().await.take()?;
+    /// Ending again does nothing.
+    ///
+    /// # Errors
+    /// Why no job was taken any more, if that was so.
+    pub async fn end(&self) -> Result<(), Error> {
+        let Some(mut dispatcher) = self.dispatcher.lock().await.take() else { return Ok(()) };
         if self.inbox.send(Message::End).await.is_err() {
             tracing::debug!("the dispatcher is gone");
         }
         if let Ok(ended) = tokio::time::timeout(STOP_GRACE, &mut dispatcher).await {
-            return ended.unwrap_or_else(|error| {
-                tracing::error!(%error, "the dispatcher broke off");
-                None
-            });
+            return ended.map_err(|_| Error::Broke)?.map_or(Ok(()), |error| Err(error.into()));
         }
         tracing::error!("something of a job does not end; it is cut");
         // Its workers go with it.
         dispatcher.abort();
-        dispatcher.await.unwrap_or_default()
+        dispatcher.await.ok().flatten().map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Returns when there is no dispatcher any more: after [`Engine::end`], or when it broke off.
+    pub async fn gone(&self) {
+        self.inbox.closed().await;
     }
 
     async fn until_idle(&self) {

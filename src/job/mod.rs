@@ -20,7 +20,7 @@ use crate::sandbox::Backend;
 use crate::store::record::Record;
 use crate::store::{self, Outgoing, Store};
 
-pub use engine::{Engine, Offer, Progress, Status};
+pub use engine::{Engine, Error, Offer, Progress, Status};
 
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
 pub type Failure = market::Refusal;

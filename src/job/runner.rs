@@ -79,6 +79,10 @@ struct Finished {
 /// Only the store's: the job stays open and the node must not go on.
 pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result<End, store::Error> {
     let left = ticket.deadline_ms.saturating_sub(rooms.now_ms());
+    if left == 0 {
+        // The node was away for too long.
+        return fail(rooms, ticket, &out_of_time()).await;
+    }
     let work = timeout(Duration::from_millis(left), attempts(rooms, ticket));
     let end = tokio::select! {
         biased;
@@ -87,15 +91,17 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
             Stop::Customer => Err(Trouble::Job(Failure::new(Code::Cancelled, "the customer cancelled"))),
             Stop::Owner => Err(Trouble::Job(Failure::new(Code::Cancelled, "the node's owner cancelled"))),
         },
-        end = work => end.unwrap_or_else(|_| {
-            Err(Trouble::Job(Failure::new(Code::Timeout, "no answer within the job's deadline")))
-        }),
+        end = work => end.unwrap_or_else(|_| Err(Trouble::Job(out_of_time()))),
     };
     match end {
         Ok(finished) => deliver(rooms, ticket, finished).await,
         Err(Trouble::Job(failure)) => fail(rooms, ticket, &failure).await,
         Err(Trouble::Store(error)) => Err(error),
     }
+}
+
+fn out_of_time() -> Failure {
+    Failure::new(Code::Timeout, "no answer within the job's deadline")
 }
 
 /// Ends an accepted job without running it (further).

@@ -110,6 +110,8 @@ fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), R
     if order.network {
         return refuse(Code::Unsupported, "jobs have no network here");
     }
+    // To run without it would be another job; and whose result may stand in for an input would have to be checked
+    // first (R5).
     if order.unread {
         let reason =
             "an input is an event, another job's result, or a URL without a marker: none is fetched here";
@@ -235,20 +237,6 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_would_be_passed_over_refuses_the_request() {
-        let (provider, customer) = (Keys::generate(), Keys::generate());
-        for input in [["i", "aa", "job"], ["i", "aa", "event"], ["i", "https://host.example/x", "url"]] {
-            let mut unsigned = draft(5000).unsigned(&customer, NOW).unwrap();
-            unsigned.tags.push(nostr_sdk::prelude::Tag::parse(input).unwrap());
-            unsigned.id = None;
-            let event = unsigned.sign_with_keys(&customer).unwrap();
-            let request = Request::decode(&event, &provider).unwrap();
-            let refusal = judge(&rules(&provider), &request, NOW).expect_err("must be refused");
-            assert_eq!(refusal.code, Code::Unsupported, "{input:?}: {}", refusal.reason);
-        }
-    }
-
-    #[test]
     fn requests_of_others_on_shared_kinds_are_foreign() {
         let image = Draft { task: Some("a cat".into()), ..Draft { kind: 5100, ..Draft::default() } };
         refused(judged(&image), Code::Foreign);
@@ -287,6 +275,21 @@ mod tests {
         refused(judged(&draft(5050)), Code::Unsupported);
         let network = Draft { params: vec![("allow_network".into(), "true".into())], ..draft(5930) };
         refused(judged(&network), Code::Unsupported);
+    }
+
+    #[test]
+    fn an_input_that_would_not_be_read_refuses_the_job_instead_of_running_without_it() {
+        let (provider, customer) = (Keys::generate(), Keys::generate());
+        for input in [["i", "aa", "job"], ["i", "aa", "event"], ["i", "https://host.example/x", "url"]] {
+            let tag = nostr_sdk::Tag::parse(input).unwrap();
+            let mut unsigned = draft(5000).unsigned(&customer, NOW).unwrap();
+            unsigned.tags.push(tag);
+            unsigned.id = None;
+            let event = unsigned.sign_with_keys(&customer).unwrap();
+            let request = Request::decode(&event, &provider).unwrap();
+            let refusal = judge(&rules(&provider), &request, NOW).expect_err("must be refused");
+            assert_eq!(refusal.code, Code::Unsupported, "{input:?}: {}", refusal.reason);
+        }
     }
 
     #[test]

@@ -159,3 +159,29 @@ async fn a_full_disk_stops_the_node_which_serves_on_when_there_is_room() {
     drop(home);
     drop(small);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_named_at_the_start_and_nothing_is_served() {
+    let relay = LocalRelay::start().await.expect("a relay");
+    let home = Home::new(&[relay.url()], &[]);
+    let buyer = Buyer::at(&[relay.url()], home.keys.public_key()).await;
+    let node = home.start();
+    let request = buyer.post(&buyer.order(None, &["echo kept"])).await;
+    buyer.result(&request).await;
+    assert!(node.stop().await.success());
+
+    let mut segments = std::fs::read_dir(home.data.join("log")).expect("the log").flatten();
+    let segment = segments.next().expect("a segment").path();
+    let good = std::fs::read(&segment).expect("readable");
+    let mut bad = good.clone();
+    // In the first entry's record.
+    bad[140] ^= 1;
+    std::fs::write(&segment, &bad).expect("writable");
+    let mut node = home.start();
+    assert_eq!(node.ended(PATIENCE).await.code(), Some(10), "{}", node.log());
+    assert!(node.log().contains("the log is damaged: entry 1 at byte 64 of"), "{}", node.log());
+
+    std::fs::write(&segment, &good).expect("writable");
+    assert!(home.start().stop().await.success());
+    check_done_once(&home, &buyer, &request).await;
+}

@@ -122,3 +122,74 @@ async fn the_operators_number_of_attempts_holds() {
     buyer.error(&request, Code::Internal).await;
     assert_eq!(backend.made(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_deadline_passed_while_the_node_was_away_is_told_so_and_not_run_again() {
+    let settings = [
+        ("queue.max_wait_ms", "1000"),
+        ("repo.fetch_timeout_ms", "1000"),
+        ("limits.wall_ms", "1000"),
+        ("drain_timeout_ms", "0"),
+    ];
+    let (_relay, stage, buyer) = stage(&settings).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the sandbox", async || (backend.living() == 1).then_some(())).await;
+    let deadline_ms = job(node.store(), &request).expect("the job").deadline_ms;
+    node.drain().await.expect("an orderly end");
+    until("the deadline to pass", async || (coinop::clock::now_ms() > deadline_ms).then_some(())).await;
+    let _node = stage.start_on(backend.clone()).await;
+    let reason = buyer.error(&request, Code::Timeout).await;
+    assert!(reason.contains("within the job's deadline"), "{reason}");
+    assert_eq!(backend.made(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_job_against_the_rules_of_today_is_answered_and_not_run_again() {
+    let (_relay, mut stage, buyer) = stage(&[("drain_timeout_ms", "0")]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the sandbox", async || (backend.living() == 1).then_some(())).await;
+    node.drain().await.expect("an orderly end");
+    stage.config.admission.deny_customers.push(buyer.keys.public_key());
+    let _node = stage.start_on(backend.clone()).await;
+    buyer.error(&request, Code::CustomerRefused).await;
+    assert_eq!(backend.made(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatcher_that_breaks_off_ends_the_node_with_an_error_and_keeps_what_was_taken() {
+    let (_relay, stage, buyer) = stage(&[]).await;
+    let backend = Backstage::new(&[]);
+    backend.hold(true);
+    let node = stage.start_on(backend.clone()).await;
+    let taken = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the sandbox", async || (backend.living() == 1).then_some(())).await;
+    backend.break_admission();
+    let fatal = buyer.post(&buyer.order(None, &["true"])).await;
+    node.engine().gone().await;
+    let error = node.drain().await.expect_err("no orderly end");
+    assert!(error.to_string().contains("the dispatcher broke off"), "{error}");
+
+    // What it had begun is cut, and lets go of the rooms when its turn comes: a process would be gone by then.
+    let _node = until("a new start", async || stage.try_start_on(Backstage::new(&[])).await.ok()).await;
+    assert_eq!(backend.living(), 0);
+    for request in [&taken, &fatal] {
+        buyer.result(request).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_dropped_without_a_drain_leaves_nothing_running() {
+    let (_relay, stage, buyer) = stage(&[]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the sandbox", async || (backend.living() == 1).then_some(())).await;
+    drop(node);
+    until("the sandbox to go", async || (backend.living() == 0).then_some(())).await;
+    let _node = until("a new start", async || stage.try_start_on(backend.clone()).await.ok()).await;
+    buyer.result(&request).await;
+}

@@ -1,14 +1,15 @@
 //! What a job may use, over the whole node and the real sandbox: each limit ends in its own typed answer, and a
 //! command that fails is a result, not an error.
 
+use nostr_sdk::prelude::JsonUtil;
 use serde_json::Value;
 
 use super::support::buyer::Buyer;
 use super::support::stage::{Stage, job};
 use coinop::customer::Answer;
 use coinop::node::Node;
-use coinop::protocol::Code;
 use coinop::protocol::draft::Draft;
+use coinop::protocol::{Code, Scheme};
 use coinop::relay::local::LocalRelay;
 use coinop::store::JobState;
 
@@ -94,4 +95,25 @@ async fn an_order_above_the_nodes_limits_is_refused_and_nothing_runs() {
     let reason = buyer.error(&online, Code::Unsupported).await;
     assert!(reason.contains("no network"), "{reason}");
     assert!(job(node.store(), &greedy).is_none() && job(node.store(), &online).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_that_no_event_could_hold_is_cut_in_the_report_and_whole_in_the_log() {
+    let (_relay, _stage, node, buyer) = stage(&[]).await;
+    let plain = buyer.order(None, &["seq 200000"]);
+    let sealed = Draft { encrypt: Some(Scheme::Nip44), ..buyer.order(None, &["seq 200000"]) };
+    for draft in [plain, sealed] {
+        let request = buyer.post(&draft).await;
+        let report = report(&buyer.result(&request).await);
+        let run = &report["command_results"][0];
+        assert_eq!(run["stdout_bytes"], 1_288_895, "{run}");
+        assert!(run["stdout"].as_str().is_some_and(|shown| shown.contains("200000")), "the end is shown");
+        for event in buyer.stored(&request).await {
+            assert!(event.as_json().len() <= 64 * 1024, "strfry takes no more");
+        }
+        let row = job(node.store(), &request).expect("the job");
+        let log = row.summary.and_then(|summary| summary.log_blob).expect("a log");
+        let log = node.store().blob(&log, 4 << 20).expect("readable").expect("there");
+        assert!(log.len() > 1_288_895);
+    }
 }

@@ -105,6 +105,8 @@ async fn a_base_that_belongs_to_someone_else_works_as_well() {
     let spec = Spec { id: "t".to_owned(), base: Some(Arc::new(Folder(base))), policy: policy() };
     let sandbox = bench.local.create(spec).await.unwrap();
     assert_eq!(changes(&*sandbox).await, []);
+    let written = sandbox.usage().await.unwrap().disk_written_bytes;
+    assert!(written < 64 << 10, "{written} bytes: the base counts as the job's");
     sh(&*sandbox, &format!("rm -r '{first}' && echo x > zz-new")).await.ok();
     assert_eq!(changes(&*sandbox).await, pairs(&[(&first, "-"), ("zz-new", "f:x")]));
 }

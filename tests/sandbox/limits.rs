@@ -211,6 +211,61 @@ async fn a_command_that_times_out_leaves_nothing_and_the_sandbox_lives_on() {
     assert_eq!(sh(&*sandbox, "echo on").await.ok(), "on\n");
 }
 
+#[tokio::test]
+async fn zombies_and_orphans_of_one_command_are_gone_before_the_next() {
+    let Some(bench) = bench!() else { return };
+    let sandbox = bench.sandbox_with(Policy { pids: 24, ..policy() }).await;
+    let breed = "
+import os, time
+for n in range(20):
+    if os.fork() == 0:
+        os._exit(0)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(0.05)
+        os._exit(0)
+    os._exit(0)
+time.sleep(0.2)
+print(sum(open(f'/proc/{p}/stat').read().rsplit(')')[-1].split()[0] == 'Z' for p in os.listdir('/proc') if p.isdigit()))";
+    for round in 0..3 {
+        // The orphan is init's, who reaps it; the others are the command's own until it ends.
+        assert_eq!(python(&*sandbox, breed).await.number(), 21, "round {round}");
+    }
+}
+
+/// What the neighbours feel: a job that takes all it can get leaves the node and other jobs at work.
+#[tokio::test]
+async fn a_greedy_job_does_not_hold_up_its_neighbour() {
+    let Some(bench) = bench!() else { return };
+    let greedy = bench.sandbox_with(Policy { cpu_milli: 1000, pids: 32, ..policy() }).await;
+    let script = "
+import os
+while True:
+    try:
+        if os.fork() == 0:
+            while True:
+                os.write(1, b'x' * 4096)
+                try: os.fork()
+                except OSError: pass
+    except OSError: pass";
+    let mut flood = greedy.exec(words(["/usr/bin/python3", "-c", script])).await.unwrap();
+    assert!(flood.events.recv().await.is_some());
+    // From here on nobody reads the flood.
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let neighbour = bench.sandbox().await;
+        assert_eq!(sh(&*neighbour, "echo on").await.ok(), "on\n");
+        neighbour.destroy().await.unwrap();
+        best = best.min(start.elapsed());
+    }
+    assert!(best < Duration::from_secs(2), "a neighbour took {best:?}");
+    let start = Instant::now();
+    greedy.kill().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
 async fn busy(bench: &Bench, cpu_milli: u32) -> f64 {
     let sandbox = bench.sandbox_with(Policy { cpu_milli, ..policy() }).await;
     let before = sandbox.usage().await.unwrap();

@@ -78,3 +78,36 @@ fn a_node_of_an_ordinary_user_serves_a_job_from_relay_to_relay() {
         assert_eq!(report["result"]["exit_code"], 0, "{said}");
     }
 }
+/// `docs/security.md` promises tests by name: each is there, in the suite or in the file that it names.
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = include_str!("../../docs/security.md");
+    let suite = [
+        include_str!("files.rs"),
+        include_str!("host.rs"),
+        include_str!("leftovers.rs"),
+        include_str!("life.rs"),
+        include_str!("limits.rs"),
+        include_str!("main.rs"),
+        include_str!("walls.rs"),
+    ]
+    .concat();
+    let beside = [
+        ("checks.rs", include_str!("../../src/sandbox/local/checks.rs")),
+        ("files.rs", include_str!("../../src/sandbox/local/files.rs")),
+        ("seccomp.rs", include_str!("../../src/sandbox/local/seccomp.rs")),
+    ];
+    let is_name = |word: &&str| word.len() > 20 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let parts: Vec<&str> = page.split('`').collect();
+    let mut named = 0;
+    for at in (1..parts.len()).step_by(2).filter(|at| is_name(&parts[*at])) {
+        let file = parts.get(at + 2).filter(|_| parts[at + 1] == " (").copied();
+        let text = match file {
+            None => suite.as_str(),
+            Some(file) => beside.iter().find(|(name, _)| *name == file).unwrap_or_else(|| panic!("{file}")).1,
+        };
+        assert!(text.contains(&format!("fn {}()", parts[at])), "no test is called {} ({file:?})", parts[at]);
+        named += 1;
+    }
+    assert!(named > 40, "only {named} tests are named");
+}

@@ -2,7 +2,7 @@
 //! are wanted. It isolates nothing.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -39,6 +39,7 @@ struct Shared {
     /// Names of the sandboxes in the order of their making.
     names: Mutex<Vec<String>>,
     held: watch::Sender<bool>,
+    breaks: AtomicBool,
 }
 
 impl Backstage {
@@ -49,6 +50,7 @@ impl Backstage {
             living: AtomicU32::new(0),
             names: Mutex::default(),
             held: watch::channel(false).0,
+            breaks: AtomicBool::new(false),
         };
         Backstage { shared: Arc::new(shared) }
     }
@@ -65,6 +67,11 @@ impl Backstage {
 
     pub fn names(&self) -> Vec<String> {
         lock(&self.shared.names).clone()
+    }
+
+    /// From now on there is a bug in what the dispatcher calls.
+    pub fn break_admission(&self) {
+        self.shared.breaks.store(true, Ordering::SeqCst);
     }
 
     /// While held, commands do not end.
@@ -84,6 +91,7 @@ impl Backend for Backstage {
     }
 
     fn admit(&self, _: &Policy) -> Result<(), Error> {
+        assert!(!self.shared.breaks.load(Ordering::SeqCst), "the test says so");
         Ok(())
     }
 

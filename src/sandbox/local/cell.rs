@@ -58,12 +58,20 @@ pub struct Shared {
     pub folders: Folders,
     control: Control,
     output_left: AtomicU64,
+    /// Bytes of a base that had to be copied: the node's writing, not the job's.
+    copied_bytes: AtomicU64,
     running: Mutex<HashMap<u64, oneshot::Sender<Exit>>>,
 }
 
 impl Shared {
     fn running(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Exit>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes in the sandbox's files, a copied base left out.
+    pub fn file_bytes(&self) -> u64 {
+        let used = files::used_bytes(self.folders.upper.as_fd());
+        used.saturating_sub(self.copied_bytes.load(Ordering::Relaxed))
     }
 
     /// How many of these bytes of output are still within the policy.
@@ -143,6 +151,7 @@ impl Cell {
         let shared = Arc::new(Shared {
             id,
             output_left: AtomicU64::new(policy.output_bytes),
+            copied_bytes: AtomicU64::new(0),
             life: life.clone(),
             policy,
             folders,
@@ -170,7 +179,7 @@ impl Cell {
     }
 
     fn with_disk(&self, usage: Usage) -> Usage {
-        Usage { disk_written_bytes: files::used_bytes(self.shared.folders.upper.as_fd()), ..usage }
+        Usage { disk_written_bytes: self.shared.file_bytes(), ..usage }
     }
 
     /// File work blocks: it has its own thread, and this one waits without holding up others.
@@ -189,8 +198,13 @@ impl Cell {
     pub(super) async fn copy_base(&self, base: Arc<dyn Tree>) -> Result<(), Error> {
         let uid = self.uid;
         self.on_files(move |shared| {
+            // Until it is all there, nothing is the job's.
+            shared.copied_bytes.store(u64::MAX, Ordering::Relaxed);
             files::as_user(uid, || files::copy(base.path(), shared.folders.workspace.as_fd()))
-                .map_err(|source| Error::Host { doing: "copy the base", source })
+                .map_err(|source| Error::Host { doing: "copy the base", source })?;
+            let copied = files::used_bytes(shared.folders.upper.as_fd());
+            shared.copied_bytes.store(copied, Ordering::Relaxed);
+            Ok(())
         })
         .await
     }

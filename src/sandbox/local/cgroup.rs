@@ -15,6 +15,17 @@ pub enum Version {
     V2,
 }
 
+impl Version {
+    /// The file by which a process enters a group. A lone thread that moves itself by `tasks` takes no lock of the
+    /// whole system; by `cgroup.procs` it waits for one, several milliseconds each time.
+    fn door(self) -> &'static str {
+        match self {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        }
+    }
+}
+
 /// The controllers that we use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
@@ -148,7 +159,7 @@ fn usable(controller: Controller, version: Version, parent: &Path, probe: &str) 
         return false;
     }
     let works = OpenOptions::new().read(true).open(folder.join(controller.sign(version))).is_ok()
-        && OpenOptions::new().write(true).open(folder.join("cgroup.procs")).is_ok();
+        && OpenOptions::new().write(true).open(folder.join(version.door())).is_ok();
     fs::remove_dir(&folder).is_ok() && works
 }
 
@@ -191,11 +202,19 @@ impl Group {
             .map(|(_, version, path)| (*version, path.as_path()))
     }
 
-    /// The files by which a process enters: each opened by us, so that it may be used without our rights.
+    /// The files by which a process of one thread enters: each opened by us, so that it may be used without our rights.
     pub fn doors(&self) -> io::Result<Vec<OwnedFd>> {
+        let version = |folder: &PathBuf| {
+            self.places
+                .iter()
+                .find(|(.., place)| place == folder)
+                .map_or(Version::V2, |(_, version, _)| *version)
+        };
         self.folders
             .iter()
-            .map(|folder| Ok(OpenOptions::new().write(true).open(folder.join("cgroup.procs"))?.into()))
+            .map(|folder| {
+                Ok(OpenOptions::new().write(true).open(folder.join(version(folder).door()))?.into())
+            })
             .collect()
     }
 

@@ -127,7 +127,9 @@ impl Running {
         }
         let timed_out = caused.try_recv().is_ok();
         let natural = exit.and_then(Result::ok);
-        let starved = sandbox.life.group.memory_kills() > kills_before;
+        // A command that succeeded was not short of memory: one look less before its end is told.
+        let succeeded = natural == Some(Exit::Code { code: 0 });
+        let starved = !succeeded && sandbox.life.group.memory_kills() > kills_before;
         let exit = match natural {
             _ if sandbox.life.limit().is_some() && natural.is_none() => {
                 sandbox.life.limit().map(|limit| Exit::Limit { limit })

@@ -33,7 +33,7 @@ use super::{confine, mounts, sys, wire};
 /// What an init is born with.
 pub struct Born {
     pub control: OwnedFd,
-    /// `cgroup.procs` files, opened by the node: it joins each.
+    /// `tasks` or `cgroup.procs` files, opened by the node: it joins each.
     pub cgroups: Vec<OwnedFd>,
     pub base: Option<OwnedFd>,
 }
@@ -137,6 +137,8 @@ fn move_in(control: &OwnedFd, base: Option<OwnedFd>, mut tell: PipeWriter) -> ! 
         let folders =
             [places.upper.as_fd(), places.workspace.as_fd(), places.job.as_fd(), places.proc.as_fd()];
         wire::send(control.as_fd(), &ready, &folders).step("report")?;
+        // While the node prepares the first command; init does not take it before we have ended.
+        places.tidy()?;
         tell.write_all(&policy).step("pass the policy on")
     };
     let moved = moved();

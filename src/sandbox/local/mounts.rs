@@ -189,6 +189,18 @@ pub struct Places {
     pub overlay: bool,
 }
 
+impl Places {
+    /// Takes away from sight what the job must not find: the mount of the base, which has a path of the host, and the
+    /// tmpfs that its places lie on. The node need not wait for it; the job's first command must.
+    pub fn tidy(self) -> Step<()> {
+        if self.overlay {
+            umount2(c"/run/base", MntFlags::MNT_DETACH).step("let go of the base")?;
+        }
+        // Covered for good, as nobody here may unmount.
+        mount(Some(c"/void"), ATTIC, None::<&str>, MsFlags::MS_BIND, None::<&str>).step("hide the tmpfs")
+    }
+}
+
 /// Mounts the sandbox's one tmpfs and its writable places, all but the workspace. Its size follows in `move_in`.
 pub fn settle() -> Step<()> {
     let none = None::<&str>;
@@ -233,27 +245,21 @@ pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
             false
         }
     };
-    let places = Places {
+    Ok(Places {
         upper,
         workspace: folder(c"/workspace")?,
         job: folder(c"/run/job")?,
         proc: folder(c"/proc")?,
         overlay,
-    };
-    // Covered for good, as nobody here may unmount; letting go of it would wait for all cores (an RCU grace period).
-    mount(Some(c"/void"), ATTIC, none, MsFlags::MS_BIND, none).step("hide the tmpfs")?;
-    Ok(places)
+    })
 }
 
-/// The workspace, over a base that must not show in the job's list of mounts: its path is the host's.
+/// The workspace, over a base that is mounted for it alone. Given as a descriptor, the base would need no mount; but
+/// the kernel takes none that was opened in the nursery's user namespace, and says so after a millisecond.
 fn lay_over(base: BorrowedFd<'_>) -> io::Result<()> {
-    if let Ok(overlay) = sys::overlay_over(base, c"/run/upper", c"/run/work") {
-        return sys::move_mount(overlay.as_fd(), c"/workspace");
-    }
     sys::move_mount(base, c"/run/base")?;
     let layers = c"lowerdir=/run/base,upperdir=/run/upper,workdir=/run/work,userxattr";
-    mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), INERT, Some(layers))?;
-    Ok(umount2(c"/run/base", MntFlags::MNT_DETACH)?)
+    Ok(mount(Some(c"workspace"), c"/workspace", Some(c"overlay"), INERT, Some(layers))?)
 }
 
 fn folder(path: &CStr) -> Step<OwnedFd> {

@@ -74,32 +74,6 @@ pub fn move_mount(tree: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
     .map(drop)
 }
 
-/// An overlay, not yet attached, with its lower layer given as a descriptor: a layer that is mounted nowhere shows
-/// its path to nobody. Kernels before 6.13 refuse it.
-pub fn overlay_over(lower: BorrowedFd<'_>, upper: &CStr, work: &CStr) -> io::Result<OwnedFd> {
-    const CLOEXEC: u32 = 1;
-    const FLAG: u32 = 0;
-    const STRING: u32 = 1;
-    const FD: u32 = 5;
-    const CREATE: u32 = 6;
-    // SAFETY: a NUL-terminated name and a flag.
-    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), CLOEXEC) })?;
-    let set = |what: u32, key: Option<&CStr>, value: Option<&CStr>, fd: RawFd| {
-        let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-        // SAFETY: a live descriptor and NUL-terminated texts or null, as each command wants; nothing is kept.
-        check(unsafe {
-            libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), what, pointer(key), pointer(value), fd)
-        })
-    };
-    set(FD, Some(c"lowerdir+"), None, lower.as_raw_fd())?;
-    set(STRING, Some(c"upperdir"), Some(upper), 0)?;
-    set(STRING, Some(c"workdir"), Some(work), 0)?;
-    set(FLAG, Some(c"userxattr"), None, 0)?;
-    set(CREATE, None, None, 0)?;
-    // SAFETY: a live descriptor and flags.
-    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, NOSUID | NODEV) })
-}
-
 /// Sets attributes on a detached mount and all below it; `users` also maps its owners through that namespace.
 pub fn set_attributes(tree: BorrowedFd<'_>, set: u64, users: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let attributes = libc::mount_attr {

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 
 use super::super::{Limit, Usage};
 use super::cell::Shared;
-use super::files::{open_beneath, read_capped, used_bytes};
+use super::files::{open_beneath, read_capped};
 use super::life::millis;
 
 /// How often the memory is summed up.
@@ -46,7 +46,7 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
 
 /// Memory that nobody else holds: of the processes, and of the files in the sandbox's tmpfs.
 fn held_bytes(sandbox: &Shared) -> u64 {
-    let files = used_bytes(sandbox.folders.upper.as_fd());
+    let files = sandbox.file_bytes();
     let limit = sandbox.policy.memory_bytes;
     let quick = each_process(sandbox.folders.proc.as_fd(), quick_bytes);
     if files.saturating_add(quick) <= limit {

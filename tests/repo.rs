@@ -488,3 +488,32 @@ async fn real_git_clones_from_the_small_server() {
     assert_eq!(std::fs::read_to_string(ours).unwrap(), "4");
     assert_eq!(std::fs::read_to_string(format!("{thin}/a")).unwrap(), "3");
 }
+
+/// `1 GiB`, `300,000 ms`, `1_073_741_824` as a number.
+fn figure(text: &str) -> u64 {
+    let text = text.trim().trim_matches('`');
+    let (digits, unit) = text.split_once(' ').unwrap_or((text, ""));
+    let number: u64 = digits.replace([',', '_'], "").parse().unwrap();
+    number
+        << match unit {
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => 0,
+        }
+}
+
+#[test]
+fn the_caps_of_repositories_md_are_the_defaults_of_configuration_md() {
+    let rows = |doc: &str, key: usize, value: usize| -> std::collections::BTreeMap<String, u64> {
+        let text = std::fs::read_to_string(doc).unwrap();
+        let cells = text.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+        cells
+            .filter(|row| row.get(key).is_some_and(|cell| cell.starts_with("`repo.")))
+            .map(|row| (row[key].to_string(), figure(row[value])))
+            .collect()
+    };
+    let caps = rows("docs/repositories.md", 3, 2);
+    assert_eq!(caps, rows("docs/configuration.md", 1, 2));
+    assert_eq!(caps.len(), 7);
+}

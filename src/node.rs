@@ -178,7 +178,8 @@ impl Node {
     /// As [`Node::start`].
     pub async fn start_on(config: Config, keys: Keys, backend: Arc<dyn Backend>) -> Result<Node, Error> {
         let holder = Holder::new(keys.public_key().to_hex());
-        let store = Store::open(&config.data_dir, &holder)?;
+        let options = store::Options { blobs_bytes: config.logs.max_bytes, ..store::Options::default() };
+        let store = Store::open_with(&config.data_dir, &holder, options)?;
         let reaped = backend.reap().await?;
         if reaped > 0 {
             tracing::warn!(reaped, "removed sandboxes that an earlier life of this node left");
@@ -387,7 +388,7 @@ fn engine_options(config: &Config) -> job::Options {
         // Encryption adds a third (base64), JSON escapes of the event up to as much again.
         max_content_bytes: max_event_bytes / 2,
         max_event_bytes,
-        max_artifact_bytes: config.limits.artifact_bytes.min(store::BLOB_MAX_BYTES),
+        max_artifact_bytes: config.limits.artifact_bytes,
         max_changes_bytes: config.limits.changes_bytes,
         outbox_give_up_ms: config.relay.outbox_give_up_ms,
         max_answer_relays: count(config.relay.max_answer_relays),

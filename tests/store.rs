@@ -6,9 +6,10 @@ mod store_house;
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use coinop::store::record::{Answer, Record, Summary, Verdict};
-use coinop::store::{Error, Holder, JobFilter, JobState, Store};
+use coinop::store::{Error, Holder, JobFilter, JobState, Options, Store};
 use proptest::prelude::*;
 use store_house::{House, accepted, id};
 
@@ -432,4 +433,41 @@ proptest! {
         prop_assert_eq!(store.outgoing().unwrap(), owed);
         prop_assert_eq!(store.jobs(&JobFilter::default()).unwrap(), jobs);
     }
+}
+
+#[test]
+fn the_oldest_blobs_go_when_a_new_one_needs_their_room() {
+    let house = House::new();
+    let options = || Options { blobs_bytes: 20 * 4096, ..house.options() };
+    let store = house.try_open(options()).unwrap();
+    let path = |sha: &str| house.data().join("blobs").join(&sha[..2]).join(sha);
+    // A minute between each, so that their order does not hang on the file system's clock.
+    let put = |store: &Store, n: u64| {
+        let sha = store.put_blob(n.to_string().as_bytes()).unwrap();
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(60 * n);
+        fs::File::options().write(true).open(path(&sha)).unwrap().set_modified(at).unwrap();
+        sha
+    };
+    let mut all: Vec<String> = (0..20).map(|n| put(&store, n)).collect();
+    assert!(all.iter().all(|sha| store.blob(sha, 9).unwrap().is_some()), "they just fit");
+    // Put again, the first one is the newest.
+    store.put_blob(b"0").unwrap();
+    all.push(put(&store, 20));
+    let here = |store: &Store| -> Vec<usize> {
+        (0..all.len()).filter(|n| store.blob(&all[*n], 9).unwrap().is_some()).collect()
+    };
+    let kept: Vec<usize> = [0].into_iter().chain(4..=20).collect();
+    assert_eq!(here(&store), kept, "the oldest went, and a tenth of the room with them");
+
+    // What an earlier life left counts, too.
+    store.close().unwrap();
+    drop(store);
+    let store = house.try_open(options()).unwrap();
+    for n in 100..200 {
+        store.put_blob(n.to_string().as_bytes()).unwrap();
+        let blobs = fs::read_dir(house.data().join("blobs")).unwrap().flatten();
+        let files = blobs.flat_map(|folder| fs::read_dir(folder.path()).unwrap()).count();
+        assert!(files <= 20, "{files} blobs of a block each");
+    }
+    assert!(here(&store).iter().all(|n| *n == 0) && store.put_blob(&[0; 20 * 4096 + 1]).is_err());
 }

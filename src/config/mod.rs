@@ -49,6 +49,7 @@ pub struct Config {
     pub admission: Admission,
     pub queue: Queue,
     pub limits: Limits,
+    pub logs: Logs,
     pub repo: Repo,
     pub relay: Relay,
 }
@@ -138,6 +139,14 @@ impl Limits {
             network: sandbox::Network::None,
         }
     }
+}
+
+/// What is kept of the jobs' output.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logs {
+    /// All logs together, at least `store::BLOB_MAX_BYTES`.
+    pub max_bytes: u64,
 }
 
 /// Caps on one repository, and the cache of all.

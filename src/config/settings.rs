@@ -113,6 +113,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("limits.output_bytes", 1_024, 1_024 * MIB),
     number("limits.artifact_bytes", 0, 1_024 * MIB),
     number("limits.changes_bytes", 1_024, 1_024 * MIB),
+    // The largest log must fit.
+    number("logs.max_bytes", 64 * MIB, 1_024 * TIB),
     number("repo.max_fetch_bytes", MIB, TIB),
     number("repo.max_tree_bytes", MIB, TIB),
     number("repo.max_file_bytes", 1_024, TIB),

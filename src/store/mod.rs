@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::blob::Blobs;
 use self::lock::Locks;
 use self::log::{Position, Reader};
 use self::record::Record;
@@ -52,6 +53,8 @@ pub struct Options {
     pub index_cache_bytes: u64,
     /// An index that does not open within this time is rebuilt.
     pub index_patience: Duration,
+    /// Bytes of all blobs together, in whole blocks of 4 KiB; the oldest go when another one needs the room.
+    pub blobs_bytes: u64,
     /// Folder of the key locks; `None`: one folder a user on this host.
     pub key_locks: Option<PathBuf>,
     pub clock: Clock,
@@ -63,6 +66,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             index_cache_bytes: 4 * 1024 * 1024,
             index_patience: Duration::from_secs(20),
+            blobs_bytes: 1024 * 1024 * 1024,
             key_locks: None,
             clock: clock::system(),
         }
@@ -93,6 +97,7 @@ pub struct Store {
 
 struct Inner {
     dir: PathBuf,
+    blobs: Blobs,
     view: Arc<View>,
     /// `None` when the store was opened for reading only.
     writer: Option<Writer>,
@@ -139,6 +144,7 @@ impl Store {
         let writer = Writer::start(tail, view.clone(), options.clock)?;
         let inner = Inner {
             dir: dir.to_path_buf(),
+            blobs: Blobs::new(dir.join(BLOBS), options.blobs_bytes),
             view,
             writer: Some(writer),
             read_up_to,
@@ -168,6 +174,8 @@ impl Store {
             Applied { position: end.position, segment: end.segment.unwrap_or_default(), offset: end.offset };
         let inner = Inner {
             dir: dir.to_path_buf(),
+            // Nothing is put through this handle.
+            blobs: Blobs::new(dir.join(BLOBS), 0),
             view: Arc::new(View::new(Source::Memory(memory), Reader::new(&log_dir))),
             writer: None,
             read_up_to,
@@ -265,10 +273,10 @@ impl Store {
     }
 
     /// Stores bytes outside the log; returns their SHA-256 in lower-case hex. At most [`BLOB_MAX_BYTES`].
-    /// Durable when it returns. Blocks.
+    /// Durable when it returns, but not kept for ever: the oldest go when [`Options::blobs_bytes`] are taken. Blocks.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<String, Error> {
         self.writer()?;
-        blob::put(&self.inner.dir.join(BLOBS), bytes)
+        self.inner.blobs.put(bytes)
     }
 
     /// A blob of at most `cap` bytes, checked against its name; `None` when it is not here. Blocks.

@@ -117,3 +117,23 @@ async fn output_that_no_event_could_hold_is_cut_in_the_report_and_whole_in_the_l
         assert!(log.len() > 1_288_895);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_artifact_is_told_by_its_hash_and_kept_nowhere() {
+    let (_relay, stage, _node, buyer) = stage(&[("limits.artifact_bytes", "4096")]).await;
+    let commands = ["printf hello > small", "head -c 8192 /dev/zero > large"];
+    let artifacts = ["small", "large", "missing"].map(str::to_string).to_vec();
+    let request = buyer.post(&Draft { artifacts, ..buyer.order(None, &commands) }).await;
+    let report = report(&buyer.result(&request).await);
+    let told = &report["artifacts"];
+    assert_eq!(
+        told[0]["sha256"], "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        "{told}"
+    );
+    assert_eq!(told[0]["size"], 5);
+    assert!(told[1]["error"].is_string() && told[2]["error"].is_string(), "{told}");
+    let folders =
+        std::fs::read_dir(stage.config.data_dir.join("blobs")).expect("the folder of blobs").flatten();
+    let blobs = folders.flat_map(|folder| std::fs::read_dir(folder.path()).expect("readable")).count();
+    assert_eq!(blobs, 1, "the log of the run and nothing else");
+}

@@ -393,9 +393,9 @@ impl Dispatcher {
     }
 
     fn end_overdue(&mut self) {
-        let (now_ms, repo_ms) = (self.rooms.now_ms(), self.rooms.options.repo_ms);
+        let now_ms = self.rooms.now_ms();
         let overdue = |open: &Open| match &open.phase {
-            Phase::Waiting(ticket) => ticket.start_by_ms(repo_ms) < now_ms,
+            Phase::Waiting(ticket) => ticket.start_by_ms() < now_ms,
             _ => false,
         };
         let jobs: Vec<String> =
@@ -403,7 +403,7 @@ impl Dispatcher {
         for job in jobs {
             if let Some(Open { customer, phase: Phase::Waiting(ticket) }) = self.open.remove(&job) {
                 self.queue.remove(&customer, &job);
-                let failure = Failure::new(Code::Timeout, "its turn did not come in time");
+                let failure = ticket.too_late(ticket.start_by_ms(), "its turn did not come in time");
                 self.end_unrun(job, customer, ticket, failure);
             }
         }

@@ -68,28 +68,28 @@ impl Dispatcher {
         let job = request.id.to_hex();
         let customer = request.customer.to_hex();
         let options = &self.rooms.options;
-        let spare_ms = options.max_wait_ms.saturating_add(options.repo_ms);
+        let begin_by_ms = self.rooms.now_ms().saturating_add(options.max_wait_ms);
         let deadline_ms =
-            self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
+            begin_by_ms.saturating_add(options.repo_ms).saturating_add(admission.policy.wall_ms);
+        let skill = admission.job_type.manifest.name.clone();
+        let ticket = Ticket::new(request, admission, offer.relay.clone(), begin_by_ms, deadline_ms);
         let accepted = Record::Accepted {
             job: job.clone(),
             customer: customer.clone(),
-            kind: request.kind,
-            skill: admission.job_type.manifest.name.clone(),
+            kind: ticket.request.kind,
+            skill: skill.clone(),
             request: offer.event.as_json(),
             relay: offer.relay.clone(),
-            deadline_ms,
+            deadline_ms: ticket.deadline_ms,
         };
         let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
         let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
         let mut records = vec![accepted];
-        match answer::processing(&self.rooms, &request, &offer.relay, &extra) {
+        match answer::processing(&self.rooms, &ticket.request, &offer.relay, &extra) {
             Ok(feedback) => records.push(feedback),
             Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
         }
-        tracing::info!(%job, skill = %admission.job_type.manifest.name, relay = %offer.relay, "job accepted");
-        let ticket =
-            Ticket { request, admission, relay: offer.relay, attempts: 0, commit: None, deadline_ms };
+        tracing::info!(%job, skill, relay = %offer.relay, "job accepted");
         let phase = Phase::Recording(Box::new(ticket), None);
         self.open.insert(job.clone(), Open { customer, phase });
         self.tell_progress();

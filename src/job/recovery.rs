@@ -42,14 +42,9 @@ impl Dispatcher {
                 return Ok(());
             }
         };
-        let ticket = Box::new(Ticket {
-            request,
-            admission,
-            relay: row.relay,
-            attempts: row.attempt,
-            commit: row.commit,
-            deadline_ms: row.deadline_ms,
-        });
+        let begin_by_ms = row.accepted_ms.saturating_add(self.rooms.options.max_wait_ms);
+        let ticket = Ticket::new(request, admission, row.relay, begin_by_ms, row.deadline_ms);
+        let ticket = Box::new(Ticket { attempts: row.attempt, commit: row.commit, ..ticket });
         if cancelled {
             self.end_unrun(job, row.customer, ticket, stopped(Stop::Customer));
         } else {

@@ -68,6 +68,8 @@ pub enum SandboxChoice {
 #[serde(deny_unknown_fields)]
 pub struct Announce {
     pub publish: bool,
+    /// Shorter than an announcement holds.
+    pub renew_ms: u64,
     pub name: String,
     pub about: String,
 }

@@ -87,6 +87,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("drain_timeout_ms", 0, HOUR_MS),
     of("log_level", Kind::LogLevel),
     flag("announce.publish"),
+    number("announce.renew_ms", 1_000, 6 * DAY_MS),
     of("announce.name", Kind::Text { max_bytes: 100 }),
     of("announce.about", Kind::Text { max_bytes: 2_000 }),
     list("admission.allow_repos", repo_pattern),

@@ -64,6 +64,8 @@ pub struct Progress {
     pub open: Vec<String>,
     /// Jobs that have got their terminal answer since the start.
     pub answered: u64,
+    /// The store failed: no event is taken any more.
+    pub stopped: bool,
 }
 
 pub(super) enum Message {
@@ -424,6 +426,7 @@ impl Dispatcher {
         if self.stopped.is_none() {
             tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
             self.stopped = Some(error);
+            self.tell_progress();
         }
     }
 
@@ -436,7 +439,8 @@ impl Dispatcher {
 
     pub(super) fn tell_progress(&self) {
         let open = self.open.keys().cloned().collect();
-        self.tell.send_replace(Progress { open, answered: self.answered });
+        let stopped = self.stopped.is_some();
+        self.tell.send_replace(Progress { open, answered: self.answered, stopped });
     }
 }
 

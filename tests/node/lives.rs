@@ -9,7 +9,7 @@ use super::support::process::{Home, Nap};
 use super::support::{PATIENCE, until};
 use coinop::relay::local::LocalRelay;
 use coinop::store::JobState;
-use nostr_sdk::prelude::Event;
+use nostr_sdk::prelude::{Event, Filter, Kind};
 
 /// The result that the buyer's relay has, whoever may read it.
 async fn result(buyer: &Buyer, request: &Event) -> Option<Event> {
@@ -35,6 +35,12 @@ async fn sigterm_lets_the_running_job_finish_and_leaves_the_rest_to_the_next_sta
     node.terminate();
     until("the drain", async || node.status()?["jobs"]["draining"].as_bool().filter(|draining| *draining))
         .await;
+    // It is not offered any more what it would not take, although it has still work to do.
+    until("the announcement to be taken back", async || {
+        buyer.query(Filter::new().author(buyer.provider).kind(Kind::EventDeletion)).await.pop()
+    })
+    .await;
+    assert!(nap.is_running());
     let late = buyer.post(&buyer.order(None, &["echo late"])).await;
     nap.wake().await;
     assert!(node.ended(PATIENCE).await.success());

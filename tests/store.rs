@@ -79,7 +79,7 @@ fn a_job_is_read_back_at_every_step_of_its_life_and_after_a_restart() {
         assert_eq!(row.summary.unwrap().wall_ms, 7);
         assert!(store.open_jobs().unwrap().is_empty());
         assert_eq!(store.answer(&id(50)).unwrap().as_deref(), Some("{\"event\":50}"));
-        let owed = store.outgoing().unwrap();
+        let owed = store.owed().unwrap();
         assert_eq!(owed.len(), 1);
         assert_eq!(owed[0].relays_left, ["ws://a", "ws://b"]);
         assert_eq!(owed[0].job, Some(id(1)));
@@ -103,14 +103,14 @@ fn a_delivery_takes_its_relay_off_the_list_and_the_last_one_ends_the_debt() {
     let store = house.open();
     store.append_blocking(vec![queued(1, None, &["a", "b"])]).unwrap();
     store.append_blocking(vec![delivered(1, "a", Answer::Stored)]).unwrap();
-    assert_eq!(store.outgoing().unwrap()[0].relays_left, ["b"]);
+    assert_eq!(store.owed().unwrap()[0].relays_left, ["b"]);
     let blocked = Answer::Rejected { reason: "blocked: no".into() };
     store.append_blocking(vec![delivered(1, "b", blocked.clone())]).unwrap();
-    assert!(store.outgoing().unwrap().is_empty());
+    assert!(store.owed().unwrap().is_empty());
     let answers = store.deliveries(&id(1)).unwrap();
     assert_eq!(answers, [("a".to_owned(), Answer::Stored), ("b".to_owned(), blocked)]);
     store.append_blocking(vec![queued(1, None, &["a", "c"])]).unwrap();
-    let owed = store.outgoing().unwrap();
+    let owed = store.owed().unwrap();
     assert_eq!(owed[0].relays_left, ["c"], "queued again for more relays, only the new one is owed");
 }
 
@@ -421,7 +421,7 @@ proptest! {
             store.append_blocking(batch.clone()).unwrap();
         }
         let live = store.dump_index().unwrap();
-        let owed = store.outgoing().unwrap();
+        let owed = store.owed().unwrap();
         let jobs = store.jobs(&JobFilter::default()).unwrap();
         let look = Store::read_only(&house.data()).unwrap();
         prop_assert_eq!(&look.dump_index().unwrap(), &live);
@@ -430,7 +430,7 @@ proptest! {
         let store = house.try_open(house.small_segments()).unwrap();
         prop_assert!(store.was_rebuilt());
         prop_assert_eq!(&store.dump_index().unwrap(), &live);
-        prop_assert_eq!(store.outgoing().unwrap(), owed);
+        prop_assert_eq!(store.owed().unwrap(), owed);
         prop_assert_eq!(store.jobs(&JobFilter::default()).unwrap(), jobs);
     }
 }

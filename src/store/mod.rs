@@ -38,7 +38,7 @@ pub use self::blob::BLOB_MAX_BYTES;
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
-pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Refusal};
+pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";
 const INDEX: &str = "index";
@@ -326,9 +326,9 @@ impl Store {
         self.inner.view.knows(request, customer)
     }
 
-    /// Signed events that some relay has not answered, in the order of signing.
-    pub fn outgoing(&self) -> Result<Vec<Outgoing>, Error> {
-        self.inner.view.outgoing()
+    /// Signed events that some relay has not answered, in the order of signing. [`Store::answer`] has their text.
+    pub fn owed(&self) -> Result<Vec<Owed>, Error> {
+        self.inner.view.owed()
     }
 
     /// Each relay's last word about an event of ours.

@@ -471,3 +471,27 @@ fn the_oldest_blobs_go_when_a_new_one_needs_their_room() {
     }
     assert!(here(&store).iter().all(|n| *n == 0) && store.put_blob(&[0; 20 * 4096 + 1]).is_err());
 }
+
+#[test]
+fn a_log_with_open_jobs_opens_for_no_other_key() {
+    let house = House::new();
+    let open_as = |key: u64| Store::open_with(&house.data(), &Holder::new(id(key)), house.options());
+    let store = open_as(9).unwrap();
+    store.append_blocking(vec![accepted(1)]).unwrap();
+    store.close().unwrap();
+    for rebuild in [false, true] {
+        if rebuild {
+            fs::remove_dir_all(house.data().join("index")).unwrap();
+        }
+        let refused = open_as(8).map(drop).unwrap_err();
+        let Error::OtherKey { taken_by, key, open, .. } = &refused else { panic!("{refused}") };
+        assert_eq!((taken_by, key, *open), (&id(9), &id(8), 1));
+        assert!(refused.to_string().contains("start with that key"), "{refused}");
+    }
+    let store = open_as(9).unwrap();
+    assert!(!store.was_rebuilt(), "a refusal leaves everything in order");
+    store.append_blocking(vec![closed(1, Verdict::Done, 50), queued(50, Some(1), &["a"])]).unwrap();
+    store.close().unwrap();
+    open_as(8).unwrap().close().unwrap();
+    open_as(9).unwrap();
+}

@@ -113,7 +113,8 @@ impl Store {
     /// Opens the store in `dir`, made when missing, for the one node that may write to it.
     ///
     /// # Errors
-    /// [`Error::Held`] and [`Error::KeyHeld`] name the node that is in the way; [`Error::Corrupt`] and
+    /// [`Error::Held`] and [`Error::KeyHeld`] name the node that is in the way; [`Error::OtherKey`] says that jobs
+    /// are open which another key has taken; [`Error::Corrupt`] and
     /// [`Error::Shortened`] the first entry that is not as it was written; [`Error::Full`] and
     /// [`Error::Io`] what the disk refused.
     pub fn open(dir: &Path, holder: &Holder) -> Result<Store, Error> {
@@ -152,10 +153,20 @@ impl Store {
             locks: Mutex::new(Some(locks)),
         };
         let store = Store { inner: Arc::new(inner) };
+        store.check_key(dir, &holder.pubkey)?;
         // The first write shows at once whether this disk takes any.
         let opened = Record::Opened { node: holder.pubkey.clone(), version: holder.version.clone() };
         store.append_blocking(vec![opened])?;
         Ok(store)
+    }
+
+    /// Open jobs can be answered, and encrypted ones read, with the key that took them only.
+    fn check_key(&self, dir: &Path, key: &str) -> Result<(), Error> {
+        let Some(taken_by) = self.inner.view.opened_by()?.filter(|last| last != key) else { return Ok(()) };
+        match self.open_jobs()?.len() {
+            0 => Ok(()),
+            open => Err(Error::OtherKey { dir: dir.to_path_buf(), taken_by, key: key.to_owned(), open }),
+        }
     }
 
     /// Reads the log of `dir` into memory, whether a node runs on it or not; appends fail with

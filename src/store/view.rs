@@ -66,6 +66,11 @@ impl View {
         }
     }
 
+    /// The key that opened the log last.
+    pub(super) fn opened_by(&self) -> Result<Option<String>, Error> {
+        apply::opened_by(self.read().shelf()?)
+    }
+
     pub(super) fn job(&self, job: &str) -> Result<Option<JobRow>, Error> {
         let stored = self.read().shelf()?.get(Tree::Jobs, &key(job))?;
         stored.map(|s| self.row(job.to_owned(), &StoredJob::read(&s)?)).transpose()

@@ -143,3 +143,26 @@ async fn a_second_node_on_the_same_folder_or_the_same_key_is_told_who_holds_it()
     let freed = twin.start();
     assert!(freed.stop().await.success(), "the key is free with its holder's end");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_on_a_folder_with_open_jobs_is_refused_and_told_what_to_do() {
+    let (relay, home, buyer) = home(&["--max-jobs", "1"]).await;
+    let node = home.start();
+    let nap = Nap::new();
+    let request = buyer.post(&buyer.order(None, &[&nap.command(), "echo mine"])).await;
+    nap.begun().await;
+    node.kill().await;
+    nap.gone(Duration::from_secs(5)).await;
+    let other = home.heir(&[relay.url()]);
+    let mut refused = other.start();
+    assert_eq!(refused.ended(PATIENCE).await.code(), Some(3), "{}", refused.log());
+    for words in [home.keys.public_key().to_hex(), "start with that key".into(), "--data-dir".into()] {
+        assert!(refused.log().contains(&words), "{}", refused.log());
+    }
+
+    let node = home.start();
+    nap.wake().await;
+    assert_eq!(printed(&buyer.result(&request).await), "mine\n");
+    assert!(node.stop().await.success());
+    assert!(other.start().stop().await.success(), "without open jobs it may");
+}

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::intake::Bucket;
+use super::intake::{Bucket, Tombstones};
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
 use super::{Failure, Rooms};
@@ -93,6 +93,12 @@ pub(super) enum Message {
         job: String,
         reply: oneshot::Sender<Result<(), Failure>>,
     },
+    /// The owner's cancellation is durable, or will not be.
+    CancelRecorded {
+        job: String,
+        result: Result<(), store::Error>,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
     Drain,
     Stop,
     /// Nothing is begun any more; the dispatcher ends after its last worker.
@@ -128,7 +134,7 @@ impl Engine {
             workers: JoinSet::new(),
             stopped: None,
             refusals: Bucket::default(),
-            tombstones: Bucket::default(),
+            tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
             untaken: Vec::new(),
             answered: 0,
@@ -245,7 +251,7 @@ pub(super) struct Dispatcher {
     workers: JoinSet<()>,
     pub(super) stopped: Option<store::Error>,
     pub(super) refusals: Bucket,
-    pub(super) tombstones: Bucket,
+    pub(super) tombstones: Tombstones,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
     pub(super) withdrawing: HashSet<(String, String)>,
     /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
@@ -298,20 +304,8 @@ impl Dispatcher {
                 self.pump();
             }
             Message::Withdrawn { keys, result } => self.withdrawn(&keys, result),
-            Message::Cancel { job, reply } => {
-                let known = self.open.contains_key(&job);
-                if known {
-                    self.stop(&job, Stop::Owner);
-                }
-                let answer = if known {
-                    Ok(())
-                } else {
-                    Err(Failure::new(Code::InvalidInput, format!("no open job {job}")))
-                };
-                if reply.send(answer).is_err() {
-                    tracing::debug!(%job, "nobody waits for the answer to a cancel");
-                }
-            }
+            Message::Cancel { job, reply } => self.cancel(job, reply),
+            Message::CancelRecorded { job, result, reply } => self.cancel_recorded(&job, result, reply),
             Message::Drain => self.draining = true,
             Message::Stop => {
                 for open in self.open.values() {

@@ -1,7 +1,11 @@
 //! What the dispatcher does with a verified event: take it as a job, refuse it, or stop the job that it takes
 //! back. Every step is one batch of records; what waits for the disk is a task that reports back.
 
+use std::collections::HashMap;
+
 use nostr_sdk::prelude::JsonUtil;
+
+use tokio::sync::oneshot;
 
 use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
 use super::runner::{Stop, Ticket};
@@ -11,8 +15,11 @@ use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
 
-/// Cancellations of requests that we do not know, kept a minute.
+/// Cancellations of requests that we do not know, kept a minute: all together, and of one author.
 const TOMBSTONES_PER_MINUTE: u32 = 120;
+const TOMBSTONES_PER_AUTHOR: u32 = 16;
+/// Of one event; further ids that we do not know are passed over.
+const TOMBSTONES_PER_EVENT: usize = 16;
 /// Events held while nothing is taken; more are dropped, and asked for again.
 const UNTAKEN: usize = 1024;
 
@@ -183,13 +190,14 @@ impl Dispatcher {
     fn offered_cancel(&mut self, offer: Offer) {
         let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
         let by = cancel.by.to_hex();
-        let mut keys = Vec::new();
+        let (mut keys, mut unknown) = (Vec::new(), 0_usize);
         for request in cancel.requests.iter().map(|id| id.to_hex()) {
             let counts = match self.open.get(&request) {
                 Some(open) => open.customer == by,
+                None if !matches!(self.rooms.store.knows(&request, &by), Ok(false)) => false,
                 None => {
-                    matches!(self.rooms.store.knows(&request, &by), Ok(false))
-                        && self.tombstones.take(self.rooms.now_ms(), TOMBSTONES_PER_MINUTE)
+                    unknown += 1;
+                    unknown <= TOMBSTONES_PER_EVENT && self.tombstones.take(self.rooms.now_ms(), &by)
                 }
             };
             if counts {
@@ -227,6 +235,36 @@ impl Dispatcher {
         }
     }
 
+    /// The owner's cancel, written down under our own key before anything is stopped, as for kind 5.
+    pub(super) fn cancel(&mut self, job: String, reply: Reply) {
+        if !self.open.contains_key(&job) {
+            return tell(reply, Err(not_open(&job)));
+        }
+        let by = self.rooms.keys.public_key().to_hex();
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
+        self.begin(async move {
+            let result = rooms.record(vec![Record::Cancelled { request: job.clone(), by }]).await;
+            report(&inbox, Message::CancelRecorded { job, result, reply }).await;
+        });
+    }
+
+    pub(super) fn cancel_recorded(&mut self, job: &str, result: Result<(), store::Error>, reply: Reply) {
+        let told = match result {
+            Err(error) => {
+                let failure = Failure::new(Code::Internal, error.to_string());
+                self.fail(error);
+                Err(failure)
+            }
+            // It may have ended meanwhile.
+            Ok(()) if !self.open.contains_key(job) => Err(not_open(job)),
+            Ok(()) => {
+                self.stop(job, Stop::Owner);
+                Ok(())
+            }
+        };
+        tell(reply, told);
+    }
+
     pub(super) fn stop(&mut self, job: &str, stop: Stop) {
         let Some(open) = self.open.remove(job) else { return };
         let Open { customer, phase } = open;
@@ -247,6 +285,19 @@ impl Dispatcher {
     }
 }
 
+/// Where the owner waits for a word about a cancel.
+type Reply = oneshot::Sender<Result<(), Failure>>;
+
+fn tell(reply: Reply, answer: Result<(), Failure>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for the answer to a cancel");
+    }
+}
+
+fn not_open(job: &str) -> Failure {
+    Failure::new(Code::InvalidInput, format!("no open job {job}"))
+}
+
 /// A token bucket over a minute.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
@@ -262,5 +313,47 @@ impl Bucket {
         }
         self.taken += 1;
         self.taken <= per_minute
+    }
+}
+
+/// What is left of the minute for cancellations of requests that we do not know.
+#[derive(Debug, Default)]
+pub(super) struct Tombstones {
+    all: Bucket,
+    /// No more authors than the minute has tombstones.
+    by: HashMap<String, u32>,
+}
+
+impl Tombstones {
+    pub(super) fn take(&mut self, now_ms: u64, author: &str) -> bool {
+        if self.all.minute != now_ms / 60_000 {
+            self.by.clear();
+        }
+        if self.by.get(author).is_some_and(|taken| *taken >= TOMBSTONES_PER_AUTHOR)
+            || !self.all.take(now_ms, TOMBSTONES_PER_MINUTE)
+        {
+            return false;
+        }
+        *self.by.entry(author.to_owned()).or_default() += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_author_has_a_share_of_the_tombstones_and_all_together_the_whole() {
+        let mut left = Tombstones::default();
+        let take = |left: &mut Tombstones, now_ms: u64, author: u32, times: u32| {
+            (0..times).filter(|_| left.take(now_ms, &author.to_string())).count() as u32
+        };
+        assert_eq!(take(&mut left, 0, 1, 256), TOMBSTONES_PER_AUTHOR);
+        assert_eq!(take(&mut left, 59_999, 2, 10), 10, "another one has its own");
+        let rest: u32 = (3..100).map(|author| take(&mut left, 59_999, author, 256)).sum();
+        assert_eq!(rest, TOMBSTONES_PER_MINUTE - TOMBSTONES_PER_AUTHOR - 10);
+        assert!(left.by.len() <= TOMBSTONES_PER_MINUTE as usize);
+        assert_eq!(take(&mut left, 60_000, 1, 256), TOMBSTONES_PER_AUTHOR, "the next minute");
     }
 }

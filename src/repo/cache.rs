@@ -169,7 +169,7 @@ impl Cache {
         Ok(slot.remember(commit, meta, self.clock.fetch_add(1, Relaxed)))
     }
 
-    pub fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         lock(&self.slots).values().map(|s| s.bytes()).sum()
     }
 

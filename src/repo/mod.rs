@@ -203,11 +203,6 @@ impl Repos {
         }
     }
 
-    /// Bytes that mirrors and bases take, as counted for the cap.
-    pub fn cached_bytes(&self) -> u64 {
-        self.cache.bytes()
-    }
-
     fn location(&self, url: &str) -> Result<Location, Error> {
         Location::parse(url, self.cache.options.allow_file)
     }

@@ -1,11 +1,15 @@
 //! Our git client against git's own server, in both versions of the protocol. Skipped where git is missing.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coinop::bench::checkout;
 use coinop::repo::{Error, Options, Repos};
 use coinop::sandbox::Tree;
+use skip::has_git;
 
 fn git(dir: &Path, args: &[&str]) -> String {
     let mut command = Command::new("git");
@@ -23,14 +27,6 @@ fn git(dir: &Path, args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap().trim().to_string()
 }
 
-fn have_git() -> bool {
-    let found = Command::new("git").arg("--version").output().is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!("skipped: git is not installed");
-    }
-    found
-}
-
 struct House {
     dir: tempfile::TempDir,
     work: PathBuf,
@@ -39,7 +35,7 @@ struct House {
 impl House {
     fn new() -> House {
         let dir = tempfile::tempdir().unwrap();
-        let work = dir.path().join("work");
+        let work = dir.path().join("tree");
         std::fs::create_dir(&work).unwrap();
         git(&work, &["init", "-q", "-b", "main", "."]);
         House { dir, work }
@@ -68,7 +64,7 @@ fn same_tree(work: &Path, commit: &str, base: &dyn Tree) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
-    if !have_git() {
+    if !has_git("commits_come_one_by_one_out_of_gits_own_server_in_both_protocols") {
         return;
     }
     for v2 in [true, false] {
@@ -77,7 +73,7 @@ async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
         git(&house.work, &["tag", "-a", "-m", "t", "heavy", &commits[1]]);
         git(&house.work, &["tag", "light", &commits[2]]);
         let addr = checkout::serve(house.dir.path().to_path_buf(), v2).await.unwrap();
-        let url = format!("http://{addr}/work/.git");
+        let url = format!("http://{addr}/tree/.git");
         let options = Options { allow_private: true, ..Options::default() };
         let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
         let names = [
@@ -117,14 +113,14 @@ async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing() {
-    if !have_git() {
+    if !has_git("an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing") {
         return;
     }
     let house = House::new();
     let addr = checkout::serve(house.dir.path().to_path_buf(), true).await.unwrap();
     let options = Options { allow_private: true, ..Options::default() };
     let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
-    let error = repos.pin(&format!("http://{addr}/work/.git"), None).await.unwrap_err();
+    let error = repos.pin(&format!("http://{addr}/tree/.git"), None).await.unwrap_err();
     assert!(matches!(&error, Error::RefNotFound { git_ref } if git_ref == "HEAD"), "{error}");
     let error = repos.pin(&format!("http://{addr}/nothing.git"), None).await.unwrap_err();
     assert!(matches!(&error, Error::Unreachable { why } if why.contains("no such repository")), "{error}");

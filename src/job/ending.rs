@@ -116,13 +116,14 @@ fn answer_with(
     used: &Summary,
 ) -> Result<Vec<Record>, Failure> {
     let identity = rooms.backend.identity();
-    let policy = serde_json::to_value(&ticket.admission.policy).unwrap_or_default();
+    let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
     let output_sha256 = protocol::sha256_hex(content.text.as_bytes());
     let proof = Proof {
         commit: commit.map(str::to_owned),
         backend: identity.backend,
         image: identity.image,
-        policy_sha256: proof::policy_sha256(&policy),
+        policy_sha256: protocol::sha256_hex(policy.as_bytes()),
+        policy: Some(policy),
         output_sha256: output_sha256.clone(),
         wall_ms: used.wall_ms,
         cpu_ms: used.cpu_ms,

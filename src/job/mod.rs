@@ -117,6 +117,7 @@ pub(crate) fn repo_failure(error: &crate::repo::Error) -> Failure {
         E::Refused { .. } => Code::RepoRefused,
         E::RefNotFound { .. } => Code::RefNotFound,
         E::TooLarge { .. } => Code::ResourceLimit,
+        E::Full { .. } => Code::RateLimited,
         E::Timeout { .. } => Code::Timeout,
         E::Unreachable { .. } => Code::RepoUnreachable,
         E::RefAmbiguous { .. } => Code::InvalidInput,

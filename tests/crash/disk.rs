@@ -13,7 +13,8 @@ use super::check_done_once;
 use super::support::buyer::{Buyer, printed};
 use super::support::git::{README, Served};
 use super::support::process::{Home, Nap, Running};
-use super::support::{PATIENCE, skip, throughout, until};
+use super::support::skip::skip;
+use super::support::{PATIENCE, throughout, until};
 use super::writes::{injecting, strace_works};
 
 /// Why the node takes no more jobs, by its own word.
@@ -194,6 +195,12 @@ async fn a_damaged_log_is_named_at_the_start_and_nothing_is_served() {
     let mut node = home.start();
     assert_eq!(node.ended(PATIENCE).await.code(), Some(10), "{}", node.log());
     assert!(node.log().contains("the log is damaged: entry 1 at byte 64 of"), "{}", node.log());
+    let jobs = std::process::Command::new(env!("CARGO_BIN_EXE_coinop"))
+        .args(["jobs", "list", "--data-dir"])
+        .arg(&home.data)
+        .output()
+        .expect("it runs");
+    assert_eq!(jobs.status.code(), Some(10), "{}", String::from_utf8_lossy(&jobs.stderr));
 
     std::fs::write(&segment, &good).expect("writable");
     assert!(home.start().stop().await.success());

@@ -260,7 +260,7 @@ while True:
         neighbour.destroy().await.unwrap();
         best = best.min(start.elapsed());
     }
-    assert!(best < Duration::from_secs(1), "a neighbour took {best:?}");
+    assert!(best < Duration::from_secs(2), "a neighbour took {best:?}");
     let start = Instant::now();
     greedy.kill().await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::ending;
 use super::intake::{Bucket, Tombstones};
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
@@ -363,7 +364,7 @@ impl Dispatcher {
         self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
         let rooms = self.rooms.clone();
         let attempts = ticket.attempts.saturating_add(1);
-        self.spawn(job, attempts, async move { runner::fail(&rooms, &ticket, &failure).await });
+        self.spawn(job, attempts, async move { ending::fail(&rooms, &ticket, &failure).await });
     }
 
     pub(super) fn spawn(

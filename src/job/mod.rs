@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod content;
+mod ending;
 pub mod engine;
 mod intake;
 pub mod queue;

@@ -5,8 +5,9 @@ use nostr_sdk::prelude::{Event, JsonUtil};
 use tokio::sync::watch;
 
 use super::Failure;
+use super::ending;
 use super::engine::{Dispatcher, Open, Phase, stopped};
-use super::runner::{self, Stop, Ticket};
+use super::runner::{Stop, Ticket};
 use crate::market::judge;
 use crate::protocol::request::Request;
 use crate::store::{self, JobRow};
@@ -66,7 +67,7 @@ impl Dispatcher {
         let (stop, _) = watch::channel(None);
         self.open.insert(job.clone(), Open { customer, phase: Phase::Running(stop) });
         let rooms = self.rooms.clone();
-        self.spawn(job, 0, async move { runner::end(&rooms, &request, &relay, &why).await });
+        self.spawn(job, 0, async move { ending::end(&rooms, &request, &relay, &why).await });
     }
 
     /// The task of a job panicked: a fault of ours. The job is begun again as often as the options say, so that

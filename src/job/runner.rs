@@ -1,5 +1,5 @@
-//! One accepted job from its turn to its terminal answer: pin, base, sandbox, agent, content, signature.
-//! It reports only through the store; whose turn it is, is `engine`'s business.
+//! One accepted job from its turn to its end: pin, base, sandbox, agent, content. The answer is `ending`'s to write
+//! down; whose turn it is, is `engine`'s business.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +7,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::content::{self, Artifact, Content};
-use super::{Failure, Rooms, answer, repo_failure};
+use super::content::{self, Artifact};
+use super::ending::{self, Finished, Ran, Report};
+use super::{Failure, Rooms, repo_failure};
 use crate::agent::{self, Task, Work};
 use crate::market::job_type::Output;
 use crate::market::{Admission, Code};
-use crate::protocol::{self, Proof, Request, proof};
+use crate::protocol::{self, Request};
 use crate::repo::{Base, Pin};
-use crate::sandbox::{self, Limit, Sandbox, Spec, Tree, Usage};
+use crate::sandbox::{self, Limit, Sandbox, Spec, Tree};
 use crate::store;
-use crate::store::record::{Record, Summary};
+use crate::store::record::Record;
 
 /// An accepted job, ready to run.
 #[derive(Debug)]
@@ -96,27 +97,6 @@ pub enum End {
 /// Receives the order to stop; `None` until then.
 pub type Stopped = watch::Receiver<Option<Stop>>;
 
-/// What a run that ended well leaves for the answer.
-struct Finished {
-    content: Content,
-    commit: Option<String>,
-    ran: Ran,
-    /// What a report is made of, so that a shorter one can be.
-    report: Option<Report>,
-}
-
-/// What every run leaves for its owner, however it ended.
-struct Ran {
-    usage: Usage,
-    log: Vec<u8>,
-}
-
-struct Report {
-    work: Work,
-    artifacts: Vec<Artifact>,
-    warnings: Vec<String>,
-}
-
 /// Runs the job to its terminal answer, which is durable when this returns `Answered`.
 ///
 /// # Errors
@@ -125,7 +105,7 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
     let left = ticket.deadline_ms.saturating_sub(rooms.now_ms());
     if left == 0 {
         // The node was away for too long.
-        return fail(rooms, ticket, &ticket.too_late(ticket.deadline_ms, OUT_OF_TIME)).await;
+        return ending::fail(rooms, ticket, &ticket.too_late(ticket.deadline_ms, OUT_OF_TIME)).await;
     }
     let work = timeout(Duration::from_millis(left), attempts(rooms, ticket));
     let end = tokio::select! {
@@ -138,53 +118,14 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
         end = work => end.unwrap_or_else(|_| Err(ticket.too_late(ticket.deadline_ms, OUT_OF_TIME).into())),
     };
     match end {
-        Ok(finished) => deliver(rooms, ticket, finished).await,
-        Err(Trouble::Job(failure, None)) => fail(rooms, ticket, &failure).await,
-        Err(Trouble::Job(failure, Some(ran))) => {
-            let used = used(ran.usage, keep_log(rooms, ran.log).await?);
-            end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
-        }
+        Ok(finished) => ending::deliver(rooms, ticket, finished).await,
+        Err(Trouble::Job(failure, None)) => ending::fail(rooms, ticket, &failure).await,
+        Err(Trouble::Job(failure, Some(ran))) => ending::fail_after(rooms, ticket, &failure, *ran).await,
         Err(Trouble::Store(error)) => Err(error),
     }
 }
 
 const OUT_OF_TIME: &str = "no answer within the job's deadline";
-
-/// Ends an accepted job without running it (further).
-pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
-    end(rooms, &ticket.request, &ticket.relay, failure).await
-}
-
-/// As [`fail`], for a job whose terms are not known any more.
-pub async fn end(
-    rooms: &Rooms,
-    request: &Request,
-    relay: &str,
-    failure: &Failure,
-) -> Result<End, store::Error> {
-    end_having_used(rooms, request, relay, failure, Summary::default()).await
-}
-
-async fn end_having_used(
-    rooms: &Rooms,
-    request: &Request,
-    relay: &str,
-    failure: &Failure,
-    used: Summary,
-) -> Result<End, store::Error> {
-    tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
-    match answer::failed(rooms, request, relay, failure, used) {
-        Ok(records) => {
-            rooms.record(records).await?;
-            Ok(End::Answered)
-        }
-        // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
-        Err(error) => {
-            tracing::error!(job = %request.id, %error, "the error could not be signed");
-            Ok(End::LeftOpen)
-        }
-    }
-}
 
 async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
     loop {
@@ -384,86 +325,6 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
         }
         Err(error @ sandbox::Error::TooLarge { .. }) => Ok(missing(error.to_string())),
         Err(error) => Err(sandbox_failure(&error).into()),
-    }
-}
-
-async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
-    let Finished { mut content, commit, ran, report } = finished;
-    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
-    let mut cap_bytes = rooms.options.max_content_bytes;
-    let failure = loop {
-        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used) {
-            Ok(records) => {
-                rooms.record(records).await?;
-                tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
-                return Ok(End::Answered);
-            }
-            Err(failure) => failure,
-        };
-        // How much the event's own escapes and encryption add is known only when it is made.
-        cap_bytes /= 2;
-        let Some(report) = report.as_ref().filter(|_| failure.code == Code::ResultTooLarge) else {
-            break failure;
-        };
-        content =
-            match content::report(&report.work, &report.artifacts, ran.usage, &report.warnings, cap_bytes) {
-                Ok(shorter) => shorter,
-                Err(_) => break failure,
-            };
-    };
-    end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
-}
-
-/// The result, signed, with what proves it.
-fn answer_with(
-    rooms: &Rooms,
-    ticket: &Ticket,
-    content: &Content,
-    commit: Option<&str>,
-    used: &Summary,
-) -> Result<Vec<Record>, Failure> {
-    let identity = rooms.backend.identity();
-    let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
-    let output_sha256 = protocol::sha256_hex(content.text.as_bytes());
-    let proof = Proof {
-        commit: commit.map(str::to_owned),
-        backend: identity.backend,
-        image: identity.image,
-        policy_sha256: protocol::sha256_hex(policy.as_bytes()),
-        policy: Some(policy),
-        output_sha256: output_sha256.clone(),
-        wall_ms: used.wall_ms,
-        cpu_ms: used.cpu_ms,
-        peak_memory_bytes: used.peak_memory_bytes,
-        price_msat: ticket.admission.price_msat,
-    };
-    let price_msat = ticket.admission.price_msat;
-    let summary = Summary { price_msat, output_sha256: Some(output_sha256), ..used.clone() };
-    answer::done(rooms, &ticket.request, &ticket.relay, content, &proof, summary)
-}
-
-/// What a run used, without a price: only a result has one.
-fn used(usage: Usage, log_blob: Option<String>) -> Summary {
-    Summary {
-        wall_ms: usage.wall_ms,
-        cpu_ms: usage.cpu_ms,
-        peak_memory_bytes: usage.peak_memory_bytes,
-        log_blob,
-        ..Summary::default()
-    }
-}
-
-/// Short logs cost an fsync that nobody reads; they are kept all the same, because a customer may ask.
-async fn keep_log(rooms: &Rooms, mut log: Vec<u8>) -> Result<Option<String>, store::Error> {
-    // An operator may allow more output than a blob holds.
-    log.truncate(usize::try_from(store::BLOB_MAX_BYTES).unwrap_or(usize::MAX));
-    let store = rooms.store.clone();
-    match tokio::task::spawn_blocking(move || store.put_blob(&log)).await {
-        Ok(kept) => kept.map(Some),
-        Err(error) => {
-            tracing::error!(%error, "the run's log was not kept");
-            Ok(None)
-        }
     }
 }
 

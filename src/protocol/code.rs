@@ -99,11 +99,6 @@ impl Code {
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == name)
     }
-
-    /// Whether a later replay of the same request could be judged otherwise; such refusals are not kept.
-    pub fn is_passing(self) -> bool {
-        matches!(self, Code::RateLimited | Code::FromTheFuture)
-    }
 }
 
 impl std::fmt::Display for Code {

@@ -1,38 +1,58 @@
 //! Requests that are not taken: one signed reason for those who asked for us, silence for the rest.
 
-use std::time::Duration;
-
-use nostr_sdk::prelude::{EventBuilder, JsonUtil, Keys, Kind, Tag};
+use nostr_sdk::prelude::{Event, EventBuilder, JsonUtil, Keys, Kind, Tag};
 
 use super::support::backend::Backstage;
 use super::support::buyer::Buyer;
 use super::support::scripted::Scripted;
 use super::support::stage::{Stage, jobs};
-use super::support::{now_s, throughout, until};
-use coinop::protocol::Code;
+use super::support::{now_s, until};
 use coinop::protocol::draft::Draft;
+use coinop::protocol::{Code, Feedback};
 use coinop::relay::local::LocalRelay;
+
+/// The codes of all that was said about a request, in order.
+fn said(relay: &Scripted, buyer: &Buyer, request: &Event) -> Vec<(Option<Code>, String)> {
+    let decode = |event: &Event| Feedback::decode(event, &buyer.keys).expect("feedback for us").feedback;
+    let all = relay.given_about(request);
+    all.iter().map(decode).map(|said| (said.code(), said.extra.unwrap_or_default())).collect()
+}
+
+/// A good request after all others, and its end: what was to be said about those has been said.
+async fn served_after(relay: &Scripted, buyer: &Buyer) {
+    let good = buyer.sign(&buyer.order(None, &["true"]));
+    relay.push(&good.as_json());
+    until("the result of the last request", async || {
+        relay.given_about(&good).into_iter().find(|event| event.kind == Kind::from(6930u16))
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_old_and_future_requests_are_told_so_once() {
-    let relay = LocalRelay::start().await.expect("a relay");
+    let relay = Scripted::start().await;
     let settings = [("admission.max_request_age_ms", "60000"), ("admission.max_future_skew_ms", "60000")];
-    let stage = Stage::new(&[&relay.url()], &settings);
+    let stage = Stage::new(&[&relay.url], &settings);
     let node = stage.start_on(Backstage::new(&[])).await;
-    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let buyer = Buyer::of(stage.keys.public_key());
     let plain = buyer.order(None, &["true"]);
-
-    let old = buyer.sign_at(&plain, now_s() - 120);
-    let future = buyer.sign_at(&plain, now_s() + 120);
-    for request in [&old, &future] {
-        buyer.send(request).await;
+    let dead = Draft { expiration: Some(now_s() - 1), ..plain.clone() };
+    let requests = [
+        (buyer.sign_at(&plain, now_s() - 120), Code::TooOld, "older than 60 s"),
+        (buyer.sign_at(&plain, now_s() + 120), Code::FromTheFuture, "60 s ahead"),
+        (buyer.sign_at(&dead, now_s() - 5), Code::Expired, "expiration has passed"),
+    ];
+    for (request, ..) in requests.iter().chain(&requests) {
+        relay.push(&request.as_json());
     }
-    // Its time runs out on the way: the relay would not take one that is expired already.
-    let reason = buyer.error(&old, Code::TooOld).await;
-    assert!(reason.contains("older than 60 s"), "{reason}");
-    let reason = buyer.error(&future, Code::FromTheFuture).await;
-    assert!(reason.contains("60 s ahead"), "{reason}");
-    assert!(jobs(node.store()).is_empty());
+    served_after(&relay, &buyer).await;
+    for (request, code, words) in &requests {
+        until("the refusal", async || relay.given_about(request).pop()).await;
+        let said = said(&relay, &buyer, request);
+        assert_eq!((said.len(), said[0].0), (1, Some(*code)), "{said:?}");
+        assert!(said[0].1.contains(words), "{said:?}");
+    }
+    assert_eq!(jobs(node.store()).len(), 1, "the good one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,17 +149,16 @@ async fn a_refused_request_is_not_answered_twice_even_after_a_restart() {
     let relay = Scripted::start().await;
     let stage = Stage::new(&[&relay.url], &[]);
     let node = stage.start_on(Backstage::new(&[])).await;
-    let customer = Keys::generate();
-    let draft = Draft { kind: 5930, provider: Some(stage.keys.public_key()), ..Draft::default() };
-    let request =
-        draft.unsigned(&customer, now_s()).expect("a draft").sign_with_keys(&customer).expect("signed");
+    let buyer = Buyer::of(stage.keys.public_key());
+    let request = buyer.sign(&buyer.order(None, &[]));
     relay.push(&request.as_json());
-    let first = until("the refusal", async || relay.given_about(&request).pop()).await;
+    until("the refusal", async || relay.given_about(&request).pop()).await;
     node.drain().await.expect("an orderly end");
-    let _node = stage.start_on(Backstage::new(&[])).await;
+    let node = stage.start_on(Backstage::new(&[])).await;
     relay.push(&request.as_json());
-    throughout(Duration::from_secs(1), "one refusal", async || {
-        relay.given_about(&request).iter().all(|event| event.id == first.id)
-    })
-    .await;
+    // It is read after the refused one, which therefore was judged again before it, if at all.
+    served_after(&relay, &buyer).await;
+    node.drain().await.expect("what is owed is delivered");
+    let said = said(&relay, &buyer, &request);
+    assert_eq!((said.len(), said[0].0), (1, Some(Code::InvalidInput)), "{said:?}");
 }

@@ -1,0 +1,161 @@
+//! The end of a job, written down: the result with its proof, or the error, and what the run used and printed for the
+//! node's owner. How it came to that end is `runner`'s business, the signing `answer`'s.
+
+use super::content::{self, Artifact, Content};
+use super::runner::{End, Ticket};
+use super::{Failure, Rooms, answer};
+use crate::agent::Work;
+use crate::market::Code;
+use crate::protocol::{self, Proof, Request, proof};
+use crate::sandbox::Usage;
+use crate::store;
+use crate::store::record::{Record, Summary};
+
+/// What a run that ended well leaves for the answer.
+pub(super) struct Finished {
+    pub(super) content: Content,
+    pub(super) commit: Option<String>,
+    pub(super) ran: Ran,
+    /// What a report is made of, so that a shorter one can be.
+    pub(super) report: Option<Report>,
+}
+
+/// What every run leaves for its owner, however it ended.
+pub(super) struct Ran {
+    pub(super) usage: Usage,
+    pub(super) log: Vec<u8>,
+}
+
+pub(super) struct Report {
+    pub(super) work: Work,
+    pub(super) artifacts: Vec<Artifact>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Ends an accepted job without running it (further).
+pub(super) async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
+    end(rooms, &ticket.request, &ticket.relay, failure).await
+}
+
+/// As [`fail`], for a job whose terms are not known any more.
+pub(super) async fn end(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    failure: &Failure,
+) -> Result<End, store::Error> {
+    end_having_used(rooms, request, relay, failure, Summary::default()).await
+}
+
+/// As [`fail`], for a job that was run to its end.
+pub(super) async fn fail_after(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    failure: &Failure,
+    ran: Ran,
+) -> Result<End, store::Error> {
+    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+    end_having_used(rooms, &ticket.request, &ticket.relay, failure, used).await
+}
+
+async fn end_having_used(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    failure: &Failure,
+    used: Summary,
+) -> Result<End, store::Error> {
+    tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
+    match answer::failed(rooms, request, relay, failure, used) {
+        Ok(records) => {
+            rooms.record(records).await?;
+            Ok(End::Answered)
+        }
+        // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
+        Err(error) => {
+            tracing::error!(job = %request.id, %error, "the error could not be signed");
+            Ok(End::LeftOpen)
+        }
+    }
+}
+
+/// Signs and writes down the one result, shorter if it must be.
+pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
+    let Finished { mut content, commit, ran, report } = finished;
+    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+    let mut cap_bytes = rooms.options.max_content_bytes;
+    let failure = loop {
+        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used) {
+            Ok(records) => {
+                rooms.record(records).await?;
+                tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
+                return Ok(End::Answered);
+            }
+            Err(failure) => failure,
+        };
+        // How much the event's own escapes and encryption add is known only when it is made.
+        cap_bytes /= 2;
+        let Some(report) = report.as_ref().filter(|_| failure.code == Code::ResultTooLarge) else {
+            break failure;
+        };
+        content =
+            match content::report(&report.work, &report.artifacts, ran.usage, &report.warnings, cap_bytes) {
+                Ok(shorter) => shorter,
+                Err(_) => break failure,
+            };
+    };
+    end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
+}
+
+/// The result, signed, with what proves it.
+fn answer_with(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    content: &Content,
+    commit: Option<&str>,
+    used: &Summary,
+) -> Result<Vec<Record>, Failure> {
+    let identity = rooms.backend.identity();
+    let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
+    let output_sha256 = protocol::sha256_hex(content.text.as_bytes());
+    let proof = Proof {
+        commit: commit.map(str::to_owned),
+        backend: identity.backend,
+        image: identity.image,
+        policy_sha256: protocol::sha256_hex(policy.as_bytes()),
+        policy: Some(policy),
+        output_sha256: output_sha256.clone(),
+        wall_ms: used.wall_ms,
+        cpu_ms: used.cpu_ms,
+        peak_memory_bytes: used.peak_memory_bytes,
+        price_msat: ticket.admission.price_msat,
+    };
+    let price_msat = ticket.admission.price_msat;
+    let summary = Summary { price_msat, output_sha256: Some(output_sha256), ..used.clone() };
+    answer::done(rooms, &ticket.request, &ticket.relay, content, &proof, summary)
+}
+
+/// What a run used, without a price: only a result has one.
+fn used(usage: Usage, log_blob: Option<String>) -> Summary {
+    Summary {
+        wall_ms: usage.wall_ms,
+        cpu_ms: usage.cpu_ms,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        log_blob,
+        ..Summary::default()
+    }
+}
+
+/// Short logs cost an fsync that nobody reads; they are kept all the same, because a customer may ask.
+async fn keep_log(rooms: &Rooms, mut log: Vec<u8>) -> Result<Option<String>, store::Error> {
+    // An operator may allow more output than a blob holds.
+    log.truncate(usize::try_from(store::BLOB_MAX_BYTES).unwrap_or(usize::MAX));
+    let store = rooms.store.clone();
+    match tokio::task::spawn_blocking(move || store.put_blob(&log)).await {
+        Ok(kept) => kept.map(Some),
+        Err(error) => {
+            tracing::error!(%error, "the run's log was not kept");
+            Ok(None)
+        }
+    }
+}

@@ -70,14 +70,41 @@ fn a_node_of_an_ordinary_user_serves_a_job_from_relay_to_relay() {
         let mut demo = Command::new(common::helper());
         vec![demo.args(["demo", "--json"]).env_remove("COINOP_TEST_HELPER").output().unwrap()]
     };
-    for output in outputs {
-        let (said, talk) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{said}\n{talk}");
-        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
-        assert_eq!((&report["status"], &report["verified"]), (&"success".into(), &true.into()), "{said}");
-        assert_eq!(report["result"]["exit_code"], 0, "{said}");
+    outputs.iter().for_each(served);
+}
+
+/// What the node keeps to itself, it does not keep from the sandbox's own folders.
+#[test]
+fn a_node_that_hides_its_files_from_others_serves_a_job_all_the_same() {
+    let test = "a_node_that_hides_its_files_from_others_serves_a_job_all_the_same";
+    if common::bench_with(test, 0).is_none() {
+        return;
+    }
+    for mask in ["077", "027"] {
+        demo_in(&format!("umask {mask}"), &tempfile::tempdir().unwrap());
     }
 }
+
+/// Runs a demo after this shell command, with this folder for its temporary files; it must succeed.
+fn demo_in(first: &str, dir: &tempfile::TempDir) {
+    let output = Command::new("sh")
+        .args(["-c", &format!("{first} && exec \"$0\" demo --json")])
+        .arg(common::helper())
+        .env("TMPDIR", dir.path())
+        .env_remove("COINOP_TEST_HELPER")
+        .output()
+        .unwrap();
+    served(&output);
+}
+
+fn served(output: &Output) {
+    let (said, talk) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}\n{talk}");
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&report["status"], &report["verified"]), (&"success".into(), &true.into()), "{said}");
+    assert_eq!(report["result"]["exit_code"], 0, "{said}");
+}
+
 /// `docs/security.md` promises tests by name: each is there, in the suite or in the file that it names.
 #[test]
 fn every_test_that_the_security_page_names_is_there() {

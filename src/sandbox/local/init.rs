@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::Mode;
 use nix::unistd::{
     ForkResult, Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, fork, getuid,
     sethostname, setresgid, setresuid, setsid,
@@ -86,7 +86,6 @@ fn live(
     sys::loopback_up().step("bring the loopback up")?;
     mounts::furnish()?;
     sys::bar_capabilities().step("bar capabilities")?;
-    umask(Mode::from_bits_truncate(0o022));
     mounts::settle()?;
     let walls = Walls::gather().step("gather Landlock's rules")?;
 

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
 use super::life::is_root_with_slots;
@@ -48,6 +49,8 @@ struct Nursery {
 
 /// The whole life of the nursery. Its socket to the node is stdin.
 pub fn main() -> io::Result<()> {
+    // The root's folders are for the jobs' users to read, whatever the node keeps to itself.
+    umask(Mode::from_bits_truncate(0o022));
     let socket = io::stdin();
     let socket = socket.as_fd();
     // The node's end closes with the node; this is the second string.

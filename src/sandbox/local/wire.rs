@@ -176,7 +176,8 @@ pub fn receive<M: DeserializeOwned>(
                 break (got.bytes, beside);
             }
             Err(nix::errno::Errno::EINTR) => {}
-            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+            // The other end went without reading all that we sent: what it said before is still here, then its end.
+            Err(nix::errno::Errno::ECONNRESET) => {}
             Err(errno) => return Err(errno.into()),
         }
     };

@@ -1,6 +1,9 @@
 //! The repository room from outside: against our own small server, against real git where it is installed,
 //! and against repositories made byte by byte to do harm.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 use coinop::repo::serve::{self, Server};
 use coinop::repo::{Error, Limits, Options, Pin, Repos, WarningKind};
 use coinop::sandbox::Tree;
+use skip::has_git;
 
 fn loopback() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
@@ -343,8 +347,7 @@ async fn real_git_clones_from_the_small_server() {
         let out = std::process::Command::new("git").args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").output();
         out.map(|o| (o.status.success(), String::from_utf8_lossy(&o.stderr).into_owned())).ok()
     };
-    if git(&["--version"]).is_none() {
-        eprintln!("skipped: git is not installed");
+    if !has_git("real_git_clones_from_the_small_server") {
         return;
     }
     let (house, _) = house(&[("a", "1"), ("d/b", "2")]).await;

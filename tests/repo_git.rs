@@ -1,11 +1,15 @@
 //! Our git client against git's own server, in both versions of the protocol. Skipped where git is missing.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coinop::bench::checkout;
 use coinop::repo::{Error, Options, Repos};
 use coinop::sandbox::Tree;
+use skip::has_git;
 
 fn git(dir: &Path, args: &[&str]) -> String {
     let mut command = Command::new("git");
@@ -21,14 +25,6 @@ fn git(dir: &Path, args: &[&str]) -> String {
     let out = command.output().unwrap();
     assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().trim().to_string()
-}
-
-fn have_git() -> bool {
-    let found = Command::new("git").arg("--version").output().is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!("skipped: git is not installed");
-    }
-    found
 }
 
 struct House {
@@ -68,7 +64,7 @@ fn same_tree(work: &Path, commit: &str, base: &dyn Tree) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
-    if !have_git() {
+    if !has_git("commits_come_one_by_one_out_of_gits_own_server_in_both_protocols") {
         return;
     }
     for v2 in [true, false] {
@@ -117,7 +113,7 @@ async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing() {
-    if !have_git() {
+    if !has_git("an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing") {
         return;
     }
     let house = House::new();

@@ -1,6 +1,9 @@
 //! What a job changed comes out as a diff that real git takes and that our own check takes: for hand-made
 //! changes and for random ones.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +11,7 @@ use std::process::Command;
 use coinop::repo::{Error, Options, Patch, Pin, Repos, serve};
 use coinop::sandbox::{Change, Content};
 use proptest::prelude::*;
+use skip::has_git;
 
 /// A tree in memory: path → contents and kind.
 type Files = BTreeMap<Vec<u8>, Content>;
@@ -78,7 +82,8 @@ impl House {
 }
 
 fn have_git() -> bool {
-    Command::new("git").arg("--version").output().is_ok_and(|o| o.status.success())
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| has_git("a patch against git apply"))
 }
 
 /// Lays `files` out, applies `diff` with the real git, and reads the folder back.

@@ -2,7 +2,11 @@
 //! on the same folder. The writer is this very binary, started again with `COINOP_STORE_CHILD` set.
 //!
 //! Needs strace, and for the disks root with loop devices. Where something is missing a test says SKIPPED
-//! and why, and fails instead when `CI=true`.
+//! and why, and fails instead where parts are required.
+
+#[expect(dead_code, reason = "each test program uses a part of it")]
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use coinop::store::record::{Record, Summary, Verdict};
 use coinop::store::{Error, Holder, Options, Store};
+use skip::skip;
 
 const CHILD: &str = "COINOP_STORE_CHILD";
 
@@ -266,12 +271,6 @@ fn judge(dir: &Path, said: &Said) {
     assert_eq!(store.head().seq, head.seq + 1);
 }
 
-/// Says loudly that a test did not run; in CI that is a failure.
-fn skipped(test: &str, why: &str) {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} cannot run here: {why}");
-    eprintln!("SKIPPED {test}: {why}");
-}
-
 fn has_strace() -> bool {
     let asked = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
     asked.is_ok_and(|s| s.success())
@@ -290,7 +289,7 @@ fn strace(inject: &str) -> Vec<String> {
 fn killed_at_any_write_nothing_acknowledged_is_lost_and_nothing_is_half_there() {
     const NAME: &str = "killed_at_any_write_nothing_acknowledged_is_lost_and_nothing_is_half_there";
     if !has_strace() {
-        return skipped(NAME, "no strace");
+        return skip(NAME, "no strace");
     }
     // A walk under strace takes well under a second; one that never gets through is a fault of this test.
     const MOST: u32 = 500;
@@ -336,7 +335,7 @@ fn killed_at_any_write_nothing_acknowledged_is_lost_and_nothing_is_half_there() 
 fn a_failing_write_or_sync_stops_the_store_and_a_reopening_mends_it() {
     const NAME: &str = "a_failing_write_or_sync_stops_the_store_and_a_reopening_mends_it";
     if !has_strace() {
-        return skipped(NAME, "no strace");
+        return skip(NAME, "no strace");
     }
     let mut failures = BTreeSet::new();
     for (call, error) in
@@ -482,7 +481,7 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     for disk_nr in 0..3 {
         let mut disk = match Disk::ext4(96 << 20) {
             Ok(disk) => disk,
-            Err(why) => return skipped(NAME, &why),
+            Err(why) => return skip(NAME, &why),
         };
         let dir = disk.at().join("data");
         let mut said = Said::default();
@@ -530,7 +529,7 @@ fn a_full_disk_stops_the_store_with_full_and_room_mends_it() {
     for make in [Disk::tmpfs, Disk::ext4] {
         let mut disk = match make(8 << 20) {
             Ok(disk) => disk,
-            Err(why) => return skipped(NAME, &why),
+            Err(why) => return skip(NAME, &why),
         };
         let ballast = disk.at().join("ballast");
         fs::write(&ballast, vec![1; 2 << 20]).unwrap();

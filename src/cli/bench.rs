@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::common::{Common, Overrides, block_on};
+use super::common::{Common, block_on};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Cell, Table};
 use crate::bench::{checkout, intake, job, memory, tti};
@@ -15,7 +15,7 @@ pub struct Args {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     pub what: What,
-    /// Rounds of each; a ratio is taken within a round [default: as docs/SPEC.md says]
+    /// Rounds of each, the sides of a ratio in turn [default: as docs/SPEC.md says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: Option<u32>,
     /// JSON on stdout, for programs
@@ -59,14 +59,18 @@ impl What {
 }
 
 pub fn run(args: Args, common: &Common) -> Outcome {
-    let mut figures = Map::new();
+    let (mut figures, mut exit) = (Map::new(), Exit::Ok);
     for what in args.what.each() {
         output::talk(&format!("measuring {} …", what.name()));
-        let folder = tempfile::Builder::new().prefix("coinop-bench-").tempdir()?;
-        let mut over = Overrides::default();
-        over.text("data_dir", "bench", Some(folder.path().join("data").to_string_lossy().into_owned()));
-        let config = common.start_quietly(over)?;
-        let report = measure(what, args.rounds, folder.path(), config)?;
+        let folder = common.stage_folder("coinop-bench-")?;
+        let config = common.stage(folder.path())?;
+        // One that cannot be taken here (git is not there, no sandbox) does not take the others along.
+        let report = measure(what, args.rounds, folder.path(), config).unwrap_or_else(|failure| {
+            exit = Exit::Failure;
+            let why = format!("{:#}", failure.error);
+            output::talk(&format!("{}: {why}", what.name()));
+            serde_json::json!({ "error": why })
+        });
         figures.insert(what.name().into(), report);
     }
     if args.json {
@@ -74,7 +78,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     } else {
         print(&figures)?;
     }
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 fn measure(

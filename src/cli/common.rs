@@ -1,7 +1,7 @@
 //! What every command shares: the flags of configuration, the start of logging, the runtime, the key.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
@@ -89,6 +89,33 @@ impl Common {
     /// The configuration and every value's origin; does not start the log.
     pub fn loaded(&self, over: Overrides) -> Result<Loaded, Failure> {
         Config::load(&self.sources(over)).or_exit(Exit::Config)
+    }
+
+    /// For a command that plays its own stage in `folder`: the defaults and what stands on the command line. The
+    /// node that this machine may be configured to be has no part in it.
+    pub fn stage(&self, folder: &Path) -> Result<Config, Failure> {
+        let mut over = Overrides::default();
+        let text = |path: PathBuf| Some(path.to_string_lossy().into_owned());
+        over.text("data_dir", "stage", text(folder.join("data")));
+        let own = Common { data_dir: None, ..self.clone() };
+        let mut sources = own.sources(over);
+        sources.env = vec![("HOME".into(), folder.to_string_lossy().into_owned())];
+        let loaded = Config::load(&sources).or_exit(Exit::Config)?;
+        log_at(quiet_level(&loaded));
+        Ok(loaded.config)
+    }
+
+    /// A folder of its own for such a stage, in `--data-dir` where that is given. Dropping it removes it.
+    pub fn stage_folder(&self, prefix: &str) -> Result<tempfile::TempDir, Failure> {
+        let mut folder = tempfile::Builder::new();
+        folder.prefix(prefix);
+        Ok(match &self.data_dir {
+            None => folder.tempdir()?,
+            Some(within) => {
+                std::fs::create_dir_all(within)?;
+                folder.tempdir_in(within)?
+            }
+        })
     }
 
     /// For a command that serves: logs at the configured level.

@@ -1,6 +1,8 @@
 //! `coinop demo`: the story of one job, or its report as JSON. What happens on stage is `demo`'s business.
 
-use super::common::{Common, Overrides, block_on};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::common::{Common, block_on};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Paint};
 use crate::demo::{Report, Seen, Stage};
@@ -16,10 +18,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args, common: &Common) -> Outcome {
-    let folder = tempfile::Builder::new().prefix("coinop-demo-").tempdir()?;
-    let mut over = Overrides::default();
-    over.text("data_dir", "demo", Some(folder.path().to_string_lossy().into_owned()));
-    let config = common.start_quietly(over)?;
+    let folder = common.stage_folder("coinop-demo-")?;
+    let config = common.stage(folder.path())?;
     let outcome = block_on(play(args, config));
     // Said, because it is large: a job's sandboxes are gone by now, the folder may not be.
     if let Err(error) = folder.close() {
@@ -29,6 +29,14 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 }
 
 async fn play(args: Args, config: crate::config::Config) -> Outcome {
+    // From here on a signal means an orderly end, so that the folder goes, too.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopped = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
     let data_dir = config.data_dir.display().to_string();
     let stage = Stage::set(config).await?;
     let told = args.json;
@@ -38,13 +46,16 @@ async fn play(args: Args, config: crate::config::Config) -> Outcome {
         output::talk(&format!("provider    {}", stage.npub()));
         output::talk(&format!("sandbox     {}\n", stage.node.identity().image));
     }
-    let report = stage
-        .order(|at_ms, seen| {
-            if !told {
-                say(at_ms, &seen)
-            }
-        })
-        .await?;
+    tokio::pin!(stopped);
+    let order = stage.order(|at_ms, seen| {
+        if !told {
+            say(at_ms, &seen)
+        }
+    });
+    let report = tokio::select! {
+        report = order => report?,
+        () = &mut stopped => return Err(Failure::say(Exit::Failure, "interrupted")),
+    };
     if args.json {
         output::json(&report)?;
     } else {
@@ -52,7 +63,8 @@ async fn play(args: Args, config: crate::config::Config) -> Outcome {
     }
     let exit = if report.verified { Exit::Ok } else { Exit::Unverified };
     if args.keep {
-        keep(&stage, &data_dir).await?;
+        say_what_to_try(&stage, &data_dir);
+        stopped.await;
     }
     let Stage { node, server, relay, .. } = stage;
     node.drain().await?;
@@ -117,8 +129,8 @@ fn print(report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn keep(stage: &Stage, data_dir: &str) -> Result<(), Failure> {
-    output::talk("\nEverything keeps running until Ctrl-C. In another terminal:");
+fn say_what_to_try(stage: &Stage, data_dir: &str) {
+    output::talk("\nEverything keeps running until Ctrl-C or SIGTERM. In another terminal:");
     output::talk(&format!(
         "  coinop request --skill generic --repo {} --cmd 'ls -l' --provider {} --relay {}",
         stage.server.url(),
@@ -127,6 +139,4 @@ async fn keep(stage: &Stage, data_dir: &str) -> Result<(), Failure> {
     ));
     output::talk(&format!("  coinop scan --relay {}", stage.relay.url()));
     output::talk(&format!("  coinop jobs list --data-dir {data_dir}"));
-    tokio::signal::ctrl_c().await?;
-    Ok(())
 }

@@ -337,7 +337,7 @@ fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
 fn proof(proof: &crate::protocol::Proof) -> serde_json::Value {
     json!({
         "commit": proof.commit, "backend": proof.backend, "image": proof.image,
-        "policy_sha256": proof.policy_sha256, "output_sha256": proof.output_sha256,
+        "policy": proof.policy, "policy_sha256": proof.policy_sha256, "output_sha256": proof.output_sha256,
         "wall_ms": proof.wall_ms, "cpu_ms": proof.cpu_ms,
         "peak_memory_bytes": proof.peak_memory_bytes, "price_msat": proof.price_msat,
     })

@@ -315,13 +315,14 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
 
 async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
     let identity = rooms.backend.identity();
-    let policy = serde_json::to_value(&ticket.admission.policy).unwrap_or_default();
+    let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
     let output_sha256 = protocol::sha256_hex(finished.content.text.as_bytes());
     let proof = Proof {
         commit: finished.commit,
         backend: identity.backend,
         image: identity.image,
-        policy_sha256: proof::policy_sha256(&policy),
+        policy_sha256: protocol::sha256_hex(policy.as_bytes()),
+        policy: Some(policy),
         output_sha256: output_sha256.clone(),
         wall_ms: finished.usage.wall_ms,
         cpu_ms: finished.usage.cpu_ms,

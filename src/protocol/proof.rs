@@ -18,6 +18,8 @@ pub struct Proof {
     pub commit: Option<String>,
     pub backend: String,
     pub image: String,
+    /// The limits that the job ran under, as [`canonical`] JSON; not every provider says them.
+    pub policy: Option<String>,
     /// sha256 (hex) of the policy's canonical JSON.
     pub policy_sha256: String,
     /// sha256 (hex) of the plain content.
@@ -55,9 +57,10 @@ impl Proof {
             ("output_sha256", &self.output_sha256),
         ];
         let commit = self.commit.iter().map(|commit| row(&["proof", "commit", commit]));
+        let policy = self.policy.iter().map(|policy| row(&["proof", "policy", policy]));
         let texts = texts.into_iter().map(|(key, text)| row(&["proof", key, text]));
         let numbers = numbers.into_iter().map(|(key, n)| row(&["proof", key, &n.to_string()]));
-        commit.chain(texts).chain(numbers).collect()
+        commit.chain(policy).chain(texts).chain(numbers).collect()
     }
 
     /// Reads the proof from a result's tags (the decrypted ones, when it was encrypted): `None` when there
@@ -96,8 +99,13 @@ impl Proof {
         if let Some(commit) = commit.filter(|commit| !is_hex(commit, &[40, 64])) {
             return Err(malformed("commit", commit));
         }
+        let policy = optional("policy")?;
+        if let Some(policy) = policy.filter(|policy| policy.len() > MAX_VALUE_BYTES) {
+            return Err(malformed("policy", policy));
+        }
         Ok(Some(Self {
             commit: commit.map(str::to_owned),
+            policy: policy.map(str::to_owned),
             backend: short("backend")?,
             image: short("image")?,
             policy_sha256: hash("policy_sha256")?,
@@ -114,12 +122,8 @@ fn is_hex(text: &str, lengths: &[usize]) -> bool {
     lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// sha256 (hex) of a policy as canonical JSON: keys sorted by bytes at every depth, no white space.
-pub fn policy_sha256(policy: &Value) -> String {
-    sha256_hex(canonical(policy).as_bytes())
-}
-
-fn canonical(value: &Value) -> String {
+/// Canonical JSON: keys sorted by bytes at every depth, no white space.
+pub fn canonical(value: &Value) -> String {
     match value {
         Value::Object(map) => {
             let mut entries: Vec<_> = map.iter().collect();
@@ -157,7 +161,7 @@ pub enum Verdict {
 /// `request` echo stands in for it when the echo's signature holds. An encrypted result stays closed here.
 ///
 /// The findings, always all and in this order: `signature`, `kind`, `request`, `customer`, `provider`,
-/// `proof`, `output`, `price`, `claims`.
+/// `proof`, `policy`, `output`, `price`, `claims`.
 pub fn check(event: &Event, request: Option<&Event>) -> Vec<Finding> {
     Check::new(event, request, None).run()
 }
@@ -195,6 +199,7 @@ impl<'a> Check<'a> {
             ("customer", self.customer()),
             ("provider", self.provider()),
             ("proof", verdict_of(&proof)),
+            ("policy", policy(&proof)),
             ("output", self.output(&proof)),
             ("price", self.price(&proof)),
             ("claims", claims(&proof)),
@@ -298,6 +303,15 @@ impl<'a> Check<'a> {
             None => Request::decode_plain(event),
         };
         request.map(|request| request.bid_msat).map_err(|error| format!("the bid cannot be read: {error}"))
+    }
+}
+
+fn policy(proof: &Result<Proof, Verdict>) -> Verdict {
+    match proof {
+        Ok(Proof { policy: Some(policy), policy_sha256, .. }) => {
+            holds(sha256_hex(policy.as_bytes()) == *policy_sha256, "the policy has another hash")
+        }
+        _ => Verdict::Unchecked("the result does not say the policy whose hash it carries".into()),
     }
 }
 

@@ -65,6 +65,7 @@ fn proof(content: &str) -> Proof {
         commit: None,
         backend: "sim".into(),
         image: "none".into(),
+        policy: Some("{}".into()),
         policy_sha256: sha256_hex(b"{}"),
         output_sha256: sha256_hex(content.as_bytes()),
         wall_ms: 12,

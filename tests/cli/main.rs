@@ -3,6 +3,7 @@
 
 mod configuration;
 mod customer;
+mod demo;
 mod key_files;
 mod serving;
 

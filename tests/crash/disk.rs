@@ -13,7 +13,8 @@ use super::check_done_once;
 use super::support::buyer::{Buyer, printed};
 use super::support::git::{README, Served};
 use super::support::process::{Home, Nap, Running};
-use super::support::{PATIENCE, skip, throughout, until};
+use super::support::skip::skip;
+use super::support::{PATIENCE, throughout, until};
 use super::writes::{injecting, strace_works};
 
 /// Why the node takes no more jobs, by its own word.

@@ -13,7 +13,8 @@ use super::check_done_once;
 use super::support::buyer::{Buyer, printed};
 use super::support::git::{README, Served};
 use super::support::process::{Home, Running};
-use super::support::{PATIENCE, skip, until};
+use super::support::skip::skip;
+use super::support::{PATIENCE, until};
 
 /// Runs at once.
 const ABREAST: usize = 4;

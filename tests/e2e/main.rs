@@ -8,6 +8,9 @@ mod parts;
 mod process;
 mod relays;
 mod repository;
+#[expect(dead_code, reason = "each test program uses a part of it")]
+#[path = "../support/skip.rs"]
+mod skip;
 
 use clients::{Client, Encrypt, Heard, Order};
 use node::Node;

@@ -1,9 +1,10 @@
 //! Where other people's programs are found, and what a test does without one: on a desk it skips, loudly and
-//! by name; where CI=true it fails. `.ci/parts` installs them; starting them is `relays`' and `clients`' work.
+//! by name; where parts are required it fails. `.ci/parts` installs them; starting them is `relays`' and `clients`' work.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use super::skip::skip;
 
 /// One installed program or folder of packages.
 #[derive(Debug, Clone, Copy)]
@@ -36,21 +37,14 @@ impl Part {
 /// The paths of all these parts, in order. `None`: one is missing, the test has said so and ends here.
 ///
 /// # Panics
-/// In CI, where a missing part is a fault.
+/// Where parts are required.
 pub fn locate<const N: usize>(test: &str, parts: [Part; N]) -> Option<[PathBuf; N]> {
     let found = parts.map(|part| part.find().map_err(|why| format!("{part:?}: {why}")));
     if let Some(why) = found.iter().find_map(|part| part.as_ref().err()) {
-        let told = format!("SKIPPED {test}: {why}; `.ci/parts` installs it (docs/testing.md)\n");
-        assert!(!in_ci(), "{told}");
-        // Past the test runner's capture, so that nobody takes this for a test that ran.
-        std::io::stderr().write_all(told.as_bytes()).expect("stderr can be written");
+        skip(test, &format!("{why}; `.ci/parts` installs it (docs/testing.md)"));
         return None;
     }
     Some(found.map(|part| part.expect("looked at above")))
-}
-
-fn in_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|ci| ci == "true" || ci == "1")
 }
 
 fn here() -> PathBuf {

@@ -75,7 +75,7 @@ fn a_plain_result_carries_e_first_then_all_that_proves_it_and_the_short_echoes()
     assert_eq!(event.kind.as_u16(), 6000);
     let head = ["e", "p", "amount", "result"];
     let tail = ["i", "i", "request"];
-    let expected: Vec<&str> = head.into_iter().chain(["proof"; 9]).chain(tail).collect();
+    let expected: Vec<&str> = head.into_iter().chain(["proof"; 10]).chain(tail).collect();
     assert_eq!(names(&event), expected);
     assert_eq!(event.tags.first().unwrap().as_slice(), ["e", &request.id.to_hex(), "wss://relay.example"]);
 

@@ -22,7 +22,7 @@ fn an_honest_result_checks_and_says_what_it_cannot_show() {
     for findings in [proof::check(&event, Some(&request.event)), proof::check(&event, None)] {
         assert_eq!(bad(&findings), [""; 0]);
         assert_eq!(unchecked(&findings), ["claims"], "the echo stands in for the request");
-        assert_eq!(findings.len(), 9);
+        assert_eq!(findings.len(), 10);
     }
 }
 
@@ -33,7 +33,7 @@ fn an_encrypted_result_checks_with_either_key_and_is_left_unchecked_without() {
         let event = result_event(&request, "{}", &a_proof("{}"));
         let closed = proof::check(&event, Some(&request.event));
         assert_eq!(bad(&closed), [""; 0]);
-        assert_eq!(unchecked(&closed), ["proof", "output", "price", "claims"]);
+        assert_eq!(unchecked(&closed), ["proof", "policy", "output", "price", "claims"]);
         for keys in [customer(), provider()] {
             let opened = proof::check_with_keys(&event, Some(&request.event), &keys);
             assert_eq!((bad(&opened), unchecked(&opened)), (vec![], vec!["claims"]));
@@ -123,11 +123,12 @@ fn malformed_proofs_are_told_from_missing_ones() {
         Verdict::Bad("the proof's wall_ms is malformed: \"+5\"".into())
     );
     assert_eq!(bad(&with(&replace("policy_sha256", "ABCD"))), ["proof"]);
+    assert_eq!(bad(&with(&replace("policy", "{}"))), ["policy"]);
 }
 
 #[test]
-fn the_policy_hash_does_not_depend_on_the_order_of_keys() {
-    let one = proof::policy_sha256(&json!({"b": {"y": [1, {"q": 1, "p": "ü"}], "x": null}, "a": 1.5}));
+fn the_policy_as_it_is_hashed_does_not_depend_on_the_order_of_keys() {
+    let one = proof::canonical(&json!({"b": {"y": [1, {"q": 1, "p": "ü"}], "x": null}, "a": 1.5}));
     let text = r#"{"a":1.5,"b":{"x":null,"y":[1,{"p":"ü","q":1}]}}"#;
-    assert_eq!(one, sha256_hex(text.as_bytes()));
+    assert_eq!(one, text);
 }

@@ -24,8 +24,7 @@ use nix::unistd::{
 };
 
 use super::confine::Walls;
-use super::mounts::{Named, Step};
-use super::nursery::{INSIDE_UID, close_all_but};
+use super::mounts::{INSIDE_UID, Named, Step};
 use super::seccomp::StandIns;
 use super::wire::{Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{confine, mounts, sys, wire};
@@ -63,7 +62,7 @@ fn live(
     dup2_stderr(&null).step("let go of stderr")?;
     let mut keep: Vec<BorrowedFd<'_>> = vec![control.as_fd(), wait.as_fd()];
     keep.extend(cgroups.iter().chain(&base).map(AsFd::as_fd));
-    close_all_but(&keep).step("close what is the nursery's")?;
+    sys::close_all_but(&keep).step("close what is the nursery's")?;
     drop(keep);
     let mut byte = [0];
     if nix::unistd::read(wait.as_fd(), &mut byte).step("wait for the user map")? != 1 {

@@ -59,6 +59,9 @@ const ETC: [&str; 9] = [
 const MASKED: [&CStr; 5] =
     [c"/proc/cmdline", c"/proc/keys", c"/proc/timer_list", c"/proc/kallsyms", c"/proc/sysrq-trigger"];
 
+/// Inside, the job is this user and group.
+pub const INSIDE_UID: u32 = 1000;
+
 const PASSWD: &str = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\njob:x:1000:1000:job:/home/job:/bin/sh\n\
                       nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n";

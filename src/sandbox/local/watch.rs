@@ -10,9 +10,9 @@ use nix::dir::Dir;
 use nix::fcntl::OFlag;
 
 use super::super::{Limit, Usage};
-use super::cell::Shared;
 use super::files::{open_beneath, read_capped};
 use super::life::millis;
+use super::shared::Shared;
 
 /// How often the memory is summed up.
 pub const INTERVAL: Duration = Duration::from_millis(20);

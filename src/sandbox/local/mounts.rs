@@ -73,8 +73,8 @@ fn c(path: impl AsRef<Path>) -> io::Result<CString> {
 }
 
 /// Replaces this process's root with a read-only one made of the host's base system. The mount namespace must be
-/// its own already.
-pub fn build_root() -> Step<()> {
+/// its own already. `zero`: whether jobs get a /dev/zero.
+pub fn build_root(zero: bool) -> Step<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).step("make mounts private")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -103,7 +103,7 @@ pub fn build_root() -> Step<()> {
         }
     }
     build_etc(&stage.join("etc"))?;
-    for name in DEVICES {
+    for name in DEVICES.into_iter().filter(|name| zero || *name != "zero") {
         let (from, to) = (Path::new("/dev").join(name), stage.join("dev").join(name));
         touch(&to).step("make /dev")?;
         graft(&from, &to, sys::NOSUID | sys::NOEXEC).step("bind a device")?;

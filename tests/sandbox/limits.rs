@@ -8,6 +8,7 @@ use crate::common::{
     Bench, bench, is_gone, is_root, policy, processes_with, python, python_bench, run, sh, unique_sleep,
     words,
 };
+use crate::skip::skip;
 
 #[tokio::test]
 async fn a_fork_bomb_ends_at_the_pids_limit() {
@@ -152,6 +153,39 @@ for _ in range(8):
 for _ in range(8): os.wait()
 print('done')";
     assert_eq!(python(&*sandbox, some).await.ok(), "b'through'\ndone\n");
+}
+
+#[tokio::test]
+async fn node_finds_what_it_needs_for_its_children() {
+    let Some(bench) = bench!() else { return };
+    let sandbox = bench.sandbox_with(Policy { memory_bytes: 512 << 20, ..policy() }).await;
+    if sh(&*sandbox, "command -v node").await.exit != Some(Exit::Code { code: 0 }) {
+        return skip("node_finds_what_it_needs_for_its_children", "no node inside the sandbox");
+    }
+    let script = "
+const { execSync, exec, fork } = require('child_process');
+if (process.send) { process.send('forked'); process.disconnect(); } else {
+  console.log(execSync('echo sync').toString().trim());
+  exec('cat', (_, out) => {
+    console.log(out.trim());
+    fork(__filename).on('message', said => console.log(said));
+  }).stdin.end('piped');
+}";
+    sandbox.write_file("x.js", script.as_bytes()).await.unwrap();
+    assert_eq!(run(&*sandbox, words(["node", "x.js"])).await.ok(), "sync\npiped\nforked\n");
+}
+
+#[tokio::test]
+async fn git_works_inside() {
+    let Some(bench) = bench!() else { return };
+    let sandbox = bench.sandbox_with(Policy { memory_bytes: 128 << 20, ..policy() }).await;
+    if sh(&*sandbox, "command -v git").await.exit != Some(Exit::Code { code: 0 }) {
+        return skip("git_works_inside", "no git inside the sandbox");
+    }
+    let script = "exec 2>&1; git init -q . && echo x > f && git add f && \
+                  git -c user.name=a -c user.email=a@b commit -qm one && git gc -q && git log --format=%s | cat && \
+                  git clone -q . /tmp/copy && cat /tmp/copy/f";
+    assert_eq!(sh(&*sandbox, script).await.ok(), "one\nx\n");
 }
 
 #[tokio::test]
@@ -461,5 +495,11 @@ async fn every_clause_tells_how_it_is_enforced() {
         assert!(found.ok && !found.how.is_empty(), "{found:?}");
     }
     // An ordinary user's memory is watched, not capped; that must not read like the same thing.
+    let said = |name: &str| checks.iter().find(|check| check.name == name).unwrap().how.clone();
+    assert_eq!(
+        bench.memory_is_watched(),
+        said("memory_bytes").contains("not counted: the kernel's own lists")
+    );
+    assert_eq!(bench.memory_is_watched(), said("network").contains("no sockets but pairs"));
     assert_eq!(bench.memory_is_watched(), !is_root() || bench.cpu_is_in_cores());
 }

@@ -195,7 +195,7 @@ impl Host {
                 format!(
                     "watched every {} ms (processes, files, page tables, pipes, pairs of sockets), and RLIMIT_DATA on \
                      each process; no other sockets, not even on the job's own loopback, and no shared memory but \
-                     files; not counted: the kernel's lists of locks and maps",
+                     files; not counted: the kernel's own lists of file locks and memory maps",
                     watch::INTERVAL.as_millis()
                 ),
                 Some(delegate),

@@ -63,11 +63,14 @@ pub struct Options {
     /// How many sandboxes stand pre-built, once `warm_up` has been called or a first one was made. Each is used once,
     /// and costs about half a megabyte.
     pub warm: usize,
+    /// Whether this process may change the cgroup that it is in, to get what version 2 keeps from it: give on its
+    /// controllers, and move into a group below. A doctor may not; it makes no sandboxes for jobs.
+    pub delegate: bool,
 }
 
 impl Options {
     pub fn new(state_dir: impl Into<PathBuf>) -> Options {
-        Options { helper: None, state_dir: state_dir.into(), warm: 0 }
+        Options { helper: None, state_dir: state_dir.into(), warm: 0, delegate: true }
     }
 }
 
@@ -149,7 +152,7 @@ impl Local {
         let prefix = format!("coinop-{}-", hash.get(..8).unwrap_or_default());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let run = format!("{prefix}{:x}-", started ^ u128::from(std::process::id()));
-        let layout = Layout::detect(&format!("{run}probe"));
+        let layout = Layout::detect(&format!("{run}probe"), options.delegate);
         let mut inner = Inner {
             host: Host::default(),
             layout,

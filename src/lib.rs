@@ -5,6 +5,7 @@
 //! parses arguments and hands over to `cli`.
 
 pub mod agent;
+mod announcer;
 pub mod bench;
 pub mod cli;
 pub mod clock;

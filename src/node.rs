@@ -6,27 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nostr_sdk::prelude::{EventId, JsonUtil, Keys};
+use nostr_sdk::prelude::{EventId, Keys};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::announcer::{self, Announcer};
 use crate::clock;
 use crate::config::Config;
 use crate::control;
 use crate::job::{self, Engine, Offer, Rooms};
 use crate::market::{Catalog, Rules, catalog};
-use crate::protocol::announcement::{self, Announcement};
+use crate::protocol::announcement::Announcement;
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
 use crate::repo::{self, Repos};
 use crate::sandbox::{self, Backend, Check, Identity, local::Local};
-use crate::store::record::Record;
 use crate::store::{self, Holder, Store};
 
-/// The `d` tag of our announcement: one node, one announcement.
-const ANNOUNCED_AS: &str = "coinop";
-/// How long an announcement holds without being renewed, seconds.
-const ANNOUNCED_FOR_S: u64 = 7 * 86_400;
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
 /// How long a clone that nobody waits for any more may take to notice.
@@ -59,12 +55,12 @@ pub struct Node {
     relays: relay::Handle,
     store: Store,
     repos: Arc<Repos>,
-    keys: Keys,
+    provider: String,
     config: Config,
     skills: Vec<String>,
     kinds: Vec<u16>,
     identity: Identity,
-    announced: Option<(EventId, u64)>,
+    announcer: Arc<Announcer>,
     stop: CancellationToken,
     /// What runs between the rooms; it ends with the node.
     tasks: JoinSet<()>,
@@ -79,6 +75,8 @@ pub struct Report {
     pub kinds: Vec<u16>,
     pub sandbox: Identity,
     pub jobs: job::Status,
+    /// Whether relays are listened to: not while the node ends, and not after its store failed.
+    pub following: bool,
     pub relays: Vec<RelayStatus>,
 }
 
@@ -178,20 +176,22 @@ impl Node {
     /// As [`Node::start`].
     pub async fn start_on(config: Config, keys: Keys, backend: Arc<dyn Backend>) -> Result<Node, Error> {
         let holder = Holder::new(keys.public_key().to_hex());
-        let store = Store::open(&config.data_dir, &holder)?;
+        let options = store::Options { blobs_bytes: config.logs.max_bytes, ..store::Options::default() };
+        let store = Store::open_with(&config.data_dir, &holder, options)?;
         let reaped = backend.reap().await?;
         if reaped > 0 {
             tracing::warn!(reaped, "removed sandboxes that an earlier life of this node left");
         }
         let ceiling = config.limits.policy();
-        let (skills, cannot) = runnable(&catalog(&config)?, &ceiling, &*backend);
+        let all = catalog(&config)?;
+        let (skills, cannot) = runnable(&all, &ceiling, &*backend);
         for why in &cannot {
             tracing::warn!("not served: {why}");
         }
         if skills.is_empty() {
             return Err(Error::NothingRuns(cannot));
         }
-        let catalog = catalog(&config)?.only(&skills)?;
+        let catalog = all.only(&skills)?;
         let kinds = catalog.kinds();
         let rules = Arc::new(rules(&config, keys.public_key(), catalog));
         let repos = Arc::new(repos(&config)?);
@@ -219,25 +219,40 @@ impl Node {
             options: Arc::new(engine_options(&config)),
             owe: Arc::new(move |outgoing| outbox.owe(outgoing)),
             read_relays: Arc::new(move |customer| inbox.reads_at(customer)),
-            clock,
+            clock: Arc::clone(&clock),
         })
         .await?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(hand_over(events, engine.clone()));
-        tasks.spawn(watch_cancels(engine.clone(), relays.clone()));
-        let announced = None;
+        tasks.spawn(tell_relays(engine.clone(), relays.clone()));
+        let announcer = Arc::new(Announcer {
+            store: store.clone(),
+            relays: relays.clone(),
+            keys: keys.clone(),
+            clock,
+            what: Announcement {
+                kinds: kinds.clone(),
+                skills: skills.clone(),
+                name: config.announce.name.clone(),
+                about: config.announce.about.clone(),
+                ..Announcement::default()
+            },
+            to: config.relays.clone(),
+            give_up_ms: config.relay.outbox_give_up_ms,
+            state: announcer::State::default().into(),
+        });
         let mut node = Node {
             engine,
             relays,
             store,
             repos,
-            keys,
+            provider: keys.public_key().to_hex(),
             config,
             skills,
             kinds,
             identity,
-            announced,
+            announcer,
             stop,
             tasks,
         };
@@ -271,26 +286,19 @@ impl Node {
         &self.engine
     }
 
-    /// Ends in order: no more jobs, the running ones finish or stay open, the announcement is taken back, what
-    /// is owed is delivered as far as relays are there, the store is closed. When it returns, no room is held
+    /// Ends in order: the announcement is taken back, no more jobs, the running ones finish or stay open, what is
+    /// owed is delivered as far as relays are there, the store is closed. When it returns, no room is held
     /// any more: a node may be started on the same folder and key.
     ///
     /// # Errors
     /// When the store had failed, now or before. What was promised is on disk; the end itself may not be.
     pub async fn drain(mut self) -> Result<Drained, Error> {
+        // Nobody shall send us what we do not take any more (R17).
+        self.announcer.withdraw().await;
         let within = Duration::from_millis(self.config.drain_timeout_ms);
         let open = self.engine.drain(within).await;
         if open > 0 {
             tracing::info!(open, "open jobs are taken up at the next start");
-        }
-        if let Some(last) = self.announced {
-            let now_s = clock::now_s();
-            for unsigned in announcement::withdrawal(ANNOUNCED_AS, Some(last), &self.keys, now_s) {
-                // A store that takes nothing more must not keep the rest from ending in order.
-                if let Err(error) = self.publish(unsigned).await {
-                    tracing::error!(%error, "the announcement was not taken back; it ends by itself");
-                }
-            }
         }
         let drained = self.relays.drain(DELIVERY_GRACE).await;
         let ended = self.engine.end().await;
@@ -311,63 +319,21 @@ impl Node {
         if !self.config.announce.publish {
             return Ok(());
         }
-        let now_s = clock::now_s();
-        let announcement = Announcement {
-            name_tag: ANNOUNCED_AS.into(),
-            kinds: self.kinds.clone(),
-            skills: self.skills.clone(),
-            name: self.config.announce.name.clone(),
-            about: self.config.announce.about.clone(),
-            expiration: Some(now_s + ANNOUNCED_FOR_S),
-            ..Announcement::default()
-        };
-        let unsigned = announcement::unsigned(&announcement, &self.keys, now_s);
-        self.announced = self.publish(unsigned).await?;
+        self.announcer.announce().await?;
+        let (announcer, every) = (Arc::clone(&self.announcer), self.config.announce.renew_ms);
+        self.tasks.spawn(async move { announcer.renew(Duration::from_millis(every)).await });
         Ok(())
-    }
-
-    /// Owes an event of the node itself to our own relays.
-    async fn publish(&self, unsigned: nostr_sdk::UnsignedEvent) -> Result<Option<(EventId, u64)>, Error> {
-        let event = match unsigned.sign_with_keys(&self.keys) {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::error!(%error, "an event of the node could not be signed");
-                return Ok(None);
-            }
-        };
-        let now_ms = clock::now_ms();
-        let outgoing = store::Outgoing {
-            event: event.id.to_hex(),
-            job: None,
-            json: event.as_json(),
-            relays_left: self.config.relays.clone(),
-            give_up_ms: now_ms.saturating_add(self.config.relay.outbox_give_up_ms),
-        };
-        self.store.append(vec![queued(&outgoing)]).await?;
-        self.relays.owe(outgoing);
-        Ok(Some((event.id, event.created_at.as_secs())))
     }
 
     fn owner_side(&self) -> OwnerSide {
         OwnerSide {
             engine: self.engine.clone(),
             relays: self.relays.clone(),
-            provider: self.keys.public_key().to_hex(),
+            provider: self.provider.clone(),
             skills: self.skills.clone(),
             kinds: self.kinds.clone(),
             sandbox: self.identity.clone(),
         }
-    }
-}
-
-/// The record that owes an event.
-fn queued(outgoing: &store::Outgoing) -> Record {
-    Record::Queued {
-        event: outgoing.event.clone(),
-        job: outgoing.job.clone(),
-        json: outgoing.json.clone(),
-        relays: outgoing.relays_left.clone(),
-        give_up_ms: outgoing.give_up_ms,
     }
 }
 
@@ -387,7 +353,7 @@ fn engine_options(config: &Config) -> job::Options {
         // Encryption adds a third (base64), JSON escapes of the event up to as much again.
         max_content_bytes: max_event_bytes / 2,
         max_event_bytes,
-        max_artifact_bytes: config.limits.artifact_bytes.min(store::BLOB_MAX_BYTES),
+        max_artifact_bytes: config.limits.artifact_bytes,
         max_changes_bytes: config.limits.changes_bytes,
         outbox_give_up_ms: config.relay.outbox_give_up_ms,
         max_answer_relays: count(config.relay.max_answer_relays),
@@ -404,10 +370,16 @@ async fn hand_over(mut events: mpsc::Receiver<Inbound>, engine: Engine) {
     }
 }
 
-async fn watch_cancels(engine: Engine, relays: relay::Handle) {
+/// What the engine is at is news for the relays: open jobs whose cancels to watch for, or that nothing is taken.
+async fn tell_relays(engine: Engine, relays: relay::Handle) {
     let mut progress = engine.progress();
     loop {
-        let open = progress.borrow_and_update().open.clone();
+        let job::Progress { open, stopped, .. } = progress.borrow_and_update().clone();
+        if stopped && relays.is_following() {
+            // What came would be neither taken nor done, so it would be fetched again and again.
+            tracing::warn!("relays are not listened to any more; what is owed is still delivered");
+            relays.stop_following();
+        }
         relays.watch_cancels(open.iter().filter_map(|id| EventId::from_hex(id).ok()).collect());
         if progress.changed().await.is_err() {
             return;
@@ -439,6 +411,7 @@ impl control::Handler for OwnerSide {
             kinds: self.kinds.clone(),
             sandbox: self.sandbox.clone(),
             jobs: self.engine.status().await,
+            following: self.relays.is_following(),
             relays: self.relays.status(),
         };
         serde_json::to_value(report).unwrap_or_default()

@@ -80,7 +80,7 @@ impl Scene {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut words = self.node.store().deliveries(&answer.id.to_hex()).unwrap();
-            let owed = self.node.store().outgoing().unwrap();
+            let owed = self.node.store().owed().unwrap();
             if !words.is_empty() && owed.iter().all(|owed| owed.event != answer.id.to_hex()) {
                 words.sort_by(|a, b| a.0.cmp(&b.0));
                 return words;

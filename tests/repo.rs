@@ -142,7 +142,8 @@ async fn what_is_cached_needs_no_server_and_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_in_use_is_never_evicted_and_the_others_go_oldest_first() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { cache_bytes: 0, ..open_options() };
+    // Room for one mirror and one base of one small file (4,097 bytes), not for two.
+    let options = Options { cache_bytes: 9_000, ..open_options() };
     let repos = Repos::open(&dir.path().join("cache"), options).unwrap();
     let path = dir.path().join("r.git");
     serve::sample_repo(&path, &[("a", "1")]).unwrap();
@@ -156,6 +157,109 @@ async fn a_base_in_use_is_never_evicted_and_the_others_go_oldest_first() {
     assert_eq!(read(&*held, "a"), "1");
     assert!(!dropped.exists());
     assert_eq!(read(&*repos.base(&pin).await.unwrap(), "a"), "2", "and it can be made again");
+}
+
+/// Text that hardly compresses, for its period is longer than zlib looks back; another for another `seed`.
+fn noise(seed: u64, bytes: usize) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let digit = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b' ' + (state >> 58) as u8)
+    };
+    let block: String = (0..bytes.min(64 * 1024)).map(digit).collect();
+    block.repeat(bytes / block.len())
+}
+
+fn bytes_below(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().flatten();
+    entries
+        .map(|e| if e.path().is_dir() { bytes_below(&e.path()) } else { e.metadata().unwrap().len() })
+        .sum()
+}
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cap_holds_while_a_job_keeps_its_repository_in_use_and_its_patch_still_comes_out() {
+    use coinop::sandbox::{Change, Content};
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let repos = Repos::open(&cache, Options { cache_bytes: 6 * MIB, ..open_options() }).unwrap();
+    let path = dir.path().join("r.git");
+    let url = format!("file://{}", path.display());
+    let first = noise(0, MIB as usize);
+    serve::sample_repo(&path, &[("a", &first)]).unwrap();
+    let asleep = repos.pin(&url, None).await.unwrap();
+    let held = repos.base(&asleep).await.unwrap();
+    for n in 1..=20 {
+        serve::sample_repo(&path, &[("a", &noise(n, MIB as usize))]).unwrap();
+        let pin = repos.pin(&url, None).await.unwrap();
+        let base = repos.base(&pin).await.unwrap();
+        assert_eq!(read(&*base, "a"), noise(n, MIB as usize));
+        // What one job brings in may go over: a pack and a base.
+        assert!(repos.cached_bytes() <= 9 * MIB, "{} after {n}", repos.cached_bytes());
+        assert!(bytes_below(&cache.join("r")) <= 9 * MIB, "after {n}");
+    }
+    assert_eq!(read(&*held, "a"), first);
+    // The commit of the job that slept is still here, even if nowhere else.
+    std::fs::remove_dir_all(&path).unwrap();
+    let to = Content::File { bytes: b"2\n".to_vec(), executable: false };
+    let patch = repos.patch(&asleep, vec![Change { path: b"a".to_vec(), to }]).await.unwrap();
+    assert_eq!((patch.files_changed, patch.lines_added), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_jobs_hold_all_room_more_is_refused_for_now_and_a_job_alone_never() {
+    let dir = tempfile::tempdir().unwrap();
+    let cap = 8 * MIB;
+    let repos =
+        Repos::open(&dir.path().join("cache"), Options { cache_bytes: cap, ..open_options() }).unwrap();
+    let url = |n: u64| format!("file://{}", dir.path().join(format!("r{n}.git")).display());
+    let sample = |n: u64, mib: u64| {
+        let path = dir.path().join(format!("r{n}.git"));
+        serve::sample_repo(&path, &[("a", &noise(n, (mib * MIB) as usize))]).unwrap();
+        url(n)
+    };
+    let get = async |url: String| repos.base(&repos.pin(&url, None).await?).await;
+    // Larger than the cap, and nobody else is here.
+    drop(get(sample(0, 10)).await.unwrap());
+    let mut held = Vec::new();
+    let error = loop {
+        match get(sample(held.len() as u64 + 1, 1)).await {
+            Ok(base) => held.push(base),
+            Err(error) => break error,
+        }
+        assert!(held.len() < 20 && repos.cached_bytes() < cap + 3 * MIB, "{}", repos.cached_bytes());
+    };
+    assert!(matches!(error, Error::Full { cap: c } if c == cap), "{error}");
+    assert!((3..=5).contains(&held.len()), "{} times mirror and base of 1 MiB fit", held.len());
+    // What is here already needs no room.
+    get(url(1)).await.unwrap();
+    drop(held);
+    get(sample(0, 10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_of_many_packs_starts_anew_under_a_job_that_holds_its_base() {
+    let (house, _) = house(&[("a", "0")]).await;
+    let url = house.server.url();
+    let held = house.repos.base(&house.repos.pin(&url, None).await.unwrap()).await.unwrap();
+    let packs = || {
+        let repositories = std::fs::read_dir(house.dir.path().join("cache/r")).unwrap();
+        let mirror = repositories.flatten().next().unwrap().path().join("mirror/objects/pack");
+        let names = std::fs::read_dir(mirror).unwrap().flatten().map(|e| e.path());
+        names.filter(|p| p.extension().is_some_and(|x| x == "pack")).count()
+    };
+    let mut most = 0;
+    for n in 1..=90 {
+        commit_more(&house, &[("a", &n.to_string())]);
+        house.repos.pin(&url, None).await.unwrap();
+        most = most.max(packs());
+    }
+    assert!(most <= 41 && packs() < 30, "{most} at most, {} in the end", packs());
+    assert_eq!(read(&*held, "a"), "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,4 +487,33 @@ async fn real_git_clones_from_the_small_server() {
     assert!(ok, "{err}");
     assert_eq!(std::fs::read_to_string(ours).unwrap(), "4");
     assert_eq!(std::fs::read_to_string(format!("{thin}/a")).unwrap(), "3");
+}
+
+/// `1 GiB`, `300,000 ms`, `1_073_741_824` as a number.
+fn figure(text: &str) -> u64 {
+    let text = text.trim().trim_matches('`');
+    let (digits, unit) = text.split_once(' ').unwrap_or((text, ""));
+    let number: u64 = digits.replace([',', '_'], "").parse().unwrap();
+    number
+        << match unit {
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => 0,
+        }
+}
+
+#[test]
+fn the_caps_of_repositories_md_are_the_defaults_of_configuration_md() {
+    let rows = |doc: &str, key: usize, value: usize| -> std::collections::BTreeMap<String, u64> {
+        let text = std::fs::read_to_string(doc).unwrap();
+        let cells = text.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+        cells
+            .filter(|row| row.get(key).is_some_and(|cell| cell.starts_with("`repo.")))
+            .map(|row| (row[key].to_string(), figure(row[value])))
+            .collect()
+    };
+    let caps = rows("docs/repositories.md", 3, 2);
+    assert_eq!(caps, rows("docs/configuration.md", 1, 2));
+    assert_eq!(caps.len(), 7);
 }

@@ -35,7 +35,7 @@ struct House {
 impl House {
     fn new() -> House {
         let dir = tempfile::tempdir().unwrap();
-        let work = dir.path().join("work");
+        let work = dir.path().join("tree");
         std::fs::create_dir(&work).unwrap();
         git(&work, &["init", "-q", "-b", "main", "."]);
         House { dir, work }
@@ -73,7 +73,7 @@ async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
         git(&house.work, &["tag", "-a", "-m", "t", "heavy", &commits[1]]);
         git(&house.work, &["tag", "light", &commits[2]]);
         let addr = checkout::serve(house.dir.path().to_path_buf(), v2).await.unwrap();
-        let url = format!("http://{addr}/work/.git");
+        let url = format!("http://{addr}/tree/.git");
         let options = Options { allow_private: true, ..Options::default() };
         let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
         let names = [
@@ -120,7 +120,7 @@ async fn an_empty_repository_has_no_head_and_a_missing_one_is_said_to_be_missing
     let addr = checkout::serve(house.dir.path().to_path_buf(), true).await.unwrap();
     let options = Options { allow_private: true, ..Options::default() };
     let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
-    let error = repos.pin(&format!("http://{addr}/work/.git"), None).await.unwrap_err();
+    let error = repos.pin(&format!("http://{addr}/tree/.git"), None).await.unwrap_err();
     assert!(matches!(&error, Error::RefNotFound { git_ref } if git_ref == "HEAD"), "{error}");
     let error = repos.pin(&format!("http://{addr}/nothing.git"), None).await.unwrap_err();
     assert!(matches!(&error, Error::Unreachable { why } if why.contains("no such repository")), "{error}");

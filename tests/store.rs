@@ -6,9 +6,10 @@ mod store_house;
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use coinop::store::record::{Answer, Record, Summary, Verdict};
-use coinop::store::{Error, Holder, JobFilter, JobState, Store};
+use coinop::store::{Error, Holder, JobFilter, JobState, Options, Store};
 use proptest::prelude::*;
 use store_house::{House, accepted, id};
 
@@ -78,7 +79,7 @@ fn a_job_is_read_back_at_every_step_of_its_life_and_after_a_restart() {
         assert_eq!(row.summary.unwrap().wall_ms, 7);
         assert!(store.open_jobs().unwrap().is_empty());
         assert_eq!(store.answer(&id(50)).unwrap().as_deref(), Some("{\"event\":50}"));
-        let owed = store.outgoing().unwrap();
+        let owed = store.owed().unwrap();
         assert_eq!(owed.len(), 1);
         assert_eq!(owed[0].relays_left, ["ws://a", "ws://b"]);
         assert_eq!(owed[0].job, Some(id(1)));
@@ -102,14 +103,14 @@ fn a_delivery_takes_its_relay_off_the_list_and_the_last_one_ends_the_debt() {
     let store = house.open();
     store.append_blocking(vec![queued(1, None, &["a", "b"])]).unwrap();
     store.append_blocking(vec![delivered(1, "a", Answer::Stored)]).unwrap();
-    assert_eq!(store.outgoing().unwrap()[0].relays_left, ["b"]);
+    assert_eq!(store.owed().unwrap()[0].relays_left, ["b"]);
     let blocked = Answer::Rejected { reason: "blocked: no".into() };
     store.append_blocking(vec![delivered(1, "b", blocked.clone())]).unwrap();
-    assert!(store.outgoing().unwrap().is_empty());
+    assert!(store.owed().unwrap().is_empty());
     let answers = store.deliveries(&id(1)).unwrap();
     assert_eq!(answers, [("a".to_owned(), Answer::Stored), ("b".to_owned(), blocked)]);
     store.append_blocking(vec![queued(1, None, &["a", "c"])]).unwrap();
-    let owed = store.outgoing().unwrap();
+    let owed = store.owed().unwrap();
     assert_eq!(owed[0].relays_left, ["c"], "queued again for more relays, only the new one is owed");
 }
 
@@ -420,7 +421,7 @@ proptest! {
             store.append_blocking(batch.clone()).unwrap();
         }
         let live = store.dump_index().unwrap();
-        let owed = store.outgoing().unwrap();
+        let owed = store.owed().unwrap();
         let jobs = store.jobs(&JobFilter::default()).unwrap();
         let look = Store::read_only(&house.data()).unwrap();
         prop_assert_eq!(&look.dump_index().unwrap(), &live);
@@ -429,7 +430,68 @@ proptest! {
         let store = house.try_open(house.small_segments()).unwrap();
         prop_assert!(store.was_rebuilt());
         prop_assert_eq!(&store.dump_index().unwrap(), &live);
-        prop_assert_eq!(store.outgoing().unwrap(), owed);
+        prop_assert_eq!(store.owed().unwrap(), owed);
         prop_assert_eq!(store.jobs(&JobFilter::default()).unwrap(), jobs);
     }
+}
+
+#[test]
+fn the_oldest_blobs_go_when_a_new_one_needs_their_room() {
+    let house = House::new();
+    let options = || Options { blobs_bytes: 20 * 4096, ..house.options() };
+    let store = house.try_open(options()).unwrap();
+    let path = |sha: &str| house.data().join("blobs").join(&sha[..2]).join(sha);
+    // A minute between each, so that their order does not hang on the file system's clock.
+    let put = |store: &Store, n: u64| {
+        let sha = store.put_blob(n.to_string().as_bytes()).unwrap();
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(60 * n);
+        fs::File::options().write(true).open(path(&sha)).unwrap().set_modified(at).unwrap();
+        sha
+    };
+    let mut all: Vec<String> = (0..20).map(|n| put(&store, n)).collect();
+    assert!(all.iter().all(|sha| store.blob(sha, 9).unwrap().is_some()), "they just fit");
+    // Put again, the first one is the newest.
+    store.put_blob(b"0").unwrap();
+    all.push(put(&store, 20));
+    let here = |store: &Store| -> Vec<usize> {
+        (0..all.len()).filter(|n| store.blob(&all[*n], 9).unwrap().is_some()).collect()
+    };
+    let kept: Vec<usize> = [0].into_iter().chain(4..=20).collect();
+    assert_eq!(here(&store), kept, "the oldest went, and a tenth of the room with them");
+
+    // What an earlier life left counts, too.
+    store.close().unwrap();
+    drop(store);
+    let store = house.try_open(options()).unwrap();
+    for n in 100..200 {
+        store.put_blob(n.to_string().as_bytes()).unwrap();
+        let blobs = fs::read_dir(house.data().join("blobs")).unwrap().flatten();
+        let files = blobs.flat_map(|folder| fs::read_dir(folder.path()).unwrap()).count();
+        assert!(files <= 20, "{files} blobs of a block each");
+    }
+    assert!(here(&store).iter().all(|n| *n == 0) && store.put_blob(&[0; 20 * 4096 + 1]).is_err());
+}
+
+#[test]
+fn a_log_with_open_jobs_opens_for_no_other_key() {
+    let house = House::new();
+    let open_as = |key: u64| Store::open_with(&house.data(), &Holder::new(id(key)), house.options());
+    let store = open_as(9).unwrap();
+    store.append_blocking(vec![accepted(1)]).unwrap();
+    store.close().unwrap();
+    for rebuild in [false, true] {
+        if rebuild {
+            fs::remove_dir_all(house.data().join("index")).unwrap();
+        }
+        let refused = open_as(8).map(drop).unwrap_err();
+        let Error::OtherKey { taken_by, key, open, .. } = &refused else { panic!("{refused}") };
+        assert_eq!((taken_by, key, *open), (&id(9), &id(8), 1));
+        assert!(refused.to_string().contains("start with that key"), "{refused}");
+    }
+    let store = open_as(9).unwrap();
+    assert!(!store.was_rebuilt(), "a refusal leaves everything in order");
+    store.append_blocking(vec![closed(1, Verdict::Done, 50), queued(50, Some(1), &["a"])]).unwrap();
+    store.close().unwrap();
+    open_as(8).unwrap().close().unwrap();
+    open_as(9).unwrap();
 }

@@ -1,6 +1,7 @@
 //! What runs in a sandbox for a job type. Today the script agent; it sees a sandbox and an order, never
 //! the network, the store or the wire.
 
+mod output;
 pub mod script;
 
 use std::time::Duration;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use crate::market::JobType;
 use crate::protocol::Order;
 use crate::sandbox::{self, Exit, Limit};
+
+pub use output::Output;
 
 /// What an agent is told to do.
 #[derive(Debug, Clone, Copy)]
@@ -28,8 +31,7 @@ pub struct CommandRun {
     pub command: String,
     pub exit: Exit,
     pub duration: Duration,
-    /// Chunks in the order of arrival; together no longer than the policy's `output_bytes`.
-    pub output: Vec<(Stream, Vec<u8>)>,
+    pub output: Output,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +67,7 @@ impl Work {
         let mut log = Vec::new();
         for run in &self.commands {
             log.extend_from_slice(format!("$ {}\n", run.command).as_bytes());
-            for (_, bytes) in &run.output {
-                log.extend_from_slice(bytes);
-            }
+            run.output.chunks().for_each(|(_, bytes)| log.extend_from_slice(bytes));
             if !log.ends_with(b"\n") {
                 log.push(b'\n');
             }
@@ -78,9 +78,9 @@ impl Work {
 }
 
 impl CommandRun {
-    pub fn collect(&self, stream: Stream) -> Vec<u8> {
-        let chunks = self.output.iter().filter(|(s, _)| *s == stream);
-        chunks.flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+    /// All that went to this stream.
+    pub fn printed(&self, stream: Stream) -> &[u8] {
+        self.output.of(stream)
     }
 }
 

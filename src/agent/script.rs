@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::{CommandRun, Error, Stream, Task, Work};
+use super::{CommandRun, Error, Output, Stream, Task, Work};
 use crate::sandbox::{Command, Event, Exit, Sandbox};
 
 /// Puts the inputs under `/job`, runs the commands, and says what came of them.
@@ -41,7 +41,7 @@ async fn run_one(
     command: &str,
     cwd: &std::path::Path,
     env: &BTreeMap<String, String>,
-) -> Result<(Exit, Vec<(Stream, Vec<u8>)>), Error> {
+) -> Result<(Exit, Output), Error> {
     let command = Command {
         argv: vec!["sh".into(), "-c".into(), command.into()],
         cwd: cwd.to_path_buf(),
@@ -50,23 +50,15 @@ async fn run_one(
         stdin: false,
     };
     let mut process = sandbox.exec(command).await?;
-    let mut output: Vec<(Stream, Vec<u8>)> = Vec::new();
+    let mut output = Output::default();
     while let Some(event) = process.events.recv().await {
         match event {
-            Event::Stdout(bytes) => push(&mut output, Stream::Stdout, bytes),
-            Event::Stderr(bytes) => push(&mut output, Stream::Stderr, bytes),
+            Event::Stdout(bytes) => output.push(Stream::Stdout, &bytes),
+            Event::Stderr(bytes) => output.push(Stream::Stderr, &bytes),
             Event::Exit(exit) => return Ok((exit, output)),
         }
     }
     Err(Error::Sandbox(crate::sandbox::Error::Gone("the output ended without an exit".into())))
-}
-
-/// Joins neighbours of one stream, so that byte-wise output does not cost a vector a byte.
-fn push(output: &mut Vec<(Stream, Vec<u8>)>, stream: Stream, bytes: Vec<u8>) {
-    match output.last_mut() {
-        Some((last, held)) if *last == stream => held.extend_from_slice(&bytes),
-        _ => output.push((stream, bytes)),
-    }
 }
 
 async fn give_inputs(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<(), Error> {

@@ -110,6 +110,7 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
 fn failure(error: node::Error) -> Failure {
     let exit = match &error {
         node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
+        node::Error::Store(store::Error::OtherKey { .. }) => Exit::Config,
         node::Error::Store(_) | node::Error::Job(job::Error::Store(_)) => Exit::Store,
         node::Error::Catalog(_) => Exit::Config,
         _ => Exit::Failure,

@@ -65,7 +65,9 @@ impl Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure { exit: Exit::Failure, error: error.into() }
+        let error = error.into();
+        let exit = if error.is::<crate::store::Error>() { Exit::Store } else { Exit::Failure };
+        Failure { exit, error }
     }
 }
 

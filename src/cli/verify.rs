@@ -80,8 +80,8 @@ async fn check(
     };
     let mut rows: Vec<Row> = findings.into_iter().map(|f| Row { what: f.what, verdict: f.verdict }).collect();
     let reply = open(event, keys);
-    let ordered = request.cloned().or_else(|| echo(event)).and_then(|request| ordered_repo(&request, keys));
-    rows.extend(repository(args, config, reply.as_ref(), ordered.as_deref()).await?);
+    let ordered = request.cloned().or_else(|| echo(event)).and_then(|request| ordered(&request, keys));
+    rows.extend(repository(args, config, reply.as_ref(), ordered.as_ref()).await?);
     Ok(rows)
 }
 
@@ -106,21 +106,29 @@ fn echo(event: &Event) -> Option<Event> {
     (answered && request.verify().is_ok()).then_some(request)
 }
 
-fn ordered_repo(request: &Event, keys: Option<&Keys>) -> Option<String> {
+/// What the customer named.
+struct Ordered {
+    repo: String,
+    git_ref: Option<String>,
+}
+
+fn ordered(request: &Event, keys: Option<&Keys>) -> Option<Ordered> {
     let request = match keys {
         Some(keys) if keys.public_key() == request.pubkey => Request::decode_own(request, keys),
         Some(keys) => Request::decode(request, keys),
         None => Request::decode_plain(request),
     };
-    Order::read(&request.ok()?).ok()?.repo
+    let order = Order::read(&request.ok()?).ok()?;
+    Some(Ordered { repo: order.repo?, git_ref: order.git_ref })
 }
 
-/// `repository`: the one that was ordered; `commit`: it is there; `patch`: its hash, and that it applies.
+/// `ref`: the commit is the one that was ordered; `repository`: the one that was ordered; `commit`: it is there;
+/// `patch`: its hash, and that it applies.
 async fn repository(
     args: &Args,
     config: &Config,
     reply: Option<&Reply>,
-    ordered: Option<&str>,
+    ordered: Option<&Ordered>,
 ) -> Result<Vec<Row>, Failure> {
     let unchecked = |what, why: &str| Row { what, verdict: Verdict::Unchecked(why.into()) };
     let Some(reply) = reply else {
@@ -134,7 +142,10 @@ async fn repository(
         return Ok(vec![unchecked("commit", "the result names no commit")]);
     };
     let Some(url) = &args.repo else {
-        let mut rows = vec![unchecked("commit", "no repository was given (--repo URL)")];
+        let mut rows = vec![
+            Row { what: "ref", verdict: ref_verdict(ordered, &commit, None) },
+            unchecked("commit", "no repository was given (--repo URL)"),
+        ];
         if patch {
             rows.push(unchecked("patch", "no repository was given (--repo URL)"));
         }
@@ -142,9 +153,9 @@ async fn repository(
     };
     let mut rows = Vec::new();
     match ordered {
-        Some(ordered) if bare(ordered) != bare(url) => rows.push(Row {
+        Some(ordered) if bare(&ordered.repo) != bare(url) => rows.push(Row {
             what: "repository",
-            verdict: Verdict::Bad(format!("the request names {}", output::tame(ordered, 200))),
+            verdict: Verdict::Bad(format!("the request names {}", output::tame(&ordered.repo, 200))),
         }),
         Some(_) => rows.push(Row { what: "repository", verdict: Verdict::Ok }),
         None => rows.push(unchecked(
@@ -159,12 +170,52 @@ async fn repository(
         ..config.repo.options()
     };
     let repos = Repos::open(folder.path(), options)?;
+    let now = match ordered.map(|ordered| ordered.git_ref.as_deref()) {
+        Some(git_ref) if git_ref.is_none_or(|name| !is_full_id(name)) => Some(repos.pin(url, git_ref).await),
+        _ => None,
+    };
+    let now = now.as_ref().map(|pinned| pinned.as_ref().map(|pin| pin.commit.as_str()));
+    rows.push(Row { what: "ref", verdict: ref_verdict(ordered, &commit, now) });
     rows.push(Row { what: "commit", verdict: verdict(repos.pin(url, Some(&commit)).await.map(|_| ())) });
     if patch {
         let applies = repos.applies(url, &commit, reply.content.clone().into_bytes()).await;
         rows.push(Row { what: "patch", verdict: verdict(applies) });
     }
     Ok(rows)
+}
+
+/// Whether `commit`, the proof's, is what was ordered. `now`: what the ref points to at this moment, if asked. Only a
+/// commit id cannot move; a branch or tag elsewhere now says nothing about then.
+fn ref_verdict(ordered: Option<&Ordered>, commit: &str, now: Option<Result<&str, &repo::Error>>) -> Verdict {
+    let Some(ordered) = ordered else {
+        let why = "without the request (--request FILE) it is not known which commit was ordered";
+        return Verdict::Unchecked(why.into());
+    };
+    let name = ordered.git_ref.as_deref().unwrap_or("HEAD");
+    if is_full_id(name) {
+        return if name.eq_ignore_ascii_case(commit) {
+            Verdict::Ok
+        } else {
+            Verdict::Bad(format!("the request names commit {name}, the result is of {commit}"))
+        };
+    }
+    let shown = output::tame(name, 100);
+    match now {
+        Some(Ok(now)) if now == commit => Verdict::Ok,
+        Some(Ok(now)) => {
+            Verdict::Unchecked(format!("{shown} is at {now} now; the ref may have moved since the job ran"))
+        }
+        Some(Err(error)) => {
+            Verdict::Unchecked(format!("{shown} may have moved since the job ran; now: {error}"))
+        }
+        None => Verdict::Unchecked(format!(
+            "{shown} may have moved since the job ran; where it is now was not asked (--repo URL)"
+        )),
+    }
+}
+
+fn is_full_id(name: &str) -> bool {
+    matches!(name.len(), 40 | 64) && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// A result of the patch profile, or one that looks like a diff.
@@ -252,5 +303,42 @@ fn words(verdict: &Verdict) -> (&'static str, Option<&str>) {
         Verdict::Ok => ("ok", None),
         Verdict::Bad(why) => ("bad", Some(why)),
         Verdict::Unchecked(why) => ("unchecked", Some(why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "1111111111111111111111111111111111111111";
+    const TWO: &str = "2222222222222222222222222222222222222222";
+
+    fn judged(git_ref: Option<&str>, now: Option<Result<&str, &repo::Error>>) -> Verdict {
+        let ordered = Ordered { repo: "https://git.example/a".into(), git_ref: git_ref.map(str::to_owned) };
+        ref_verdict(Some(&ordered), ONE, now)
+    }
+
+    #[test]
+    fn a_commit_that_was_ordered_and_not_run_is_bad_wherever_the_refs_are_now() {
+        assert_eq!(judged(Some(ONE), None), Verdict::Ok);
+        let bad = judged(Some(TWO), None);
+        assert!(matches!(&bad, Verdict::Bad(why) if why.contains(ONE) && why.contains(TWO)), "{bad:?}");
+        assert_eq!(judged(Some(TWO), Some(Ok(ONE))), bad);
+    }
+
+    #[test]
+    fn a_ref_that_points_elsewhere_now_may_have_moved_and_is_not_bad() {
+        let gone = repo::Error::RefNotFound { git_ref: "main".into() };
+        for git_ref in [Some("main"), Some("1111111"), None] {
+            assert_eq!(judged(git_ref, Some(Ok(ONE))), Verdict::Ok);
+            for now in [None, Some(Ok(TWO)), Some(Err(&gone))] {
+                let said = judged(git_ref, now);
+                assert!(
+                    matches!(&said, Verdict::Unchecked(why) if why.contains("may have moved")),
+                    "{said:?}"
+                );
+            }
+        }
+        assert!(matches!(ref_verdict(None, ONE, None), Verdict::Unchecked(why) if why.contains("--request")));
     }
 }

@@ -49,6 +49,7 @@ pub struct Config {
     pub admission: Admission,
     pub queue: Queue,
     pub limits: Limits,
+    pub logs: Logs,
     pub repo: Repo,
     pub relay: Relay,
 }
@@ -67,6 +68,8 @@ pub enum SandboxChoice {
 #[serde(deny_unknown_fields)]
 pub struct Announce {
     pub publish: bool,
+    /// Shorter than an announcement holds.
+    pub renew_ms: u64,
     pub name: String,
     pub about: String,
 }
@@ -138,6 +141,14 @@ impl Limits {
             network: sandbox::Network::None,
         }
     }
+}
+
+/// What is kept of the jobs' output.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logs {
+    /// All logs together, at least `store::BLOB_MAX_BYTES`.
+    pub max_bytes: u64,
 }
 
 /// Caps on one repository, and the cache of all.

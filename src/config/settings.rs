@@ -87,6 +87,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("drain_timeout_ms", 0, HOUR_MS),
     of("log_level", Kind::LogLevel),
     flag("announce.publish"),
+    number("announce.renew_ms", 1_000, 6 * DAY_MS),
     of("announce.name", Kind::Text { max_bytes: 100 }),
     of("announce.about", Kind::Text { max_bytes: 2_000 }),
     list("admission.allow_repos", repo_pattern),
@@ -113,6 +114,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("limits.output_bytes", 1_024, 1_024 * MIB),
     number("limits.artifact_bytes", 0, 1_024 * MIB),
     number("limits.changes_bytes", 1_024, 1_024 * MIB),
+    // The largest log must fit.
+    number("logs.max_bytes", 64 * MIB, 1_024 * TIB),
     number("repo.max_fetch_bytes", MIB, TIB),
     number("repo.max_tree_bytes", MIB, TIB),
     number("repo.max_file_bytes", 1_024, TIB),

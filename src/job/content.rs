@@ -73,7 +73,7 @@ pub fn report(
     cap_bytes: usize,
 ) -> Result<Content, Failure> {
     let runs: Vec<_> =
-        work.commands.iter().map(|c| (c, c.collect(Stream::Stdout), c.collect(Stream::Stderr))).collect();
+        work.commands.iter().map(|c| (c, c.printed(Stream::Stdout), c.printed(Stream::Stderr))).collect();
     let mut each = cap_bytes / 2;
     loop {
         let mut all = [Vec::new(), Vec::new()];
@@ -151,8 +151,8 @@ pub fn patch(work: &Work, patch: Patch, warnings: &[String], cap_bytes: usize) -
 /// `internal` when the type's own commands failed or printed something else; `result_too_large`.
 pub fn printed(work: &Work, json: bool, warnings: &[String], cap_bytes: usize) -> Result<Content, Failure> {
     must_have_worked(work)?;
-    let stdout = work.commands.last().map(|c| c.collect(Stream::Stdout)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&stdout).into_owned();
+    let stdout = work.commands.last().map(|c| c.printed(Stream::Stdout)).unwrap_or_default();
+    let text = String::from_utf8_lossy(stdout).into_owned();
     if json && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err() {
         return Err(Failure::new(Code::Internal, "the job type's commands printed no valid JSON"));
     }
@@ -166,15 +166,15 @@ fn must_have_worked(work: &Work) -> Result<(), Failure> {
     let Some(failed) = work.commands.iter().find(|c| c.exit != (Exit::Code { code: 0 })) else {
         return Ok(());
     };
-    let mut shown = failed.collect(Stream::Stderr);
+    let mut shown = failed.printed(Stream::Stderr);
     if shown.is_empty() {
-        shown = failed.collect(Stream::Stdout);
+        shown = failed.printed(Stream::Stdout);
     }
     let reason = format!(
         "`{}` ended with exit code {}: {}",
         cut(failed.command.as_bytes(), 200),
         exit_code(failed.exit),
-        cut(&shown, 400)
+        cut(shown, 400)
     );
     Err(Failure::new(Code::CommandFailed, reason))
 }
@@ -211,16 +211,18 @@ pub fn cut(bytes: &[u8], cap: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::CommandRun;
+    use crate::agent::{CommandRun, Output};
     use std::time::Duration;
 
     fn work(stdout: &[u8], code: i32) -> Work {
+        let mut output = Output::default();
+        output.push(Stream::Stdout, stdout);
         Work {
             commands: vec![CommandRun {
                 command: "x".into(),
                 exit: Exit::Code { code },
                 duration: Duration::from_millis(5),
-                output: vec![(Stream::Stdout, stdout.to_vec())],
+                output,
             }],
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::intake::Bucket;
+use super::intake::{Bucket, Tombstones};
 use super::queue::Queue;
 use super::runner::{self, End, Stop, Ticket};
 use super::{Failure, Rooms};
@@ -64,6 +64,8 @@ pub struct Progress {
     pub open: Vec<String>,
     /// Jobs that have got their terminal answer since the start.
     pub answered: u64,
+    /// The store failed: no event is taken any more.
+    pub stopped: bool,
 }
 
 pub(super) enum Message {
@@ -89,6 +91,12 @@ pub(super) enum Message {
     },
     Cancel {
         job: String,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
+    /// The owner's cancellation is durable, or will not be.
+    CancelRecorded {
+        job: String,
+        result: Result<(), store::Error>,
         reply: oneshot::Sender<Result<(), Failure>>,
     },
     Drain,
@@ -126,7 +134,7 @@ impl Engine {
             workers: JoinSet::new(),
             stopped: None,
             refusals: Bucket::default(),
-            tombstones: Bucket::default(),
+            tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
             untaken: Vec::new(),
             answered: 0,
@@ -243,7 +251,7 @@ pub(super) struct Dispatcher {
     workers: JoinSet<()>,
     pub(super) stopped: Option<store::Error>,
     pub(super) refusals: Bucket,
-    pub(super) tombstones: Bucket,
+    pub(super) tombstones: Tombstones,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
     pub(super) withdrawing: HashSet<(String, String)>,
     /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
@@ -296,20 +304,8 @@ impl Dispatcher {
                 self.pump();
             }
             Message::Withdrawn { keys, result } => self.withdrawn(&keys, result),
-            Message::Cancel { job, reply } => {
-                let known = self.open.contains_key(&job);
-                if known {
-                    self.stop(&job, Stop::Owner);
-                }
-                let answer = if known {
-                    Ok(())
-                } else {
-                    Err(Failure::new(Code::InvalidInput, format!("no open job {job}")))
-                };
-                if reply.send(answer).is_err() {
-                    tracing::debug!(%job, "nobody waits for the answer to a cancel");
-                }
-            }
+            Message::Cancel { job, reply } => self.cancel(job, reply),
+            Message::CancelRecorded { job, result, reply } => self.cancel_recorded(&job, result, reply),
             Message::Drain => self.draining = true,
             Message::Stop => {
                 for open in self.open.values() {
@@ -393,9 +389,9 @@ impl Dispatcher {
     }
 
     fn end_overdue(&mut self) {
-        let (now_ms, repo_ms) = (self.rooms.now_ms(), self.rooms.options.repo_ms);
+        let now_ms = self.rooms.now_ms();
         let overdue = |open: &Open| match &open.phase {
-            Phase::Waiting(ticket) => ticket.start_by_ms(repo_ms) < now_ms,
+            Phase::Waiting(ticket) => ticket.start_by_ms() < now_ms,
             _ => false,
         };
         let jobs: Vec<String> =
@@ -403,7 +399,7 @@ impl Dispatcher {
         for job in jobs {
             if let Some(Open { customer, phase: Phase::Waiting(ticket) }) = self.open.remove(&job) {
                 self.queue.remove(&customer, &job);
-                let failure = Failure::new(Code::Timeout, "its turn did not come in time");
+                let failure = ticket.too_late(ticket.start_by_ms(), "its turn did not come in time");
                 self.end_unrun(job, customer, ticket, failure);
             }
         }
@@ -424,6 +420,7 @@ impl Dispatcher {
         if self.stopped.is_none() {
             tracing::error!(%error, "the store failed; no more jobs are taken until the node is started again");
             self.stopped = Some(error);
+            self.tell_progress();
         }
     }
 
@@ -436,7 +433,8 @@ impl Dispatcher {
 
     pub(super) fn tell_progress(&self) {
         let open = self.open.keys().cloned().collect();
-        self.tell.send_replace(Progress { open, answered: self.answered });
+        let stopped = self.stopped.is_some();
+        self.tell.send_replace(Progress { open, answered: self.answered, stopped });
     }
 }
 

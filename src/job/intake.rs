@@ -1,7 +1,11 @@
 //! What the dispatcher does with a verified event: take it as a job, refuse it, or stop the job that it takes
 //! back. Every step is one batch of records; what waits for the disk is a task that reports back.
 
+use std::collections::HashMap;
+
 use nostr_sdk::prelude::JsonUtil;
+
+use tokio::sync::oneshot;
 
 use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
 use super::runner::{Stop, Ticket};
@@ -11,8 +15,11 @@ use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
 
-/// Cancellations of requests that we do not know, kept a minute.
+/// Cancellations of requests that we do not know, kept a minute: all together, and of one author.
 const TOMBSTONES_PER_MINUTE: u32 = 120;
+const TOMBSTONES_PER_AUTHOR: u32 = 16;
+/// Of one event; further ids that we do not know are passed over.
+const TOMBSTONES_PER_EVENT: usize = 16;
 /// Events held while nothing is taken; more are dropped, and asked for again.
 const UNTAKEN: usize = 1024;
 
@@ -68,28 +75,28 @@ impl Dispatcher {
         let job = request.id.to_hex();
         let customer = request.customer.to_hex();
         let options = &self.rooms.options;
-        let spare_ms = options.max_wait_ms.saturating_add(options.repo_ms);
+        let begin_by_ms = self.rooms.now_ms().saturating_add(options.max_wait_ms);
         let deadline_ms =
-            self.rooms.now_ms().saturating_add(spare_ms).saturating_add(admission.policy.wall_ms);
+            begin_by_ms.saturating_add(options.repo_ms).saturating_add(admission.policy.wall_ms);
+        let skill = admission.job_type.manifest.name.clone();
+        let ticket = Ticket::new(request, admission, offer.relay.clone(), begin_by_ms, deadline_ms);
         let accepted = Record::Accepted {
             job: job.clone(),
             customer: customer.clone(),
-            kind: request.kind,
-            skill: admission.job_type.manifest.name.clone(),
+            kind: ticket.request.kind,
+            skill: skill.clone(),
             request: offer.event.as_json(),
             relay: offer.relay.clone(),
-            deadline_ms,
+            deadline_ms: ticket.deadline_ms,
         };
         let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
         let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
         let mut records = vec![accepted];
-        match answer::processing(&self.rooms, &request, &offer.relay, &extra) {
+        match answer::processing(&self.rooms, &ticket.request, &offer.relay, &extra) {
             Ok(feedback) => records.push(feedback),
             Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
         }
-        tracing::info!(%job, skill = %admission.job_type.manifest.name, relay = %offer.relay, "job accepted");
-        let ticket =
-            Ticket { request, admission, relay: offer.relay, attempts: 0, commit: None, deadline_ms };
+        tracing::info!(%job, skill, relay = %offer.relay, "job accepted");
         let phase = Phase::Recording(Box::new(ticket), None);
         self.open.insert(job.clone(), Open { customer, phase });
         self.tell_progress();
@@ -183,13 +190,14 @@ impl Dispatcher {
     fn offered_cancel(&mut self, offer: Offer) {
         let Ok(cancel) = Cancel::decode(&offer.event) else { return (offer.done)() };
         let by = cancel.by.to_hex();
-        let mut keys = Vec::new();
+        let (mut keys, mut unknown) = (Vec::new(), 0_usize);
         for request in cancel.requests.iter().map(|id| id.to_hex()) {
             let counts = match self.open.get(&request) {
                 Some(open) => open.customer == by,
+                None if !matches!(self.rooms.store.knows(&request, &by), Ok(false)) => false,
                 None => {
-                    matches!(self.rooms.store.knows(&request, &by), Ok(false))
-                        && self.tombstones.take(self.rooms.now_ms(), TOMBSTONES_PER_MINUTE)
+                    unknown += 1;
+                    unknown <= TOMBSTONES_PER_EVENT && self.tombstones.take(self.rooms.now_ms(), &by)
                 }
             };
             if counts {
@@ -227,6 +235,36 @@ impl Dispatcher {
         }
     }
 
+    /// The owner's cancel, written down under our own key before anything is stopped, as for kind 5.
+    pub(super) fn cancel(&mut self, job: String, reply: Reply) {
+        if !self.open.contains_key(&job) {
+            return tell(reply, Err(not_open(&job)));
+        }
+        let by = self.rooms.keys.public_key().to_hex();
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
+        self.begin(async move {
+            let result = rooms.record(vec![Record::Cancelled { request: job.clone(), by }]).await;
+            report(&inbox, Message::CancelRecorded { job, result, reply }).await;
+        });
+    }
+
+    pub(super) fn cancel_recorded(&mut self, job: &str, result: Result<(), store::Error>, reply: Reply) {
+        let told = match result {
+            Err(error) => {
+                let failure = Failure::new(Code::Internal, error.to_string());
+                self.fail(error);
+                Err(failure)
+            }
+            // It may have ended meanwhile.
+            Ok(()) if !self.open.contains_key(job) => Err(not_open(job)),
+            Ok(()) => {
+                self.stop(job, Stop::Owner);
+                Ok(())
+            }
+        };
+        tell(reply, told);
+    }
+
     pub(super) fn stop(&mut self, job: &str, stop: Stop) {
         let Some(open) = self.open.remove(job) else { return };
         let Open { customer, phase } = open;
@@ -247,6 +285,19 @@ impl Dispatcher {
     }
 }
 
+/// Where the owner waits for a word about a cancel.
+type Reply = oneshot::Sender<Result<(), Failure>>;
+
+fn tell(reply: Reply, answer: Result<(), Failure>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for the answer to a cancel");
+    }
+}
+
+fn not_open(job: &str) -> Failure {
+    Failure::new(Code::InvalidInput, format!("no open job {job}"))
+}
+
 /// A token bucket over a minute.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
@@ -262,5 +313,47 @@ impl Bucket {
         }
         self.taken += 1;
         self.taken <= per_minute
+    }
+}
+
+/// What is left of the minute for cancellations of requests that we do not know.
+#[derive(Debug, Default)]
+pub(super) struct Tombstones {
+    all: Bucket,
+    /// No more authors than the minute has tombstones.
+    by: HashMap<String, u32>,
+}
+
+impl Tombstones {
+    pub(super) fn take(&mut self, now_ms: u64, author: &str) -> bool {
+        if self.all.minute != now_ms / 60_000 {
+            self.by.clear();
+        }
+        if self.by.get(author).is_some_and(|taken| *taken >= TOMBSTONES_PER_AUTHOR)
+            || !self.all.take(now_ms, TOMBSTONES_PER_MINUTE)
+        {
+            return false;
+        }
+        *self.by.entry(author.to_owned()).or_default() += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_author_has_a_share_of_the_tombstones_and_all_together_the_whole() {
+        let mut left = Tombstones::default();
+        let take = |left: &mut Tombstones, now_ms: u64, author: u32, times: u32| {
+            (0..times).filter(|_| left.take(now_ms, &author.to_string())).count() as u32
+        };
+        assert_eq!(take(&mut left, 0, 1, 256), TOMBSTONES_PER_AUTHOR);
+        assert_eq!(take(&mut left, 59_999, 2, 10), 10, "another one has its own");
+        let rest: u32 = (3..100).map(|author| take(&mut left, 59_999, author, 256)).sum();
+        assert_eq!(rest, TOMBSTONES_PER_MINUTE - TOMBSTONES_PER_AUTHOR - 10);
+        assert!(left.by.len() <= TOMBSTONES_PER_MINUTE as usize);
+        assert_eq!(take(&mut left, 60_000, 1, 256), TOMBSTONES_PER_AUTHOR, "the next minute");
     }
 }

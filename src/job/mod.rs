@@ -66,7 +66,7 @@ pub struct Options {
     pub max_content_bytes: usize,
     /// Most bytes of a result event as JSON.
     pub max_event_bytes: usize,
-    /// Largest artifact kept, bytes.
+    /// Largest artifact that is hashed, bytes. None is kept.
     pub max_artifact_bytes: u64,
     /// Largest change that a patch is made of, bytes of all files together.
     pub max_changes_bytes: u64,
@@ -116,6 +116,7 @@ pub(crate) fn repo_failure(error: &crate::repo::Error) -> Failure {
         E::Refused { .. } => Code::RepoRefused,
         E::RefNotFound { .. } => Code::RefNotFound,
         E::TooLarge { .. } => Code::ResourceLimit,
+        E::Full { .. } => Code::RateLimited,
         E::Timeout { .. } => Code::Timeout,
         E::Unreachable { .. } => Code::RepoUnreachable,
         E::RefAmbiguous { .. } => Code::InvalidInput,

@@ -34,7 +34,14 @@ impl Dispatcher {
         // Begins the look-up now, so that the answer finds it done.
         (self.rooms.read_relays)(&request.customer);
         let judged = judge(&self.rooms.rules, &request, row.accepted_ms / 1000);
-        let cancelled = self.rooms.store.is_cancelled(&job, &row.customer)?;
+        let store = &self.rooms.store;
+        let cancelled = if store.is_cancelled(&job, &row.customer)? {
+            Some(Stop::Customer)
+        } else if store.is_cancelled(&job, &self.rooms.keys.public_key().to_hex())? {
+            Some(Stop::Owner)
+        } else {
+            None
+        };
         let admission = match judged {
             Ok(admission) => admission,
             Err(refusal) => {
@@ -42,16 +49,11 @@ impl Dispatcher {
                 return Ok(());
             }
         };
-        let ticket = Box::new(Ticket {
-            request,
-            admission,
-            relay: row.relay,
-            attempts: row.attempt,
-            commit: row.commit,
-            deadline_ms: row.deadline_ms,
-        });
-        if cancelled {
-            self.end_unrun(job, row.customer, ticket, stopped(Stop::Customer));
+        let begin_by_ms = row.accepted_ms.saturating_add(self.rooms.options.max_wait_ms);
+        let ticket = Ticket::new(request, admission, row.relay, begin_by_ms, row.deadline_ms);
+        let ticket = Box::new(Ticket { attempts: row.attempt, commit: row.commit, ..ticket });
+        if let Some(stop) = cancelled {
+            self.end_unrun(job, row.customer, ticket, stopped(stop));
         } else {
             tracing::info!(%job, attempt = row.attempt, "taking up an open job");
             self.wait(job, row.customer, ticket);

@@ -28,18 +28,49 @@ pub struct Ticket {
     /// Attempts begun before this one, and the commit that they ran on.
     pub attempts: u32,
     pub commit: Option<String>,
+    /// Unix milliseconds by which the first attempt begins.
+    pub begin_by_ms: u64,
+    /// Unix milliseconds by which there is an answer, never after the request's expiration.
     pub deadline_ms: u64,
 }
 
 impl Ticket {
-    /// Unix milliseconds by which its first attempt begins, so that `repo_ms` and its own time are left before
-    /// the deadline; a job that was begun before may use what is left of it.
-    pub fn start_by_ms(&self, repo_ms: u64) -> u64 {
-        if self.attempts > 0 {
-            return self.deadline_ms;
+    /// With `begin_by_ms` and `deadline_ms` as the node allows them, cut at the request's expiration (NIP-40).
+    pub fn new(
+        request: Request,
+        admission: Admission,
+        relay: String,
+        begin_by_ms: u64,
+        deadline_ms: u64,
+    ) -> Ticket {
+        let expires_ms = expires_ms(&request);
+        Ticket {
+            request,
+            admission,
+            relay,
+            attempts: 0,
+            commit: None,
+            begin_by_ms: begin_by_ms.min(expires_ms),
+            deadline_ms: deadline_ms.min(expires_ms),
         }
-        self.deadline_ms.saturating_sub(repo_ms).saturating_sub(self.admission.policy.wall_ms)
     }
+
+    /// Why the job ends when this bound of its time has passed.
+    pub fn too_late(&self, bound_ms: u64, otherwise: &str) -> Failure {
+        if expires_ms(&self.request) <= bound_ms {
+            return Failure::new(Code::Expired, "the request's expiration passed before there was a result");
+        }
+        Failure::new(Code::Timeout, otherwise)
+    }
+    /// Unix milliseconds by which it must begin; a job that was begun before may use what is left of its time.
+    pub fn start_by_ms(&self) -> u64 {
+        if self.attempts > 0 { self.deadline_ms } else { self.begin_by_ms }
+    }
+}
+
+/// Unix milliseconds from which on the request is dead.
+fn expires_ms(request: &Request) -> u64 {
+    request.expiration.map_or(u64::MAX, |expiration| expiration.saturating_mul(1000))
 }
 
 /// Why a job is stopped from outside.
@@ -69,8 +100,21 @@ pub type Stopped = watch::Receiver<Option<Stop>>;
 struct Finished {
     content: Content,
     commit: Option<String>,
+    ran: Ran,
+    /// What a report is made of, so that a shorter one can be.
+    report: Option<Report>,
+}
+
+/// What every run leaves for its owner, however it ended.
+struct Ran {
     usage: Usage,
     log: Vec<u8>,
+}
+
+struct Report {
+    work: Work,
+    artifacts: Vec<Artifact>,
+    warnings: Vec<String>,
 }
 
 /// Runs the job to its terminal answer, which is durable when this returns `Answered`.
@@ -81,28 +125,30 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
     let left = ticket.deadline_ms.saturating_sub(rooms.now_ms());
     if left == 0 {
         // The node was away for too long.
-        return fail(rooms, ticket, &out_of_time()).await;
+        return fail(rooms, ticket, &ticket.too_late(ticket.deadline_ms, OUT_OF_TIME)).await;
     }
     let work = timeout(Duration::from_millis(left), attempts(rooms, ticket));
     let end = tokio::select! {
         biased;
         stop = wait_for_stop(&mut stopped) => match stop {
             Stop::Drain => return Ok(End::LeftOpen),
-            Stop::Customer => Err(Trouble::Job(Failure::new(Code::Cancelled, "the customer cancelled"))),
-            Stop::Owner => Err(Trouble::Job(Failure::new(Code::Cancelled, "the node's owner cancelled"))),
+            Stop::Customer => Err(Failure::new(Code::Cancelled, "the customer cancelled").into()),
+            Stop::Owner => Err(Failure::new(Code::Cancelled, "the node's owner cancelled").into()),
         },
-        end = work => end.unwrap_or_else(|_| Err(Trouble::Job(out_of_time()))),
+        end = work => end.unwrap_or_else(|_| Err(ticket.too_late(ticket.deadline_ms, OUT_OF_TIME).into())),
     };
     match end {
         Ok(finished) => deliver(rooms, ticket, finished).await,
-        Err(Trouble::Job(failure)) => fail(rooms, ticket, &failure).await,
+        Err(Trouble::Job(failure, None)) => fail(rooms, ticket, &failure).await,
+        Err(Trouble::Job(failure, Some(ran))) => {
+            let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+            end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
+        }
         Err(Trouble::Store(error)) => Err(error),
     }
 }
 
-fn out_of_time() -> Failure {
-    Failure::new(Code::Timeout, "no answer within the job's deadline")
-}
+const OUT_OF_TIME: &str = "no answer within the job's deadline";
 
 /// Ends an accepted job without running it (further).
 pub async fn fail(rooms: &Rooms, ticket: &Ticket, failure: &Failure) -> Result<End, store::Error> {
@@ -116,8 +162,18 @@ pub async fn end(
     relay: &str,
     failure: &Failure,
 ) -> Result<End, store::Error> {
+    end_having_used(rooms, request, relay, failure, Summary::default()).await
+}
+
+async fn end_having_used(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    failure: &Failure,
+    used: Summary,
+) -> Result<End, store::Error> {
     tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
-    match answer::failed(rooms, request, relay, failure, Summary::default()) {
+    match answer::failed(rooms, request, relay, failure, used) {
         Ok(records) => {
             rooms.record(records).await?;
             Ok(End::Answered)
@@ -144,8 +200,19 @@ async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
 
 /// What can go wrong on the way, kept apart because only one of them may be told to a customer.
 enum Trouble {
-    Job(Failure),
+    /// With what it has used and printed, when it came so far.
+    Job(Failure, Option<Box<Ran>>),
     Store(store::Error),
+}
+
+impl Trouble {
+    /// The same, of a job that was run to its end.
+    fn after(self, ran: Ran) -> Trouble {
+        match self {
+            Trouble::Job(failure, _) => Trouble::Job(failure, Some(Box::new(ran))),
+            Trouble::Store(_) => self,
+        }
+    }
 }
 
 impl From<store::Error> for Trouble {
@@ -156,7 +223,7 @@ impl From<store::Error> for Trouble {
 
 impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Trouble {
-        Trouble::Job(failure)
+        Trouble::Job(failure, None)
     }
 }
 
@@ -243,22 +310,29 @@ async fn once(
     };
     let taken = take(rooms, ticket, &*sandbox, &work, pinned.map(|(pin, _)| pin)).await;
     let usage = sandbox.destroy().await.map_err(Again)?;
+    let ran = Ran { usage, log: work.log() };
     let taken = match taken {
         Ok(taken) => taken,
-        Err(trouble) => return Ok(Err(trouble)),
+        Err(trouble) => return Ok(Err(trouble.after(ran))),
     };
     let warnings: Vec<String> =
         pinned.map(|(_, base)| base.warnings().iter().map(|w| w.to_string()).collect()).unwrap_or_default();
     let cap = rooms.options.max_content_bytes;
-    let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
+    let output = ticket.admission.job_type.manifest.output;
+    let content = match (output, taken.patch) {
         (Output::Patch, Some(patch)) => content::patch(&work, patch, &warnings, cap),
         (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
         (Output::Report, _) => content::report(&work, &taken.artifacts, usage, &warnings, cap),
         (Output::Json, _) => content::printed(&work, true, &warnings, cap),
         (Output::Text, _) => content::printed(&work, false, &warnings, cap),
     };
+    let content = match content {
+        Ok(content) => content,
+        Err(failure) => return Ok(Err(Trouble::from(failure).after(ran))),
+    };
     let commit = pinned.map(|(pin, _)| pin.commit.clone());
-    Ok(content.map(|content| Finished { content, commit, usage, log: work.log() }).map_err(Trouble::Job))
+    let report = (output == Output::Report).then_some(Report { work, artifacts: taken.artifacts, warnings });
+    Ok(Ok(Finished { content, commit, ran, report }))
 }
 
 /// What is taken out of the sandbox before it is destroyed.
@@ -299,11 +373,11 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
         |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
     match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
         Ok(bytes) => {
+            // Only told of, never kept: nobody could fetch it, and a stranger would fill our disk.
             let size = bytes.len() as u64;
-            let store = rooms.store.clone();
-            let kept = tokio::task::spawn_blocking(move || store.put_blob(&bytes)).await;
-            let sha256 = kept.map_err(internal)??;
-            Ok(Artifact { path: path.into(), sha256: Some(sha256), size: Some(size), error: None })
+            let hashed = tokio::task::spawn_blocking(move || protocol::sha256_hex(&bytes)).await;
+            let sha256 = Some(hashed.map_err(internal)?);
+            Ok(Artifact { path: path.into(), sha256, size: Some(size), error: None })
         }
         Err(error @ (sandbox::Error::NotFound(_) | sandbox::Error::BadPath(_))) => {
             Ok(missing(error.to_string()))
@@ -314,36 +388,68 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
 }
 
 async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
+    let Finished { mut content, commit, ran, report } = finished;
+    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+    let mut cap_bytes = rooms.options.max_content_bytes;
+    let failure = loop {
+        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used) {
+            Ok(records) => {
+                rooms.record(records).await?;
+                tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
+                return Ok(End::Answered);
+            }
+            Err(failure) => failure,
+        };
+        // How much the event's own escapes and encryption add is known only when it is made.
+        cap_bytes /= 2;
+        let Some(report) = report.as_ref().filter(|_| failure.code == Code::ResultTooLarge) else {
+            break failure;
+        };
+        content =
+            match content::report(&report.work, &report.artifacts, ran.usage, &report.warnings, cap_bytes) {
+                Ok(shorter) => shorter,
+                Err(_) => break failure,
+            };
+    };
+    end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
+}
+
+/// The result, signed, with what proves it.
+fn answer_with(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    content: &Content,
+    commit: Option<&str>,
+    used: &Summary,
+) -> Result<Vec<Record>, Failure> {
     let identity = rooms.backend.identity();
     let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
-    let output_sha256 = protocol::sha256_hex(finished.content.text.as_bytes());
+    let output_sha256 = protocol::sha256_hex(content.text.as_bytes());
     let proof = Proof {
-        commit: finished.commit,
+        commit: commit.map(str::to_owned),
         backend: identity.backend,
         image: identity.image,
         policy_sha256: protocol::sha256_hex(policy.as_bytes()),
         policy: Some(policy),
         output_sha256: output_sha256.clone(),
-        wall_ms: finished.usage.wall_ms,
-        cpu_ms: finished.usage.cpu_ms,
-        peak_memory_bytes: finished.usage.peak_memory_bytes,
+        wall_ms: used.wall_ms,
+        cpu_ms: used.cpu_ms,
+        peak_memory_bytes: used.peak_memory_bytes,
         price_msat: ticket.admission.price_msat,
     };
-    let summary = Summary {
-        wall_ms: finished.usage.wall_ms,
-        cpu_ms: finished.usage.cpu_ms,
-        peak_memory_bytes: finished.usage.peak_memory_bytes,
-        price_msat: ticket.admission.price_msat,
-        output_sha256: Some(output_sha256),
-        log_blob: keep_log(rooms, finished.log).await?,
-    };
-    match answer::done(rooms, &ticket.request, &ticket.relay, &finished.content, &proof, summary) {
-        Ok(records) => {
-            rooms.record(records).await?;
-            tracing::info!(job = %ticket.request.id, wall_ms = finished.usage.wall_ms, "job done");
-            Ok(End::Answered)
-        }
-        Err(failure) => fail(rooms, ticket, &failure).await,
+    let price_msat = ticket.admission.price_msat;
+    let summary = Summary { price_msat, output_sha256: Some(output_sha256), ..used.clone() };
+    answer::done(rooms, &ticket.request, &ticket.relay, content, &proof, summary)
+}
+
+/// What a run used, without a price: only a result has one.
+fn used(usage: Usage, log_blob: Option<String>) -> Summary {
+    Summary {
+        wall_ms: usage.wall_ms,
+        cpu_ms: usage.cpu_ms,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        log_blob,
+        ..Summary::default()
     }
 }
 

@@ -53,9 +53,15 @@ impl Catalog {
     /// built-in type.
     ///
     /// # Errors
-    /// The first bad file, with its line and the reason.
+    /// The first bad file, with its line and the reason; or a folder that holds no type.
     pub fn with_folder(folder: &Path) -> Result<Catalog, Error> {
         let mut catalog = Catalog::built_in()?;
+        let astray = folder.join("job.toml");
+        if astray.exists() {
+            let why =
+                "stands in the folder of the types: each type has a sub-folder of its own; name its parent";
+            return Err(bad(&astray, why));
+        }
         let entries = std::fs::read_dir(folder).map_err(|e| bad(folder, e.to_string()))?;
         let mut folders = Vec::new();
         for entry in entries {
@@ -63,6 +69,9 @@ impl Catalog {
             if path.is_dir() {
                 folders.push(path);
             }
+        }
+        if folders.is_empty() {
+            return Err(bad(folder, "holds no job type: each is a sub-folder with a job.toml"));
         }
         folders.sort();
         let mut own: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -180,6 +189,18 @@ mod tests {
         std::fs::write(dir.path().join("mine/job.toml"), "name = \"mine\"\nkinds = 7\n").unwrap();
         let error = Catalog::with_folder(dir.path()).unwrap_err().to_string();
         assert!(error.contains("mine/job.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_a_type_itself_or_holds_none_is_refused_and_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = Catalog::with_folder(dir.path()).unwrap_err().to_string();
+        assert!(none.contains("holds no job type"), "{none}");
+        std::fs::write(dir.path().join("README"), "no folder").unwrap();
+        assert_eq!(Catalog::with_folder(dir.path()).unwrap_err().to_string(), none);
+        let itself = Path::new("config/example-jobs/lines");
+        let itself = Catalog::with_folder(itself).unwrap_err().to_string();
+        assert!(itself.contains("lines/job.toml: stands in the folder of the types"), "{itself}");
     }
 
     #[test]

@@ -195,6 +195,10 @@ impl Manifest {
         if matches!(self.output, Output::Json | Output::Text) {
             ensure(!self.script.commands.is_empty(), "output", "json and text need [script] commands")?;
         }
+        if self.output == Output::Patch {
+            let named = self.input.repo == Need::Required;
+            ensure(named, "output", "a patch needs [input] repo = \"required\"")?;
+        }
         let l = &self.limits;
         let pairs = [
             ("wall_ms", l.wall_ms, l.max_wall_ms, 86_400_000),
@@ -278,6 +282,17 @@ mod tests {
     fn a_kind_that_is_no_request_is_refused_with_its_line() {
         let fault = fault(&GOOD.replace("5000", "6000"));
         assert_eq!((fault.line, fault.reason.as_str()), (Some(3), "kinds: 6000 is not in 5000–5999"));
+    }
+
+    #[test]
+    fn a_patch_without_a_required_repository_is_refused_with_the_line_of_the_output() {
+        let patch = GOOD.replace("report", "patch");
+        for text in [patch.clone(), format!("{patch}[input]\nrepo = \"optional\"\n")] {
+            let fault = fault(&text);
+            let why = "output: a patch needs [input] repo = \"required\"";
+            assert_eq!((fault.line, fault.reason.as_str()), (Some(5), why));
+        }
+        assert!(Manifest::parse(&format!("{patch}[input]\nrepo = \"required\"\n")).is_ok());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nostr_sdk::prelude::PublicKey;
 
-use super::job_type::{Limits, Need};
+use super::job_type::{Limits, Need, Output};
 use super::{Catalog, Code, JobType, Refusal};
 use crate::config::RepoPattern;
 use crate::protocol::{Order, Request};
@@ -105,6 +105,15 @@ fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), R
     }
     if manifest.script.commands.is_empty() && order.commands.is_empty() {
         let reason = "no commands: give params cmd_0, cmd_1, … (an agent that needs none is not there yet)";
+        return refuse(Code::InvalidInput, reason);
+    }
+    // What would be ordered and not done is refused: the customer would take the result for something else.
+    if !manifest.script.commands.is_empty() && !order.commands.is_empty() {
+        let reason = format!("{} runs its own commands: give no cmd", manifest.name);
+        return refuse(Code::InvalidInput, reason);
+    }
+    if manifest.output != Output::Report && !order.artifacts.is_empty() {
+        let reason = format!("the result of {} is no report, so it names no artifacts", manifest.name);
         return refuse(Code::InvalidInput, reason);
     }
     if order.network {
@@ -275,6 +284,25 @@ mod tests {
         refused(judged(&draft(5050)), Code::Unsupported);
         let network = Draft { params: vec![("allow_network".into(), "true".into())], ..draft(5930) };
         refused(judged(&network), Code::Unsupported);
+    }
+
+    #[test]
+    fn commands_and_artifacts_that_the_type_would_pass_over_are_refused() {
+        let none = |kind| Draft { commands: Vec::new(), ..draft(kind) };
+        let with_artifact = |draft: Draft| Draft { artifacts: vec!["out.txt".into()], ..draft };
+        assert!(judged(&none(5933)).is_ok() && judged(&none(5300)).is_ok());
+        assert!(judged(&with_artifact(draft(5930))).is_ok());
+        for (draft, why) in [
+            (draft(5933), "analysis runs its own commands"),
+            (draft(5300), "docs runs its own commands"),
+            (with_artifact(none(5933)), "the result of analysis is no report"),
+            (with_artifact(none(5300)), "the result of docs is no report"),
+            (with_artifact(draft(5932)), "the result of code is no report"),
+        ] {
+            let refusal = judged(&draft).expect_err("must be refused");
+            assert_eq!(refusal.code, Code::InvalidInput);
+            assert!(refusal.reason.contains(why), "{}", refusal.reason);
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub enum Code {
     Cancelled,
     /// Asks for more than the node or the job type allows, or used more.
     ResourceLimit,
-    /// Too many open jobs, of this customer or of all.
+    /// Too many open jobs, of this customer or of all, or their repositories take all room.
     RateLimited,
     /// The repository is outside the rules, or hostile.
     RepoRefused,

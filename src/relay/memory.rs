@@ -5,14 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::record::{Answer, Record};
-use crate::store::{Outgoing, Store};
+use crate::store::{Outgoing, Owed, Store};
 
 /// The store as the relay room sees it. Called from many threads; each call is quick.
 pub trait Memory: Send + Sync + 'static {
     /// All stored events of this relay up to this Unix second were handled.
     fn cursor(&self, relay: &str) -> Option<u64>;
     /// Signed events of ours that some relay has not answered for yet.
-    fn outgoing(&self) -> Vec<Outgoing>;
+    fn owed(&self) -> Vec<Owed>;
+    /// The text of such an event; `None` when it cannot be had now.
+    fn event(&self, id: &str) -> Option<String>;
     /// Nothing is left to do about this request (hex id) of this customer (hex key): a job, refused, or
     /// cancelled by its author.
     fn knows(&self, request: &str, customer: &str) -> bool;
@@ -28,10 +30,17 @@ impl Memory for Store {
         })
     }
 
-    fn outgoing(&self) -> Vec<Outgoing> {
-        Store::outgoing(self).unwrap_or_else(|error| {
+    fn owed(&self) -> Vec<Owed> {
+        Store::owed(self).unwrap_or_else(|error| {
             tracing::error!(%error, "what is owed cannot be read; nothing new is sent until it can");
             Vec::new()
+        })
+    }
+
+    fn event(&self, id: &str) -> Option<String> {
+        Store::answer(self, id).unwrap_or_else(|error| {
+            tracing::error!(event = id, %error, "an owed event cannot be read; it is sent when it can");
+            None
         })
     }
 
@@ -59,6 +68,8 @@ struct Kept {
     outgoing: Vec<Outgoing>,
     known: HashSet<String>,
     delivered: Vec<(String, String, Answer)>,
+    /// Texts of events that were asked for.
+    read: usize,
 }
 
 impl InMemory {
@@ -78,6 +89,11 @@ impl InMemory {
         kept.delivered.iter().filter(|(e, ..)| e == event).map(|(_, r, a)| (r.clone(), a.clone())).collect()
     }
 
+    /// How often the text of an event was asked for.
+    pub fn events_read(&self) -> usize {
+        self.lock().read
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,8 +104,20 @@ impl Memory for InMemory {
         self.lock().cursors.get(relay).copied()
     }
 
-    fn outgoing(&self) -> Vec<Outgoing> {
-        self.lock().outgoing.iter().filter(|o| !o.relays_left.is_empty()).cloned().collect()
+    fn owed(&self) -> Vec<Owed> {
+        let owed = |o: &Outgoing| Owed {
+            event: o.event.clone(),
+            job: o.job.clone(),
+            relays_left: o.relays_left.clone(),
+            give_up_ms: o.give_up_ms,
+        };
+        self.lock().outgoing.iter().filter(|o| !o.relays_left.is_empty()).map(owed).collect()
+    }
+
+    fn event(&self, id: &str) -> Option<String> {
+        let mut kept = self.lock();
+        kept.read += 1;
+        kept.outgoing.iter().find(|o| o.event == id).map(|o| o.json.clone())
     }
 
     fn knows(&self, request: &str, _: &str) -> bool {

@@ -14,8 +14,8 @@ use super::delivery::Delivery;
 use super::session::{Command, Link, Session, Signal, Sink};
 use super::verify::Wanted;
 use super::{Address, Clock, Glance, Memory, Wire, lock};
-use crate::store::Outgoing;
 use crate::store::record::{Answer, Record};
+use crate::store::{Outgoing, Owed};
 
 /// Connections at a time to relays that are not ours.
 const CONNECTIONS: usize = 32;
@@ -109,7 +109,11 @@ impl Outbox {
                 Some(_) = state.sessions.join_next() => {}
                 note = self.notes.recv() => match note {
                     None => return,
-                    Some(Note::Owe(outgoing)) => self.hand_out(&mut state, &outgoing),
+                    Some(Note::Owe(outgoing)) => {
+                        let Outgoing { event, job, json, relays_left, give_up_ms } = *outgoing;
+                        let owed = Owed { event, job, relays_left, give_up_ms };
+                        self.hand_out(&mut state, &owed, Some(json.into()));
+                    }
                     Some(Note::Signal(signal)) => self.on_signal(&mut state, signal),
                     Some(Note::Ended(address)) => self.on_ended(&mut state, &address),
                     Some(Note::Flush(done)) => {
@@ -131,23 +135,24 @@ impl Outbox {
     /// Everything owed that is not handed out yet; forgets what the store has put away.
     fn scan(&mut self, state: &mut State) {
         state.more = false;
-        let owed = self.memory.outgoing();
+        let owed = self.memory.owed();
         let ids: std::collections::HashSet<_> = owed.iter().filter_map(|o| id(&o.event)).collect();
         state.tracked.retain(|id, relays| {
             ids.contains(id) || relays.values().any(|track| matches!(track, Track::Handed(_)))
         });
-        for outgoing in &owed {
-            self.hand_out(state, outgoing);
+        for owed in &owed {
+            self.hand_out(state, owed, None);
         }
     }
 
-    fn hand_out(&mut self, state: &mut State, outgoing: &Outgoing) {
-        let Some(id) = id(&outgoing.event) else {
-            tracing::error!(event = outgoing.event, "an owed event has no proper id; it cannot be sent");
+    /// `json` is the event's text, if it is at hand; otherwise it is read for the first session that has room, so
+    /// that what nobody takes costs no memory.
+    fn hand_out(&mut self, state: &mut State, owed: &Owed, mut json: Option<Arc<str>>) {
+        let Some(id) = id(&owed.event) else {
+            tracing::error!(event = owed.event, "an owed event has no proper id; it cannot be sent");
             return;
         };
-        let json: Arc<str> = outgoing.json.as_str().into();
-        for name in &outgoing.relays_left {
+        for name in &owed.relays_left {
             if state.tracked.get(&id).is_some_and(|relays| relays.contains_key(name)) {
                 continue;
             }
@@ -162,7 +167,7 @@ impl Outbox {
                 state.more = true;
                 continue;
             }
-            let mut give_up_ms = outgoing.give_up_ms;
+            let mut give_up_ms = owed.give_up_ms;
             if !self.own.contains_key(&address) {
                 if state.is_crowded(&address) {
                     let reason = "too many relays of one host to answer at".into();
@@ -173,13 +178,17 @@ impl Outbox {
                 give_up_ms = give_up_ms.min((self.clock)().saturating_add(patience_ms));
             }
             let Some(session) = self.session(state, &address) else {
-                if outgoing.give_up_ms <= (self.clock)() {
+                if owed.give_up_ms <= (self.clock)() {
                     let reason = "too many relays to answer at once".into();
                     self.last_word(state, id, name, Answer::GaveUp { reason });
                 }
                 continue;
             };
-            let delivery = Delivery { id, names: vec![name.clone()], json: Arc::clone(&json), give_up_ms };
+            let Some(text) = json.take().or_else(|| self.memory.event(&owed.event).map(Into::into)) else {
+                return;
+            };
+            json = Some(Arc::clone(&text));
+            let delivery = Delivery { id, names: vec![name.clone()], json: text, give_up_ms };
             // A session that ended just now says so; then this is handed out again.
             if session.send(Command::Deliver(delivery)).is_ok() {
                 *state.handed.entry(address.clone()).or_default() += 1;

@@ -299,11 +299,21 @@ impl Handle {
         all.into_iter().map(|(_, status)| status).collect()
     }
 
-    /// Stops taking events in, delivers what is owed for at most `within`, writes the cursors, hangs up.
-    pub async fn drain(&self, within: Duration) -> Drained {
+    /// Takes no more events in, on any relay, until the next start; what is owed is delivered as before.
+    pub fn stop_following(&self) {
         if self.room.drain.send(true).is_err() {
             tracing::trace!("no relay is followed");
         }
+    }
+
+    /// False after [`Handle::stop_following`] and [`Handle::drain`].
+    pub fn is_following(&self) -> bool {
+        !*self.room.drain.borrow()
+    }
+
+    /// Stops taking events in, delivers what is owed for at most `within`, writes the cursors, hangs up.
+    pub async fn drain(&self, within: Duration) -> Drained {
+        self.stop_following();
         let (done, flushed) = oneshot::channel();
         if self.room.note.send(Note::Flush(done)).is_err()
             || tokio::time::timeout(within, flushed).await.is_err()

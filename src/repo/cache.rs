@@ -1,6 +1,8 @@
-//! The cache on disk: which mirrors and bases are here, which are in use, which go when room is needed.
+//! The cache on disk: which mirrors and bases are here, and which are in use.
 //! Layout: `r/<repository>/{mirror,bases/<commit>/{tree,base.json}}`, `tmp/`, `trash/`. What to fetch and how
-//! a tree is written is decided elsewhere.
+//! a tree is written is decided elsewhere; what goes when room is needed, in `room`.
+
+mod room;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,8 +20,6 @@ use super::fetch::{Fetch, Name};
 use super::mirror::{self, Mirror};
 use super::{Error, Location, Options, tree, warn};
 
-/// A mirror with more packs than this starts anew: each fetch adds a pack, and every look-up asks them all.
-const MAX_PACKS: usize = 40;
 /// What a file takes on disk beyond its bytes, on average.
 const FILE_OVERHEAD: u64 = 4096;
 
@@ -43,6 +43,8 @@ pub(super) struct Slot {
     pub turn: Arc<tokio::sync::Mutex<()>>,
     bases: Mutex<HashMap<Oid, Kept>>,
     mirror_bytes: AtomicU64,
+    /// What the mirror had, or would have had, when it was last made anew.
+    lean_bytes: AtomicU64,
     used: AtomicU64,
 }
 
@@ -112,12 +114,16 @@ impl Cache {
         budget: &Budget,
     ) -> Result<Oid, Error> {
         budget.left()?;
-        if slot.mirror()?.packs() >= MAX_PACKS && !slot.in_use() {
-            self.discard(&slot.dir.join("mirror"))?;
-        }
+        self.thin_out(slot, budget)?;
         let mirror = slot.mirror()?;
         let scratch = Temporary::new(self)?;
-        let fetch = Fetch { mirror: &mirror, limits: &self.options.limits, budget, scratch: &scratch.path };
+        let fetch = Fetch {
+            mirror: &mirror,
+            limits: &self.options.limits,
+            budget,
+            scratch: &scratch.path,
+            room: &|| self.make_room(slot, None, budget),
+        };
         let commit = fetch.pin(location, name, &self.options);
         slot.mirror_bytes.store(mirror.bytes(), Relaxed);
         commit
@@ -148,9 +154,13 @@ impl Cache {
         let mirror = slot.mirror()?;
         let odb = mirror.odb()?;
         let top = mirror::tree_of(&odb, commit)?;
+        // Before one of them is held here for its files.
+        self.trim();
         let old = slot.newest();
         let old_tree = old.as_ref().and_then(|b| Oid::from_str(&b.meta.tree).ok()).filter(|t| odb.exists(*t));
         let plan = tree::plan(&odb, top, old_tree, limits)?;
+        // Only now is it known that the commit's tree is one that could be kept.
+        self.make_room(slot, Some(commit), budget)?;
         let made = Temporary::new(self)?;
         let folder = made.path.join("tree");
         fs::create_dir(&folder).map_err(host("make a base's folder"))?;
@@ -171,60 +181,6 @@ impl Cache {
 
     pub fn bytes(&self) -> u64 {
         lock(&self.slots).values().map(|s| s.bytes()).sum()
-    }
-
-    /// Removes what was used least lately and is not in use, until the cache is within its cap.
-    pub fn trim(&self) {
-        while self.bytes() > self.options.cache_bytes {
-            match self.evict_one() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(e) => {
-                    tracing::warn!(error = %e, "the repository cache could not be trimmed");
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Evicts the oldest base, or a mirror without bases; `false` if everything is in use.
-    fn evict_one(&self) -> Result<bool, Error> {
-        let mut slots = lock(&self.slots);
-        let oldest_base = slots
-            .values()
-            .filter_map(|s| s.oldest().map(|(used, id)| (used, id, s.clone())))
-            .min_by_key(|c| c.0);
-        let oldest_mirror = slots
-            .iter()
-            .filter(|(_, s)| Arc::strong_count(s) == 1 && lock(&s.bases).is_empty())
-            .map(|(name, s)| (s.used.load(Relaxed), name.clone()))
-            .min();
-        match (oldest_base, oldest_mirror) {
-            (Some((base_used, ..)), Some((used, name))) if used < base_used => {
-                self.drop_slot(&mut slots, &name)
-            }
-            (Some((_, id, slot)), _) => {
-                let mut bases = lock(&slot.bases);
-                // Looked at again under its lock: nobody can take it from here on.
-                if bases.get(&id).is_none_or(|k| k.live.strong_count() > 0) {
-                    return Ok(true);
-                }
-                self.discard(&slot.base_dir(id))?;
-                bases.remove(&id);
-                Ok(true)
-            }
-            (None, Some((_, name))) => self.drop_slot(&mut slots, &name),
-            (None, None) => Ok(false),
-        }
-    }
-
-    fn drop_slot(&self, slots: &mut HashMap<String, Arc<Slot>>, name: &str) -> Result<bool, Error> {
-        if let Some(slot) = slots.remove(name)
-            && slot.dir.exists()
-        {
-            self.discard(&slot.dir)?;
-        }
-        Ok(true)
     }
 
     /// Out of sight at once; gone when a background thread gets to it, or at the next start.
@@ -253,6 +209,7 @@ impl Slot {
             turn: Arc::new(tokio::sync::Mutex::new(())),
             bases: Mutex::new(HashMap::new()),
             mirror_bytes: AtomicU64::new(0),
+            lean_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Every variant but `Host` and `Busy` is about the customer's repository, not about this node.
+/// Every variant but `Full`, `Host` and `Busy` is about the customer's repository, not about this node.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A rule of this node; asking again will not help.
@@ -18,6 +18,9 @@ pub enum Error {
     /// `cap` is in bytes for bytes, else a count.
     #[error("the repository is too large: {what} over {cap}")]
     TooLarge { what: &'static str, cap: u64 },
+    /// `cap` in bytes: the cache's. Asking again later helps.
+    #[error("no room: repositories of other jobs under way take all {cap} bytes; ask again later")]
+    Full { cap: u64 },
     #[error("the repository took longer than {cap_ms} ms")]
     Timeout { cap_ms: u64 },
     /// The caller went away.

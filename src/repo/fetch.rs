@@ -93,6 +93,8 @@ pub(super) struct Fetch<'a> {
     pub budget: &'a Budget,
     /// An empty folder for a throw-away mirror; removed by the caller.
     pub scratch: &'a Path,
+    /// Called before anything is put into the mirror, which may be another one afterwards, in the same place.
+    pub room: &'a dyn Fn() -> Result<(), Error>,
 }
 
 impl Fetch<'_> {
@@ -139,6 +141,7 @@ impl Fetch<'_> {
 
     /// The commit alone, without history.
     fn shallow(&self, source: &mut dyn Source, ask: Oid) -> Result<Oid, Error> {
+        (self.room)()?;
         let want =
             Want { commits: vec![ask], depth: Some(1), have: self.mirror.pins(MAX_HAVE), ..Want::default() };
         self.mirror.receive(source, &want, self.limits, self.budget)?;
@@ -178,6 +181,7 @@ impl Fetch<'_> {
         if commits.is_empty() {
             return Ok(());
         }
+        (self.room)()?;
         self.mirror.receive(source, &Want { commits, ..Want::default() }, self.limits, self.budget)
     }
 

@@ -38,6 +38,6 @@ impl Source for Local {
 
     fn fetch(&mut self, want: &Want, to: &mut dyn Write) -> Result<(), Error> {
         let contents = pack::contents(&self.repo, want)?;
-        pack::write(&self.repo, &contents.objects, to)
+        pack::write(&self.repo, &contents.objects, pack::How::Fast, to)
     }
 }

@@ -14,6 +14,8 @@ use super::{Error, Limits};
 
 /// Annotated tags of tags followed.
 const MAX_TAGS: usize = 8;
+/// Bytes of a commit or an annotated tag; it is read whole.
+const MAX_MESSAGE: u64 = 1 << 20;
 
 /// A mirror's folder. The caller holds the repository's lock while it writes.
 #[derive(Debug, Clone)]
@@ -135,7 +137,7 @@ pub(super) fn open_odb(objects: &Path) -> Result<Odb<'static>, Error> {
 /// The commit behind `id`, through annotated tags.
 pub(super) fn peel(odb: &Odb<'_>, mut id: Oid) -> Result<Oid, Error> {
     for _ in 0..MAX_TAGS {
-        let object = odb.read(id).map_err(|_| Error::broken(format!("the server did not send {id}")))?;
+        let object = read_small(odb, id, || format!("the server did not send {id}"))?;
         match object.kind() {
             ObjectType::Commit => return Ok(id),
             ObjectType::Tag => id = header(object.data(), b"object ")?,
@@ -147,11 +149,24 @@ pub(super) fn peel(odb: &Odb<'_>, mut id: Oid) -> Result<Oid, Error> {
 
 /// The tree of a commit.
 pub(super) fn tree_of(odb: &Odb<'_>, commit: Oid) -> Result<Oid, Error> {
-    let object = odb.read(commit).map_err(|_| Error::broken(format!("commit {commit} is missing")))?;
+    let object = read_small(odb, commit, || format!("commit {commit} is missing"))?;
     if object.kind() != ObjectType::Commit {
         return Err(Error::refused(format!("{commit} is a {}, not a commit", object.kind().str())));
     }
     header(object.data(), b"tree ")
+}
+
+/// Reads a commit or tag, unless it is so large that nobody means it.
+fn read_small<'a>(
+    odb: &'a Odb<'_>,
+    id: Oid,
+    missing: impl Fn() -> String,
+) -> Result<git2::OdbObject<'a>, Error> {
+    let (size, _) = odb.read_header(id).map_err(|_| Error::broken(missing()))?;
+    if size as u64 > MAX_MESSAGE {
+        return Err(Error::TooLarge { what: "bytes of a commit or tag", cap: MAX_MESSAGE });
+    }
+    odb.read(id).map_err(|_| Error::broken(missing()))
 }
 
 /// The id in an object's first line.
@@ -161,4 +176,26 @@ fn header(data: &[u8], key: &[u8]) -> Result<Oid, Error> {
         .and_then(|hex| std::str::from_utf8(hex).ok())
         .and_then(super::remote::full_id)
         .ok_or_else(|| Error::broken("a commit or tag without its first line"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_or_tag_of_megabytes_is_refused_by_its_size() {
+        let odb = Odb::new().unwrap();
+        odb.add_new_mempack_backend(1).unwrap();
+        let id = "7".repeat(40);
+        for (kind, key) in [(ObjectType::Commit, "tree"), (ObjectType::Tag, "object")] {
+            let text = format!("{key} {id}\n\n{}", "m".repeat(2 << 20));
+            let large = odb.write(kind, text.as_bytes()).unwrap();
+            for told in [peel(&odb, large), tree_of(&odb, large)] {
+                assert!(
+                    matches!(told, Err(Error::TooLarge { what: "bytes of a commit or tag", .. })),
+                    "{told:?}"
+                );
+            }
+        }
+    }
 }

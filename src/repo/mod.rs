@@ -13,6 +13,7 @@ mod diff_write;
 mod error;
 mod fetch;
 mod http;
+mod lean;
 mod local;
 mod mirror;
 mod names;
@@ -98,7 +99,8 @@ pub struct Options {
     /// Clone `file://` URLs.
     pub allow_file: bool,
     pub limits: Limits,
-    /// Bytes of mirrors and bases kept for the next job; what is in use is never removed.
+    /// Bytes of mirrors and bases, in use or kept for the next job. What is in use is never removed; while that
+    /// is as much, nothing is added (`Error::Full`). Work under way, `parallel` at most, may go over it.
     pub cache_bytes: u64,
     /// Repositories worked on at once.
     pub parallel: usize,

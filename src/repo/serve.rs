@@ -285,7 +285,7 @@ fn give(repo: &Repository, body: &[u8]) -> Result<Vec<u8>, Error> {
     }
     if request.done {
         let mut packed = Vec::new();
-        pack::write(repo, &contents.objects, &mut packed)?;
+        pack::write(repo, &contents.objects, pack::How::Fast, &mut packed)?;
         for part in packed.chunks(BAND) {
             let mut band = Vec::with_capacity(part.len() + 1);
             band.push(1);

@@ -9,6 +9,9 @@ use super::{Error, Limits, names};
 
 /// Bytes of all folders' paths together: what a plan may hold in memory.
 const MAX_ALL_PATHS: u64 = 64 << 20;
+/// Bytes of one tree object, some 400,000 names: all of it is in memory at once, and a few kilobytes of a pack
+/// can unpack to it.
+const MAX_TREE: u64 = 16 << 20;
 
 /// What stands at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +34,15 @@ pub(super) struct Entry {
     pub id: Oid,
 }
 
-/// Reads a tree object without libgit2's own ideas of it.
-pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Entry>, Error> {
+/// Reads a tree object without libgit2's own ideas of it; `None` if it has more than `most` entries.
+pub(super) fn parse(mut data: &[u8], most: u64) -> Result<Option<Vec<Entry>>, Error> {
     let broken = || Error::broken("a tree object is malformed");
-    let mut entries = Vec::with_capacity(data.len() / 32);
+    let mut entries = Vec::new();
     while !data.is_empty() {
+        // Before the next entry takes memory: a small pack can unpack to a tree of millions.
+        if entries.len() as u64 >= most {
+            return Ok(None);
+        }
         let blank = data.iter().take(8).position(|b| *b == b' ').ok_or_else(broken)?;
         let (mode, rest) = data.split_at(blank);
         let rest = rest.get(1..).ok_or_else(broken)?;
@@ -60,16 +67,25 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Entry>, Error> {
             id: Oid::from_bytes(id).map_err(Error::broken)?,
         });
     }
-    Ok(entries)
+    Ok(Some(entries))
 }
 
-/// Reads and parses a tree object.
+/// Reads and parses a tree object of at most `MAX_TREE` bytes.
 pub(super) fn read(odb: &Odb<'_>, id: Oid) -> Result<Vec<Entry>, Error> {
-    let object = odb.read(id).map_err(|_| Error::broken(format!("tree {id} is missing")))?;
-    if object.kind() != ObjectType::Tree {
+    Ok(read_at_most(odb, id, u64::MAX)?.unwrap_or_default())
+}
+
+/// The same; `None` if it has more than `most` entries.
+fn read_at_most(odb: &Odb<'_>, id: Oid, most: u64) -> Result<Option<Vec<Entry>>, Error> {
+    let missing = |_| Error::broken(format!("tree {id} is missing"));
+    let (size, kind) = odb.read_header(id).map_err(missing)?;
+    if kind != ObjectType::Tree {
         return Err(Error::broken(format!("{id} should be a tree and is not")));
     }
-    parse(object.data())
+    if size as u64 > MAX_TREE {
+        return Err(Error::TooLarge { what: "bytes of one folder's list", cap: MAX_TREE });
+    }
+    parse(odb.read(id).map_err(missing)?.data(), most)
 }
 
 /// A file or symlink to make.
@@ -113,16 +129,14 @@ pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) ->
     let mut path_bytes = 0u64;
     // An explicit stack: depth is the customer's choice, our call stack is not.
     while let Some(open) = stack.pop() {
-        let entries = read(odb, open.id)?;
+        let too_many = || Error::TooLarge { what: "files and folders", cap: limits.files };
+        let entries = read_at_most(odb, open.id, limits.files.saturating_sub(count))?.ok_or_else(too_many)?;
+        count += entries.len() as u64;
         let old = older(odb, &open, &entries)?;
         let parent = plan.folders.get(open.folder).map(|f| f.path.clone()).unwrap_or_default();
         let mut files = Vec::new();
         let mut below = Vec::new();
         for entry in entries {
-            count += 1;
-            if count > limits.files {
-                return Err(Error::TooLarge { what: "files and folders", cap: limits.files });
-            }
             if let Some(why) = names::problem(&entry.name) {
                 return Err(Error::refused(format!("{why}: {}", shown(&parent, &entry.name))));
             }
@@ -220,13 +234,42 @@ mod tests {
     fn a_malformed_tree_is_an_error_and_never_a_panic() {
         let id = [7u8; 20];
         let good = [b"100644 a\0".as_slice(), &id].concat();
-        assert_eq!(parse(&good).unwrap().len(), 1);
+        assert_eq!(parse(&good, 1).unwrap().unwrap().len(), 1);
         for cut in 1..good.len() {
-            assert!(parse(&good[..cut]).is_err(), "cut at {cut}");
+            assert!(parse(&good[..cut], 1).is_err(), "cut at {cut}");
         }
         for mode in ["170000", "0", "999999", "-100644", "100644100644", "020000"] {
             let bad = [mode.as_bytes(), b" a\0", &id].concat();
-            assert!(parse(&bad).is_err(), "{mode}");
+            assert!(parse(&bad, 1).is_err(), "{mode}");
         }
+    }
+
+    #[test]
+    fn a_list_of_many_megabytes_is_refused_by_its_size_and_one_of_many_names_by_their_number() {
+        let odb = Odb::new().unwrap();
+        odb.add_new_mempack_backend(1).unwrap();
+        let entry = |n: u32| [format!("100644 {n:012}\0").as_bytes(), &[7; 20]].concat();
+        let put = |names: u32| {
+            let list: Vec<u8> = (0..names).flat_map(entry).collect();
+            odb.write(ObjectType::Tree, &list).unwrap()
+        };
+        let (large, long) = (put(450_000), put(400));
+        let told = |id, files| {
+            let limits = Limits { files, ..Limits::default() };
+            plan(&odb, id, None, &limits).err().map(|e| e.to_string())
+        };
+        let why = format!("bytes of one folder's list over {MAX_TREE}");
+        assert!(told(large, 1_000_000).is_some_and(|e| e.contains(&why)));
+        assert!(read(&odb, large).is_err_and(|e| e.to_string().contains(&why)));
+        assert!(told(long, 399).is_some_and(|e| e.contains("files and folders over 399")));
+        assert_eq!(told(long, 400), None);
+    }
+
+    #[test]
+    fn entries_beyond_the_most_are_not_even_looked_at() {
+        let entry = [b"100644 a\0".as_slice(), &[7; 20]].concat();
+        let data = [entry.as_slice(), &entry, b"no entry at all"].concat();
+        assert_eq!(parse(&data, 2).unwrap(), None);
+        assert!(parse(&data, 3).is_err());
     }
 }

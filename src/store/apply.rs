@@ -10,7 +10,16 @@ use super::shelf::{Slots, Tree};
 use super::tail::Placed;
 
 /// Changes whenever the same log would make another index; an older index is then rebuilt.
-pub(super) const INDEX_VERSION: u32 = 1;
+pub(super) const INDEX_VERSION: u32 = 2;
+
+/// In `meta`: the key that opened the log last.
+const OPENED_BY: &[u8] = b"opened by";
+
+/// The key that opened the log last, as the node told it.
+pub(super) fn opened_by(slots: &dyn Slots) -> Result<Option<String>, Error> {
+    let unreadable = |_| Error::Index { why: "the last holder's key does not read".into() };
+    slots.get(Tree::Meta, OPENED_BY)?.map(|key| String::from_utf8(key).map_err(unreadable)).transpose()
+}
 
 /// Takes a batch in, record by record.
 pub(super) fn apply(slots: &dyn Slots, at: &Placed, records: &[Record]) -> Result<(), Error> {
@@ -33,7 +42,7 @@ struct Applier<'a> {
 impl Applier<'_> {
     fn record(&self, record: &Record) -> Result<(), Error> {
         match record {
-            Record::Opened { .. } => Ok(()),
+            Record::Opened { node, .. } => self.slots.put(Tree::Meta, OPENED_BY, node.as_bytes()),
             Record::Accepted { job, .. } => self.accept(job),
             Record::Started { job, .. } => self.about(job, |row| {
                 if row.state.is_open() {

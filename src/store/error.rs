@@ -37,6 +37,11 @@ pub enum Error {
     Held { dir: PathBuf, holder: Box<HeldBy> },
     #[error("the key {key} is in use by {holder}; one key serves one node")]
     KeyHeld { key: String, holder: Box<HeldBy> },
+    #[error(
+        "{open} open jobs in {} were taken with the key {taken_by}, and only that key can answer them, not {key}; \
+         start with that key until they have ended, or use another --data-dir", dir.display()
+    )]
+    OtherKey { dir: PathBuf, taken_by: String, key: String, open: usize },
     #[error("the folder of key locks {} is not ours alone; remove it or correct its owner and mode", dir.display())]
     KeyLockFolder { dir: PathBuf },
     #[error("there is no coinop data in {}", dir.display())]

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::blob::Blobs;
 use self::lock::Locks;
 use self::log::{Position, Reader};
 use self::record::Record;
@@ -37,7 +38,7 @@ pub use self::blob::BLOB_MAX_BYTES;
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
-pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Refusal};
+pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";
 const INDEX: &str = "index";
@@ -52,6 +53,8 @@ pub struct Options {
     pub index_cache_bytes: u64,
     /// An index that does not open within this time is rebuilt.
     pub index_patience: Duration,
+    /// Bytes of all blobs together, in whole blocks of 4 KiB; the oldest go when another one needs the room.
+    pub blobs_bytes: u64,
     /// Folder of the key locks; `None`: one folder a user on this host.
     pub key_locks: Option<PathBuf>,
     pub clock: Clock,
@@ -63,6 +66,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             index_cache_bytes: 4 * 1024 * 1024,
             index_patience: Duration::from_secs(20),
+            blobs_bytes: 1024 * 1024 * 1024,
             key_locks: None,
             clock: clock::system(),
         }
@@ -93,6 +97,7 @@ pub struct Store {
 
 struct Inner {
     dir: PathBuf,
+    blobs: Blobs,
     view: Arc<View>,
     /// `None` when the store was opened for reading only.
     writer: Option<Writer>,
@@ -108,7 +113,8 @@ impl Store {
     /// Opens the store in `dir`, made when missing, for the one node that may write to it.
     ///
     /// # Errors
-    /// [`Error::Held`] and [`Error::KeyHeld`] name the node that is in the way; [`Error::Corrupt`] and
+    /// [`Error::Held`] and [`Error::KeyHeld`] name the node that is in the way; [`Error::OtherKey`] says that jobs
+    /// are open which another key has taken; [`Error::Corrupt`] and
     /// [`Error::Shortened`] the first entry that is not as it was written; [`Error::Full`] and
     /// [`Error::Io`] what the disk refused.
     pub fn open(dir: &Path, holder: &Holder) -> Result<Store, Error> {
@@ -139,6 +145,7 @@ impl Store {
         let writer = Writer::start(tail, view.clone(), options.clock)?;
         let inner = Inner {
             dir: dir.to_path_buf(),
+            blobs: Blobs::new(dir.join(BLOBS), options.blobs_bytes),
             view,
             writer: Some(writer),
             read_up_to,
@@ -146,10 +153,20 @@ impl Store {
             locks: Mutex::new(Some(locks)),
         };
         let store = Store { inner: Arc::new(inner) };
+        store.check_key(dir, &holder.pubkey)?;
         // The first write shows at once whether this disk takes any.
         let opened = Record::Opened { node: holder.pubkey.clone(), version: holder.version.clone() };
         store.append_blocking(vec![opened])?;
         Ok(store)
+    }
+
+    /// Open jobs can be answered, and encrypted ones read, with the key that took them only.
+    fn check_key(&self, dir: &Path, key: &str) -> Result<(), Error> {
+        let Some(taken_by) = self.inner.view.opened_by()?.filter(|last| last != key) else { return Ok(()) };
+        match self.open_jobs()?.len() {
+            0 => Ok(()),
+            open => Err(Error::OtherKey { dir: dir.to_path_buf(), taken_by, key: key.to_owned(), open }),
+        }
     }
 
     /// Reads the log of `dir` into memory, whether a node runs on it or not; appends fail with
@@ -168,6 +185,8 @@ impl Store {
             Applied { position: end.position, segment: end.segment.unwrap_or_default(), offset: end.offset };
         let inner = Inner {
             dir: dir.to_path_buf(),
+            // Nothing is put through this handle.
+            blobs: Blobs::new(dir.join(BLOBS), 0),
             view: Arc::new(View::new(Source::Memory(memory), Reader::new(&log_dir))),
             writer: None,
             read_up_to,
@@ -265,10 +284,10 @@ impl Store {
     }
 
     /// Stores bytes outside the log; returns their SHA-256 in lower-case hex. At most [`BLOB_MAX_BYTES`].
-    /// Durable when it returns. Blocks.
+    /// Durable when it returns, but not kept for ever: the oldest go when [`Options::blobs_bytes`] are taken. Blocks.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<String, Error> {
         self.writer()?;
-        blob::put(&self.inner.dir.join(BLOBS), bytes)
+        self.inner.blobs.put(bytes)
     }
 
     /// A blob of at most `cap` bytes, checked against its name; `None` when it is not here. Blocks.
@@ -318,9 +337,9 @@ impl Store {
         self.inner.view.knows(request, customer)
     }
 
-    /// Signed events that some relay has not answered, in the order of signing.
-    pub fn outgoing(&self) -> Result<Vec<Outgoing>, Error> {
-        self.inner.view.outgoing()
+    /// Signed events that some relay has not answered, in the order of signing. [`Store::answer`] has their text.
+    pub fn owed(&self) -> Result<Vec<Owed>, Error> {
+        self.inner.view.owed()
     }
 
     /// Each relay's last word about an event of ours.

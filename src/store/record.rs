@@ -40,7 +40,8 @@ pub enum Record {
     Closed { job: EventId, verdict: Verdict, answer: EventId, summary: Summary },
     /// We will not take this request. Kept so that a replay is not judged, or answered, twice.
     Refused { request: EventId, customer: PublicKey, code: String, answered: bool },
-    /// The customer took the request back (kind 5); may come before the request itself.
+    /// The customer took the request back (kind 5), which may come before the request itself; or the node's owner
+    /// did, who goes by the node's own key.
     Cancelled { request: EventId, by: PublicKey },
     /// A signed event of ours owed to relays.
     Queued {

@@ -106,13 +106,24 @@ pub struct Refusal {
     pub at_ms: u64,
 }
 
-/// A signed event of ours that some relay has not answered yet.
+/// A signed event of ours as it is queued, with its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outgoing {
     pub event: EventId,
     pub job: Option<EventId>,
     /// The signed event.
     pub json: String,
+    pub relays_left: Vec<String>,
+    /// Unix milliseconds after which no relay is tried any more.
+    pub give_up_ms: u64,
+}
+
+/// A signed event of ours that some relay has not answered yet. Its text is asked for when it is sent: there may be
+/// many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Owed {
+    pub event: EventId,
+    pub job: Option<EventId>,
     /// Relays without a last word.
     pub relays_left: Vec<String>,
     /// Unix milliseconds after which no relay is tried any more.

@@ -58,7 +58,10 @@ pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position,
         let (from, to) = (dir.join(BLOBS).join(&folder), partial.join(BLOBS).join(&folder));
         disk::make_dir(&to)?;
         for name in disk::names(&from)?.into_iter().filter(|n| !n.ends_with(disk::TEMPORARY)) {
-            copy_file(&from.join(&name), &to.join(&name), u64::MAX)?;
+            // The node goes on, and may have removed an old one meanwhile.
+            if from.join(&name).exists() {
+                copy_file(&from.join(&name), &to.join(&name), u64::MAX)?;
+            }
         }
     }
     disk::sync_tree(&partial)?;

@@ -9,7 +9,7 @@ use super::index::Index;
 use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair};
 use super::log::Reader;
 use super::record::Record;
-use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Outgoing, Refusal};
+use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Owed, Refusal};
 use super::shelf::{Memory, Shelf, Tree, under};
 use super::tail::Placed;
 
@@ -64,6 +64,11 @@ impl View {
             Source::Index(index) => Some(index),
             Source::Memory(_) | Source::Closed => None,
         }
+    }
+
+    /// The key that opened the log last.
+    pub(super) fn opened_by(&self) -> Result<Option<String>, Error> {
+        apply::opened_by(self.read().shelf()?)
     }
 
     pub(super) fn job(&self, job: &str) -> Result<Option<JobRow>, Error> {
@@ -204,24 +209,20 @@ impl View {
             || shelf.get(Tree::Cancelled, &pair(request, customer))?.is_some())
     }
 
-    pub(super) fn outgoing(&self) -> Result<Vec<Outgoing>, Error> {
-        let mut stored = Vec::new();
-        {
-            let reading = self.read();
-            let shelf = reading.shelf()?;
-            for (event, left) in under(shelf, Tree::Owed, &[])? {
-                if let Some(row) = shelf.get(Tree::Events, &event)? {
-                    stored.push((StoredEvent::read(&row)?, Bytes(&event).name()?, apply::relays(&left)?));
-                }
+    pub(super) fn owed(&self) -> Result<Vec<Owed>, Error> {
+        let mut owed = Vec::new();
+        let reading = self.read();
+        let shelf = reading.shelf()?;
+        for (event, left) in under(shelf, Tree::Owed, &[])? {
+            if let Some(row) = shelf.get(Tree::Events, &event)? {
+                let StoredEvent { place, give_up_ms, job } = StoredEvent::read(&row)?;
+                let relays_left = apply::relays(&left)?;
+                owed.push((place, Owed { event: Bytes(&event).name()?, job, relays_left, give_up_ms }));
             }
         }
         // The order of the log is the order of signing.
-        stored.sort_by_key(|(s, _, _)| s.place);
-        let outgoing = |(stored, event, relays_left): (StoredEvent, String, Vec<String>)| {
-            let json = self.event(&stored)?;
-            Ok(Outgoing { event, job: stored.job, json, relays_left, give_up_ms: stored.give_up_ms })
-        };
-        stored.into_iter().map(outgoing).collect()
+        owed.sort_by_key(|(place, _)| *place);
+        Ok(owed.into_iter().map(|(_, owed)| owed).collect())
     }
 
     fn event(&self, stored: &StoredEvent) -> Result<String, Error> {

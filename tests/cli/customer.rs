@@ -215,6 +215,34 @@ fn verify_names_what_it_could_not_check_and_refuses_what_is_no_event() {
 }
 
 #[test]
+fn verify_tells_a_result_of_another_commit_than_the_one_ordered() {
+    let (market, home) = (Market::new(), Home::new());
+    let (asked, other) = ("1".repeat(40), "2".repeat(40));
+    let ran = other.clone();
+    let lies: Arc<Answers> = Arc::new(move |request, keys| {
+        let proof = Proof { commit: Some(ran.clone()), ..proof("x") };
+        vec![ends(request, keys, "x", &proof)]
+    });
+    market.provider(Keys::generate(), lies);
+    for (name, verdict, why) in [
+        (asked.as_str(), "bad", format!("the request names commit {asked}, the result is of {other}")),
+        (other.as_str(), "ok", String::new()),
+        ("main", "unchecked", "main may have moved".to_owned()),
+    ] {
+        let repo = ["--repo", "https://git.example/a", "--ref", name];
+        let said =
+            market.request(&home, &[&repo[..], &["--save", "r.json", "--save-request", "q.json"]].concat());
+        assert_eq!(said.code, 0, "{said:?}");
+        let verified = home.run(&["verify", "r.json", "--request", "q.json", "--json"]);
+        let findings = verified.json()["findings"].clone();
+        let row = findings.as_array().unwrap().iter().find(|f| f["what"] == "ref").unwrap();
+        assert_eq!(row["verdict"], verdict, "{row}");
+        assert!(row["why"].as_str().unwrap_or_default().contains(&why), "{row}");
+        assert_eq!(verified.code, if verdict == "bad" { 6 } else { 0 });
+    }
+}
+
+#[test]
 fn giving_up_takes_the_request_back_unless_told_not_to() {
     let (market, home) = (Market::new(), Home::new());
     let deletions = || {

@@ -141,6 +141,19 @@ async fn a_full_disk_stops_the_node_which_serves_on_when_there_is_room() {
         buyer.stored(&silent).await.is_empty()
     })
     .await;
+    // What it does not take is not fetched again and again: it listens no more.
+    let status = until("the relays to be left alone", async || {
+        node.status().filter(|status| status["following"] == false)
+    })
+    .await;
+    let (received, lagged) = (&status["relays"][0]["received"], &status["relays"][0]["lagged"]);
+    let unheard = buyer.post(&buyer.order(None, &["echo unheard"])).await;
+    throughout(std::time::Duration::from_secs(1), "nothing more comes", async || {
+        let now = node.status().expect("it lives");
+        &now["relays"][0]["received"] == received && &now["relays"][0]["lagged"] == lagged
+    })
+    .await;
+    assert_eq!(status["relays"][0]["connected"], true, "but delivers");
     assert_eq!(home.job(&accepted.id.to_hex()).expect("kept").state, JobState::Running);
     let before = node.log();
     assert_eq!(node.stop().await.code(), Some(10), "the end of a node that a full disk stopped:\n{before}");
@@ -150,11 +163,12 @@ async fn a_full_disk_stops_the_node_which_serves_on_when_there_is_room() {
     nap.wake().await;
     assert_eq!(printed(&buyer.result(&accepted).await), "kept\n");
     assert_eq!(printed(&buyer.result(&silent).await), "after\n");
+    assert_eq!(printed(&buyer.result(&unheard).await), "unheard\n");
     for request in &refused {
         assert_eq!(printed(&buyer.result(request).await), "late\n");
     }
     assert!(node.stop().await.success());
-    for request in refused.iter().chain([&accepted, &silent]) {
+    for request in refused.iter().chain([&accepted, &silent, &unheard]) {
         check_done_once(&home, &buyer, request).await;
     }
     drop(home);
@@ -181,6 +195,12 @@ async fn a_damaged_log_is_named_at_the_start_and_nothing_is_served() {
     let mut node = home.start();
     assert_eq!(node.ended(PATIENCE).await.code(), Some(10), "{}", node.log());
     assert!(node.log().contains("the log is damaged: entry 1 at byte 64 of"), "{}", node.log());
+    let jobs = std::process::Command::new(env!("CARGO_BIN_EXE_coinop"))
+        .args(["jobs", "list", "--data-dir"])
+        .arg(&home.data)
+        .output()
+        .expect("it runs");
+    assert_eq!(jobs.status.code(), Some(10), "{}", String::from_utf8_lossy(&jobs.stderr));
 
     std::fs::write(&segment, &good).expect("writable");
     assert!(home.start().stop().await.success());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nostr_sdk::prelude::{Event, JsonUtil};
+use nostr_sdk::prelude::{Event, EventBuilder, EventId, JsonUtil, Kind, Tag};
 
 use super::support::backend::{Backstage, Step};
 use super::support::buyer::Buyer;
@@ -15,7 +15,8 @@ use coinop::control::{self, Ask};
 use coinop::node::Node;
 use coinop::protocol::{Code, Status};
 use coinop::relay::local::LocalRelay;
-use coinop::store::JobState;
+use coinop::store::record::Record;
+use coinop::store::{Holder, JobState, Store};
 
 async fn stage(settings: &[(&str, &str)]) -> (LocalRelay, Stage, Buyer) {
     let relay = LocalRelay::start().await.expect("a relay");
@@ -186,4 +187,56 @@ async fn the_owner_stops_a_running_and_a_waiting_job_and_is_told_of_one_that_is_
         let said = buyer.feedbacks(request).await;
         assert_eq!(said.iter().filter(|f| f.status == Status::Error).count(), 1, "{said:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_who_cancels_hundreds_of_unknown_requests_leaves_room_for_others() {
+    let relay = Scripted::start().await;
+    let stage = Stage::new(&[&relay.url], &[]);
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let [stranger, buyer] = [(); 2].map(|()| Buyer::of(stage.keys.public_key()));
+    let ids: Vec<EventId> =
+        (0..256u32).map(|n| EventId::from_slice(&[n as u8; 32]).expect("an id")).collect();
+    let tags = ids.iter().map(|id| Tag::event(*id)).chain([Tag::public_key(stage.keys.public_key())]);
+    let flood = EventBuilder::new(Kind::EventDeletion, "").tags(tags).sign_with_keys(&stranger.keys);
+    relay.push(&flood.expect("a signature").as_json());
+    let request = buyer.sign(&buyer.order(None, &["true"]));
+    relay.push(&buyer.sign_cancel(&request).as_json());
+    let is_cancelled = |id: &EventId, by: &Buyer| {
+        node.store().is_cancelled(&id.to_hex(), &by.keys.public_key().to_hex()).expect("readable")
+    };
+    until("the buyer's tombstone", async || is_cancelled(&request.id, &buyer).then_some(())).await;
+    assert_eq!(ids.iter().filter(|id| is_cancelled(id, &stranger)).count(), 16, "the first sixteen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owners_cancel_is_written_down_before_anything_is_stopped_and_holds_over_a_restart() {
+    let (_relay, stage, buyer) = stage(&[("drain_timeout_ms", "0")]).await;
+    let backend = Backstage::new(&[Step::Hangs, Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let me = stage.keys.public_key().to_hex();
+    let mut posted = Vec::new();
+    for _ in 0..2 {
+        posted.push(buyer.post(&buyer.order(None, &["true"])).await);
+    }
+    until("both to run", async || (backend.living() == 2).then_some(())).await;
+    stage.ask(Ask::Cancel(posted[0].id.to_hex())).await.expect("an open job");
+    buyer.error(&posted[0], Code::Cancelled).await;
+    let history = node.store().history(&posted[0].id.to_hex()).expect("readable");
+    let place = |wanted: &dyn Fn(&Record) -> bool| history.iter().position(|entry| wanted(&entry.record));
+    let written = place(&|r| matches!(r, Record::Cancelled { by, .. } if *by == me)).expect("a record");
+    let closed = place(&|r| matches!(r, Record::Closed { .. })).expect("its end");
+    assert!(written < closed && history[written].seq < history[closed].seq, "{history:?}");
+
+    // The node dies between the record and the end of the other one.
+    node.drain().await.expect("an orderly end");
+    let store = Store::open(&stage.config.data_dir, &Holder::new(me.clone())).expect("the store");
+    let cancelled = Record::Cancelled { request: posted[1].id.to_hex(), by: me };
+    store.append(vec![cancelled]).await.expect("durable");
+    store.close().expect("in order");
+    drop(store);
+    let _node = stage.start_on(backend.clone()).await;
+    let reason = buyer.error(&posted[1], Code::Cancelled).await;
+    assert!(reason.contains("the node's owner cancelled"), "{reason}");
+    assert_eq!(backend.made(), 2, "it is not begun again");
 }

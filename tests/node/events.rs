@@ -212,3 +212,41 @@ async fn the_kinds_announced_are_the_kinds_subscribed_and_the_kinds_that_run() {
     let withdrawn = relay.given().into_iter().filter(|event| event.kind == Kind::from(5u16)).count();
     assert_eq!(withdrawn, 1, "the announcement is taken back at the end");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_announcement_is_renewed_before_it_runs_out_and_not_after_it_was_taken_back() {
+    let relay = Scripted::start().await;
+    let stage = Stage::new(&[&relay.url], &[("announce.renew_ms", "1000")]);
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let announced = |relay: &Scripted| -> Vec<u64> {
+        let all = relay.given().into_iter().filter(|event| event.kind == Kind::from(31_990u16));
+        all.map(|event| event.tags.expiration().expect("it runs out").as_secs()).collect()
+    };
+    let three = until("two renewals", async || Some(announced(&relay)).filter(|all| all.len() >= 3)).await;
+    assert!(three.is_sorted_by(|a, b| a < b), "each holds longer than the one before: {three:?}");
+    node.drain().await.expect("an orderly end");
+    let last = relay.given().pop().expect("the withdrawal");
+    assert_eq!(last.kind, Kind::from(5u16), "and nothing after it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_listening_still_delivers() {
+    let relay = Scripted::start().await;
+    let stage = Stage::new(&[&relay.url], &[]);
+    let backend = Backstage::new(&[]);
+    backend.hold(true);
+    let node = stage.start_on(backend.clone()).await;
+    let (open, late) = (request(&stage.keys, "echo open"), request(&stage.keys, "echo late"));
+    relay.push(&open.as_json());
+    until("the job to run", async || (backend.living() == 1).then_some(())).await;
+    assert_eq!(stage.ask(coinop::control::Ask::Status).await.expect("an answer")["following"], true);
+    node.relays().stop_following();
+    assert_eq!(stage.ask(coinop::control::Ask::Status).await.expect("an answer")["following"], false);
+    relay.push(&late.as_json());
+    backend.hold(false);
+    until("the result", async || {
+        relay.given_about(&open).into_iter().find(|event| event.kind == Kind::from(6930u16))
+    })
+    .await;
+    assert!(job(node.store(), &late).is_none(), "nothing is taken any more");
+}

@@ -12,6 +12,7 @@ use coinop::protocol::draft::Draft;
 use coinop::protocol::{Code, Scheme};
 use coinop::relay::local::LocalRelay;
 use coinop::store::JobState;
+use coinop::store::record::Summary;
 
 async fn stage(settings: &[(&str, &str)]) -> (LocalRelay, Stage, Node, Buyer) {
     let relay = LocalRelay::start().await.expect("a relay");
@@ -46,6 +47,48 @@ async fn a_job_that_runs_too_long_or_takes_too_much_memory_or_prints_too_much_is
         let reason = buyer.error(request, code).await;
         assert!(reason.contains(words), "{reason}");
         assert_eq!(job(node.store(), request).expect("the job").state, JobState::Failed);
+    }
+}
+
+/// The end of a job in the log: what it used, and what it printed.
+fn used(node: &Node, request: &nostr_sdk::Event) -> (Summary, String) {
+    let row = job(node.store(), request).expect("the job");
+    let summary = row.summary.expect("it has ended");
+    let blob = summary.log_blob.as_deref().expect("a log");
+    let log = node.store().blob(blob, 4 << 20).expect("readable").expect("there");
+    (summary, String::from_utf8_lossy(&log).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_failed_leaves_its_log_and_what_it_used() {
+    let (_relay, _stage, node, buyer) = stage(&[("limits.output_bytes", "4096")]).await;
+    let long = Draft { time_secs: Some(1), ..buyer.order(None, &["echo begun; sleep 600"]) };
+    let loud = buyer.order(None, &["echo begun; yes"]);
+    for (draft, code) in [(&long, Code::Timeout), (&loud, Code::ResourceLimit)] {
+        let request = buyer.post(draft).await;
+        buyer.error(&request, code).await;
+        let (summary, log) = used(&node, &request);
+        assert!(log.starts_with("$ echo begun") && log.contains("\nbegun\n"), "{log}");
+        assert!(log.contains("[ended by the"), "{log}");
+        assert!(summary.wall_ms > 0 && summary.output_sha256.is_none(), "{summary:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_doubles_in_the_event_is_cut_until_it_fits() {
+    let (_relay, _stage, node, buyer) = stage(&[]).await;
+    let slashes = "head -c 200000 /dev/zero | tr '\\0' '\\\\'";
+    let plain = buyer.order(None, &[slashes]);
+    let sealed = Draft { encrypt: Some(Scheme::Nip44), ..buyer.order(None, &[slashes]) };
+    for draft in [plain, sealed] {
+        let request = buyer.post(&draft).await;
+        let report = report(&buyer.result(&request).await);
+        assert_eq!(report["command_results"][0]["stdout_bytes"], 200_000);
+        assert!(report["stdout"].as_str().is_some_and(|shown| shown.len() > 1_000), "{report}");
+        for event in buyer.stored(&request).await {
+            assert!(event.as_json().len() <= 64 * 1024, "strfry takes no more");
+        }
+        assert!(used(&node, &request).1.len() > 200_000);
     }
 }
 
@@ -116,4 +159,43 @@ async fn output_that_no_event_could_hold_is_cut_in_the_report_and_whole_in_the_l
         let log = node.store().blob(&log, 4 << 20).expect("readable").expect("there");
         assert!(log.len() > 1_288_895);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_artifact_is_told_by_its_hash_and_kept_nowhere() {
+    let (_relay, stage, _node, buyer) = stage(&[("limits.artifact_bytes", "4096")]).await;
+    let commands = ["printf hello > small", "head -c 8192 /dev/zero > large"];
+    let artifacts = ["small", "large", "missing"].map(str::to_string).to_vec();
+    let request = buyer.post(&Draft { artifacts, ..buyer.order(None, &commands) }).await;
+    let report = report(&buyer.result(&request).await);
+    let told = &report["artifacts"];
+    assert_eq!(
+        told[0]["sha256"], "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        "{told}"
+    );
+    assert_eq!(told[0]["size"], 5);
+    assert!(told[1]["error"].is_string() && told[2]["error"].is_string(), "{told}");
+    let folders =
+        std::fs::read_dir(stage.config.data_dir.join("blobs")).expect("the folder of blobs").flatten();
+    let blobs = folders.flat_map(|folder| std::fs::read_dir(folder.path()).expect("readable")).count();
+    assert_eq!(blobs, 1, "the log of the run and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_fails_where_the_result_is_text_is_told_and_leaves_its_log() {
+    let types = tempfile::tempdir().expect("a folder of job types");
+    let folder = types.path().join("grumble");
+    std::fs::create_dir(&folder).expect("a job type's folder");
+    let manifest = "name = \"grumble\"\ntitle = \"Fails\"\nkinds = [5940]\nagent = \"script\"\noutput = \"text\"\n\
+                    [script]\ncommands = [\"echo before\", \"echo why >&2; exit 3\", \"echo never\"]\n";
+    std::fs::write(folder.join("job.toml"), manifest).expect("a job type");
+    let dir = types.path().display().to_string();
+    let (_relay, _stage, node, buyer) = stage(&[("jobs_dir", &dir), ("skills", "grumble")]).await;
+    let request = buyer.post(&Draft { kind: 5940, ..buyer.order(None, &[]) }).await;
+    let reason = buyer.error(&request, Code::CommandFailed).await;
+    assert!(reason.contains("exit code 3: why"), "{reason}");
+    assert_eq!(
+        used(&node, &request).1,
+        "$ echo before\nbefore\n[exit 0]\n$ echo why >&2; exit 3\nwhy\n[exit 3]\n"
+    );
 }

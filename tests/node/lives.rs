@@ -9,7 +9,7 @@ use super::support::process::{Home, Nap};
 use super::support::{PATIENCE, until};
 use coinop::relay::local::LocalRelay;
 use coinop::store::JobState;
-use nostr_sdk::prelude::Event;
+use nostr_sdk::prelude::{Event, Filter, Kind};
 
 /// The result that the buyer's relay has, whoever may read it.
 async fn result(buyer: &Buyer, request: &Event) -> Option<Event> {
@@ -35,6 +35,12 @@ async fn sigterm_lets_the_running_job_finish_and_leaves_the_rest_to_the_next_sta
     node.terminate();
     until("the drain", async || node.status()?["jobs"]["draining"].as_bool().filter(|draining| *draining))
         .await;
+    // It is not offered any more what it would not take, although it has still work to do.
+    until("the announcement to be taken back", async || {
+        buyer.query(Filter::new().author(buyer.provider).kind(Kind::EventDeletion)).await.pop()
+    })
+    .await;
+    assert!(nap.is_running());
     let late = buyer.post(&buyer.order(None, &["echo late"])).await;
     nap.wake().await;
     assert!(node.ended(PATIENCE).await.success());
@@ -136,4 +142,27 @@ async fn a_second_node_on_the_same_folder_or_the_same_key_is_told_who_holds_it()
     assert!(node.stop().await.success(), "the first one did not notice");
     let freed = twin.start();
     assert!(freed.stop().await.success(), "the key is free with its holder's end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_on_a_folder_with_open_jobs_is_refused_and_told_what_to_do() {
+    let (relay, home, buyer) = home(&["--max-jobs", "1"]).await;
+    let node = home.start();
+    let nap = Nap::new();
+    let request = buyer.post(&buyer.order(None, &[&nap.command(), "echo mine"])).await;
+    nap.begun().await;
+    node.kill().await;
+    nap.gone(Duration::from_secs(5)).await;
+    let other = home.heir(&[relay.url()]);
+    let mut refused = other.start();
+    assert_eq!(refused.ended(PATIENCE).await.code(), Some(3), "{}", refused.log());
+    for words in [home.keys.public_key().to_hex(), "start with that key".into(), "--data-dir".into()] {
+        assert!(refused.log().contains(&words), "{}", refused.log());
+    }
+
+    let node = home.start();
+    nap.wake().await;
+    assert_eq!(printed(&buyer.result(&request).await), "mine\n");
+    assert!(node.stop().await.success());
+    assert!(other.start().stop().await.success(), "without open jobs it may");
 }

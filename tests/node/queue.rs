@@ -3,8 +3,9 @@
 use super::support::backend::{Backstage, Step};
 use super::support::buyer::Buyer;
 use super::support::stage::{Stage, job};
-use super::support::until;
+use super::support::{now_s, until};
 use coinop::protocol::Code;
+use coinop::protocol::draft::Draft;
 use coinop::relay::local::LocalRelay;
 use nostr_sdk::prelude::Event;
 
@@ -129,4 +130,59 @@ async fn a_job_whose_turn_does_not_come_in_time_ends_with_a_timeout_and_never_ru
     let row = job(node.store(), &second).expect("the job");
     assert_eq!((row.attempt, backend.made()), (0, 1));
     assert!(row.updated_ms < row.deadline_ms);
+}
+
+/// An order that is dead in a few seconds.
+fn short_lived(buyer: &Buyer, seconds: u64) -> (Draft, u64) {
+    let expiration = now_s() + seconds;
+    (Draft { expiration: Some(expiration), ..buyer.order(None, &["true"]) }, expiration)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_expires_while_it_waits_ends_as_expired_and_never_runs() {
+    let (relay, stage) = stage(&[("max_jobs", "1")]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let first = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.accepted(&first).await;
+    let (draft, expiration) = short_lived(&buyer, 3);
+    let second = buyer.post(&draft).await;
+    let reason = buyer.error(&second, Code::Expired).await;
+    assert!(reason.contains("expiration passed"), "{reason}");
+    let row = job(node.store(), &second).expect("it was a job");
+    assert_eq!((row.attempt, backend.made(), row.deadline_ms), (0, 1, expiration * 1000));
+    assert!(row.updated_ms >= expiration * 1000, "not sooner, either");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_expires_while_the_node_is_away_ends_as_expired_and_never_runs() {
+    let (relay, stage) = stage(&[("max_jobs", "1"), ("drain_timeout_ms", "0")]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let first = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.accepted(&first).await;
+    let (draft, expiration) = short_lived(&buyer, 3);
+    let second = buyer.post(&draft).await;
+    buyer.accepted(&second).await;
+    node.drain().await.expect("an orderly end");
+    until("its last second", async || (now_s() >= expiration).then_some(())).await;
+
+    let node = stage.start_on(backend.clone()).await;
+    buyer.error(&second, Code::Expired).await;
+    buyer.result(&first).await;
+    assert_eq!(job(node.store(), &second).expect("the job").attempt, 0);
+    assert_eq!(backend.made(), 2, "both for the other one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_expires_while_it_runs_ends_as_expired() {
+    let (relay, stage) = stage(&[]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let _node = stage.start_on(backend.clone()).await;
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let request = buyer.post(&short_lived(&buyer, 2).0).await;
+    buyer.error(&request, Code::Expired).await;
+    assert_eq!((backend.made(), backend.living()), (1, 0));
 }

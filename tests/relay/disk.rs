@@ -60,7 +60,7 @@ async fn cursor_known_requests_and_answers_survive_a_restart_on_the_store() {
     }
     let store = Store::open(dir.path(), &holder).unwrap();
     assert_eq!(store.deliveries(&result.id.to_hex()).unwrap(), [(relay.url(), Answer::Stored)]);
-    assert!(store.outgoing().unwrap().is_empty());
+    assert!(store.owed().unwrap().is_empty());
     let memory: Arc<dyn Memory> = Arc::new(store.clone());
     let asked = relay.asked("fill").len();
     let (handle, mut events) = Service::start(options(&[&relay]), memory, keys, clock::system()).unwrap();

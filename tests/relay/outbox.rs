@@ -222,3 +222,31 @@ async fn of_many_addresses_on_one_host_four_are_answered_at() {
     assert_eq!(all.iter().filter(|(_, answer)| *answer == Answer::Stored).count(), 4);
     assert_eq!(all.iter().filter(|(_, answer)| *answer == crowded).count(), 5);
 }
+
+#[tokio::test]
+async fn what_nobody_takes_is_not_read_again_and_again() {
+    let relay = Fake::start(Rules::default()).await;
+    let gone = "ws://127.0.0.1:1".to_string();
+    let memory: Arc<InMemory> = Arc::default();
+    let answer = signed(Kind::Custom(6930), "a result", 0, vec![]);
+    for n in 0..600 {
+        memory.queue(Outgoing {
+            event: format!("{n:064x}"),
+            job: None,
+            json: answer.as_json(),
+            relays_left: vec![gone.clone()],
+            give_up_ms: u64::MAX,
+        });
+    }
+    let mut options = options(&[&relay]);
+    options.relays.push(gone);
+    let node = Node::again(options, memory);
+    until("its session has its fill", || node.memory.events_read() >= 256).await;
+    // Each time one is stored elsewhere, everything owed was looked through once more.
+    for _ in 0..3 {
+        let event = signed(Kind::Custom(6930), "another", 0, vec![]);
+        owe(&node, &event, &[relay.url()], LONG);
+        answers(&node, &event, 1).await;
+    }
+    assert_eq!(node.memory.events_read(), 256 + 3);
+}

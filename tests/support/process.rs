@@ -53,6 +53,12 @@ impl Home {
         Home::of(self.keys.clone(), dir, data, relays, &[])
     }
 
+    /// Another key on the same folder.
+    pub fn heir(&self, relays: &[String]) -> Home {
+        let dir = tempfile::tempdir().expect("a folder for the key");
+        Home::of(Keys::generate(), dir, self.data.clone(), relays, &[])
+    }
+
     fn of(keys: Keys, dir: TempDir, data: PathBuf, relays: &[String], more: &[&str]) -> Home {
         let key = dir.path().join("key");
         coinop::keys::create(&key, &keys, None).expect("a key file");

@@ -7,6 +7,7 @@ mod host;
 mod leftovers;
 mod life;
 mod limits;
+mod memory;
 #[expect(dead_code, reason = "no test here needs git")]
 #[path = "../support/skip.rs"]
 mod skip;
@@ -152,6 +153,7 @@ fn every_test_that_the_security_page_names_is_there() {
         include_str!("leftovers.rs"),
         include_str!("life.rs"),
         include_str!("limits.rs"),
+        include_str!("memory.rs"),
         include_str!("main.rs"),
         include_str!("walls.rs"),
     ]

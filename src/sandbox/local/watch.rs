@@ -4,12 +4,14 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstatat};
 
 use super::super::{Limit, Usage};
@@ -31,11 +33,14 @@ impl Drop for Guard {
 
 /// Watches until the sandbox ends, and ends it when it holds more memory than its policy says.
 pub fn watch(sandbox: Arc<Shared>) -> Guard {
+    let buffers = Buffers::of_this_host();
     let task = tokio::spawn(async move {
         while !sandbox.life.has_ended() {
             let looked = sandbox.clone();
             // Reading /proc of many processes takes a while: not on a thread that others wait for.
-            let Ok(held) = tokio::task::spawn_blocking(move || held_bytes(&looked)).await else { return };
+            let Ok(held) = tokio::task::spawn_blocking(move || held_bytes(&looked, buffers)).await else {
+                return;
+            };
             sandbox.life.watched_peak.fetch_max(held, Ordering::Relaxed);
             if held > sandbox.policy.memory_bytes {
                 sandbox.life.strike_for(Limit::Memory);
@@ -49,10 +54,9 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
 
 /// Memory that nobody else holds: of the processes, of the files in the sandbox's tmpfs, and the most that their
 /// pipes and sockets can keep.
-fn held_bytes(sandbox: &Shared) -> u64 {
+fn held_bytes(sandbox: &Shared, buffers: Buffers) -> u64 {
     let files = sandbox.file_bytes();
     let proc = sandbox.folders.proc.as_fd();
-    let buffers = Buffers::of_this_host();
     let quick = each_process(proc, |process| {
         let process = living(process)?;
         let open = descriptors(process.as_fd()).len() as u64;
@@ -73,6 +77,7 @@ fn held_bytes(sandbox: &Shared) -> u64 {
 }
 
 /// The most that the kernel keeps in one pipe, or for one end of a pair of sockets. The filter lets neither grow.
+#[derive(Debug, Clone, Copy)]
 struct Buffers {
     pipe: u64,
     socket: u64,
@@ -81,9 +86,10 @@ struct Buffers {
 impl Buffers {
     fn of_this_host() -> Buffers {
         let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(65_536);
-        let set = std::fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap_or_default();
+        // Asked of a socket: a container does not see the setting behind it.
+        let room = UnixStream::pair().ok().and_then(|(one, _)| getsockopt(&one, sockopt::SndBuf).ok());
         // One message may begin while there is room, however little: twice the room, then.
-        Buffers { pipe: 16 * page.unsigned_abs(), socket: 2 * set.trim().parse().unwrap_or(4 << 20) }
+        Buffers { pipe: 16 * page.unsigned_abs(), socket: 2 * room.unwrap_or(4 << 20) as u64 }
     }
 
     fn largest(&self) -> u64 {

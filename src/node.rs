@@ -183,14 +183,15 @@ impl Node {
             tracing::warn!(reaped, "removed sandboxes that an earlier life of this node left");
         }
         let ceiling = config.limits.policy();
-        let (skills, cannot) = runnable(&catalog(&config)?, &ceiling, &*backend);
+        let all = catalog(&config)?;
+        let (skills, cannot) = runnable(&all, &ceiling, &*backend);
         for why in &cannot {
             tracing::warn!("not served: {why}");
         }
         if skills.is_empty() {
             return Err(Error::NothingRuns(cannot));
         }
-        let catalog = catalog(&config)?.only(&skills)?;
+        let catalog = all.only(&skills)?;
         let kinds = catalog.kinds();
         let rules = Arc::new(rules(&config, keys.public_key(), catalog));
         let repos = Arc::new(repos(&config)?);

@@ -340,7 +340,7 @@ fn sandbox_failure(error: &sandbox::Error) -> Failure {
     let code = match error {
         E::Unenforceable { .. } => Code::Unsupported,
         E::BadPath(_) | E::NotFound(_) | E::BadPolicy(_) => Code::InvalidInput,
-        E::TooLarge { .. } => Code::ResourceLimit,
+        E::TooLarge { .. } | E::TooDeep { .. } => Code::ResourceLimit,
         E::Gone(_) | E::Host { .. } => Code::Internal,
     };
     Failure::new(code, error.to_string())

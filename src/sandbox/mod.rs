@@ -200,6 +200,8 @@ pub enum Error {
     NotFound(String),
     #[error("{what} is larger than {cap_bytes} bytes")]
     TooLarge { what: String, cap_bytes: u64 },
+    #[error("the job left folders more than {cap} deep, at {path:?}")]
+    TooDeep { path: String, cap: usize },
     /// The sandbox is no longer there.
     #[error("the sandbox is gone: {0}")]
     Gone(String),

@@ -9,6 +9,8 @@ use coinop::sandbox::{
     Backend, Command, Error, Event, Exit, Limit, Network, Policy, Process, Sandbox, Spec, Tree,
 };
 
+use crate::skip::skip;
+
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
@@ -56,7 +58,7 @@ pub fn bench_with(test: &str, warm: usize) -> Option<Bench> {
         Ok(()) => Some(Bench { local, dir }),
         Err(why) => {
             assert!(std::env::var_os("CI").is_none(), "no local sandbox in CI: {why}");
-            eprintln!("SKIPPED {test}: {why}");
+            skip(test, &why.to_string());
             None
         }
     }
@@ -69,6 +71,24 @@ macro_rules! bench {
     };
 }
 pub(crate) use bench;
+
+/// The same for a test whose job is written in Python, where the sandbox's own PATH has one.
+pub async fn bench_for_python(test: &str) -> Option<Bench> {
+    let bench = bench_with(test, 0)?;
+    let found = sh(&*bench.sandbox().await, "command -v python3").await;
+    if found.exit != Some(Exit::Code { code: 0 }) {
+        skip(test, "no python3 inside the sandbox");
+        return None;
+    }
+    Some(bench)
+}
+
+macro_rules! python_bench {
+    () => {
+        crate::common::bench_for_python(std::thread::current().name().unwrap_or("a test")).await
+    };
+}
+pub(crate) use python_bench;
 
 impl Bench {
     pub async fn sandbox(&self) -> Box<dyn Sandbox> {
@@ -151,7 +171,7 @@ pub async fn sh(sandbox: &dyn Sandbox, script: &str) -> Ran {
 }
 
 pub async fn python(sandbox: &dyn Sandbox, script: &str) -> Ran {
-    run(sandbox, words(["/usr/bin/python3", "-c", script])).await
+    run(sandbox, words(["python3", "-c", script])).await
 }
 
 pub fn is_gone<T>(asked: Result<T, Error>) -> bool {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use coinop::sandbox::{Backend, Command, Error, Event, Exit, Spec};
 
 use crate::common::{
-    Folder, bench, bench_with, collect, is_gone, policy, processes_with, run, sh, unique_sleep, wait_until,
-    words,
+    Folder, bench, bench_with, collect, is_gone, policy, processes_with, python_bench, run, sh, unique_sleep,
+    wait_until, words,
 };
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn dropping_a_sandbox_kills_it() {
 
 #[tokio::test]
 async fn usage_comes_from_the_kernel() {
-    let Some(bench) = bench!() else { return };
+    let Some(bench) = python_bench!() else { return };
     let sandbox = bench.sandbox().await;
     let work = "
 import time

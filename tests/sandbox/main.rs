@@ -7,12 +7,18 @@ mod host;
 mod leftovers;
 mod life;
 mod limits;
+mod memory;
+#[expect(dead_code, reason = "no test here needs git")]
+#[path = "../support/skip.rs"]
+mod skip;
 mod walls;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use skip::skip;
 
 /// `nobody`, whom no host gives anything; and the hardest case: whoever has no name in a user namespace looks like it.
 const NOBODY: u32 = 65_534;
@@ -70,14 +76,73 @@ fn a_node_of_an_ordinary_user_serves_a_job_from_relay_to_relay() {
         let mut demo = Command::new(common::helper());
         vec![demo.args(["demo", "--json"]).env_remove("COINOP_TEST_HELPER").output().unwrap()]
     };
-    for output in outputs {
-        let (said, talk) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{said}\n{talk}");
-        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
-        assert_eq!((&report["status"], &report["verified"]), (&"success".into(), &true.into()), "{said}");
-        assert_eq!(report["result"]["exit_code"], 0, "{said}");
+    outputs.iter().for_each(served);
+}
+
+/// What the node keeps to itself, it does not keep from the sandbox's own folders.
+#[test]
+fn a_node_that_hides_its_files_from_others_serves_a_job_all_the_same() {
+    let test = "a_node_that_hides_its_files_from_others_serves_a_job_all_the_same";
+    if common::bench_with(test, 0).is_none() {
+        return;
+    }
+    for mask in ["077", "027"] {
+        demo_in(&format!("umask {mask}"), &tempfile::tempdir().unwrap());
     }
 }
+
+/// An overlay takes no mapping of owners: the base is copied, from a folder that is closed to the job's user.
+#[test]
+fn a_data_folder_whose_file_system_maps_no_owners_serves_as_well() {
+    let test = "a_data_folder_whose_file_system_maps_no_owners_serves_as_well";
+    // Only root maps the owners of bases; the second run of the suite, as an ordinary user, lacks nothing here.
+    if !common::is_root() || common::bench_with(test, 0).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["lower", "upper", "work", "data"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let at = dir.path().display();
+    // In a mount namespace of the demo's own: nothing to take away afterwards.
+    let mount = format!(
+        "mount -t overlay overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work {at}/data \
+         && chmod 700 {at}/data"
+    );
+    let try_it = Command::new("unshare").args(["--mount", "sh", "-c", &mount]).output();
+    if !try_it.is_ok_and(|output| output.status.success()) {
+        return skip(test, "no overlay can be mounted here");
+    }
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &format!("{mount} && exec \"$0\" demo --json")])
+        .arg(common::helper())
+        .env("TMPDIR", dir.path().join("data"))
+        .env_remove("COINOP_TEST_HELPER")
+        .output()
+        .unwrap();
+    served(&output);
+}
+
+/// Runs a demo after this shell command, with this folder for its temporary files; it must succeed.
+fn demo_in(first: &str, dir: &tempfile::TempDir) {
+    let output = Command::new("sh")
+        .args(["-c", &format!("{first} && exec \"$0\" demo --json")])
+        .arg(common::helper())
+        .env("TMPDIR", dir.path())
+        .env_remove("COINOP_TEST_HELPER")
+        .output()
+        .unwrap();
+    served(&output);
+}
+
+fn served(output: &Output) {
+    let (said, talk) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}\n{talk}");
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&report["status"], &report["verified"]), (&"success".into(), &true.into()), "{said}");
+    assert_eq!(report["result"]["exit_code"], 0, "{said}");
+}
+
 /// `docs/security.md` promises tests by name: each is there, in the suite or in the file that it names.
 #[test]
 fn every_test_that_the_security_page_names_is_there() {
@@ -88,6 +153,7 @@ fn every_test_that_the_security_page_names_is_there() {
         include_str!("leftovers.rs"),
         include_str!("life.rs"),
         include_str!("limits.rs"),
+        include_str!("memory.rs"),
         include_str!("main.rs"),
         include_str!("walls.rs"),
     ]

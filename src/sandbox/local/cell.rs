@@ -1,129 +1,22 @@
-//! A living sandbox as the rest of the node holds it: the trait's methods over the control socket and the folder
-//! descriptors that its init has passed out. How it is built stands in `mod`.
+//! A living sandbox as the rest of the node holds it: the trait's methods over what its tasks share (`shared`). How
+//! it is built stands in `mod`.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Component;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::super::{Change, Command, Error, Exit, Limit, Policy, Process, Sandbox, Tree, Usage};
+use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage};
 use super::exec::{self, Running};
 use super::files::{self, Place};
 use super::life::Life;
-use super::wire::{self, FromInit, MESSAGE_BYTES, ToInit};
+use super::shared::{Control, Folders, Shared};
+use super::wire::{MESSAGE_BYTES, ToInit};
 use super::{changes, watch};
-
-/// The node's end of an init's control socket.
-pub struct Control(AsyncFd<OwnedFd>);
-
-impl Control {
-    pub fn new(socket: OwnedFd) -> io::Result<Control> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        // SAFETY: an OwnedFd keeps its one descriptor open for as long as it lives, and nobody takes it out again.
-        Ok(Control(unsafe { AsyncFd::register(socket) }?))
-    }
-
-    pub async fn send(&self, message: &ToInit, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = wire::encode(message)?;
-        self.0.async_io(Interest::WRITABLE, |socket| wire::send_bytes(socket.as_fd(), &bytes, beside)).await
-    }
-
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(FromInit, Vec<OwnedFd>)>> {
-        self.0.async_io(Interest::READABLE, |socket| wire::receive(socket.as_fd(), buffer)).await
-    }
-}
-
-/// The folders of a sandbox, as its init passed them out.
-pub struct Folders {
-    pub upper: OwnedFd,
-    pub workspace: OwnedFd,
-    pub job: OwnedFd,
-    pub proc: OwnedFd,
-    pub overlay: bool,
-}
-
-/// What the tasks of one sandbox have in common.
-pub struct Shared {
-    pub id: String,
-    pub life: Arc<Life>,
-    pub policy: Policy,
-    pub folders: Folders,
-    control: Control,
-    output_left: AtomicU64,
-    /// Bytes of a base that had to be copied: the node's writing, not the job's.
-    copied_bytes: AtomicU64,
-    running: Mutex<HashMap<u64, oneshot::Sender<Exit>>>,
-}
-
-impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Exit>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes in the sandbox's files, a copied base left out.
-    pub fn file_bytes(&self) -> u64 {
-        let used = files::used_bytes(self.folders.upper.as_fd());
-        used.saturating_sub(self.copied_bytes.load(Ordering::Relaxed))
-    }
-
-    /// How many of these bytes of output are still within the policy.
-    pub fn take_output(&self, bytes: usize) -> usize {
-        let wanted = bytes as u64;
-        let before = self
-            .output_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(wanted)))
-            .unwrap_or(0);
-        usize::try_from(before.min(wanted)).unwrap_or(bytes)
-    }
-
-    /// Ends one command; the sandbox lives on. Without an init to ask, all has ended already.
-    pub async fn kill_command(&self, n: u64) {
-        if let Err(why) = self.control.send(&ToInit::Kill { n }, &[]).await {
-            tracing::debug!(id = self.id, %why, "no init to end a command");
-        }
-    }
-
-    /// Hands each exit to its command until the sandbox ends.
-    async fn listen(self: Arc<Self>, mut buffer: Vec<u8>) {
-        loop {
-            let (n, exit) = match self.control.receive(&mut buffer).await {
-                Ok(Some((FromInit::NotStarted { n, errno }, _))) => (n, Exit::NotStarted { errno }),
-                Ok(Some((FromInit::Exited { n, code: Some(code), .. }, _))) => (n, Exit::Code { code }),
-                Ok(Some((FromInit::Exited { n, signal, .. }, _))) => {
-                    (n, Exit::Signal { signal: signal.unwrap_or_default() })
-                }
-                Ok(Some((FromInit::Ready { .. }, _))) => continue,
-                Ok(Some((FromInit::Broken { step, errno }, _))) => {
-                    tracing::warn!(id = self.id, step, errno, "a sandbox broke");
-                    break;
-                }
-                Ok(None) => break,
-                Err(why) => {
-                    tracing::debug!(id = self.id, %why, "a sandbox's init is gone");
-                    break;
-                }
-            };
-            let waiting = self.running().remove(&n);
-            if waiting.is_some_and(|waiting| waiting.send(exit).is_err()) {
-                tracing::trace!(n, "nobody waits for this command");
-            }
-        }
-        // Without its init nothing of it may run. Commands hear of the end when the cause is known.
-        self.life.strike();
-        if let Err(why) = self.life.gone().await {
-            tracing::error!(id = self.id, %why, "a sandbox does not end");
-        }
-        self.running().clear();
-    }
-}
 
 /// The trait's sandbox.
 pub struct Cell {
@@ -148,16 +41,7 @@ impl Cell {
         watched: bool,
     ) -> Cell {
         let left = std::time::Duration::from_millis(policy.wall_ms).saturating_sub(life.wall());
-        let shared = Arc::new(Shared {
-            id,
-            output_left: AtomicU64::new(policy.output_bytes),
-            copied_bytes: AtomicU64::new(0),
-            life: life.clone(),
-            policy,
-            folders,
-            control,
-            running: Mutex::new(HashMap::new()),
-        });
+        let shared = Arc::new(Shared::new(id, life.clone(), policy, folders, control));
         tokio::spawn(shared.clone().listen(buffer));
         let wall = tokio::spawn(async move {
             tokio::time::sleep(left).await;
@@ -199,11 +83,13 @@ impl Cell {
         let uid = self.uid;
         self.on_files(move |shared| {
             // Until it is all there, nothing is the job's.
-            shared.copied_bytes.store(u64::MAX, Ordering::Relaxed);
-            files::as_user(uid, || files::copy(base.path(), shared.folders.workspace.as_fd()))
-                .map_err(|source| Error::Host { doing: "copy the base", source })?;
+            shared.leave_out(u64::MAX);
+            let host = |source| Error::Host { doing: "copy the base", source };
+            let top = std::fs::File::open(base.path()).map_err(host)?;
+            files::as_user(uid, || files::copy(top.into(), shared.folders.workspace.as_fd()))
+                .map_err(host)?;
             let copied = files::used_bytes(shared.folders.upper.as_fd());
-            shared.copied_bytes.store(copied, Ordering::Relaxed);
+            shared.leave_out(copied);
             Ok(())
         })
         .await
@@ -238,8 +124,7 @@ impl Sandbox for Cell {
         let (stderr, err) = exec::output_pipe().map_err(host)?;
         let input = if command.stdin { Some(exec::input_pipe().map_err(host)?) } else { None };
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
-        let (tell, ended) = oneshot::channel();
-        self.shared.running().insert(n, tell);
+        let ended = self.shared.await_exit(n);
         let message = ToInit::Exec {
             n,
             argv: command.argv,
@@ -249,8 +134,8 @@ impl Sandbox for Cell {
         };
         let mut beside = vec![out.as_fd(), err.as_fd()];
         beside.extend(input.iter().map(|(theirs, _)| theirs.as_fd()));
-        if let Err(why) = self.shared.control.send(&message, &beside).await {
-            self.shared.running().remove(&n);
+        if let Err(why) = self.shared.ask(&message, &beside).await {
+            self.shared.forget(n);
             if why.kind() == io::ErrorKind::FileTooLarge {
                 let what = "the command line with its environment".to_owned();
                 return Err(Error::TooLarge { what, cap_bytes: MESSAGE_BYTES as u64 });

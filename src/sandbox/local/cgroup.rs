@@ -70,14 +70,15 @@ pub struct Layout {
 const PERIOD_US: u64 = 100_000;
 
 impl Layout {
-    /// Looks at the groups that this process is in. `probe` is a name that is ours to make and remove.
-    pub fn detect(probe: &str) -> Layout {
+    /// Looks at the groups that this process is in. `probe` is a name that is ours to make and remove. Unless it may
+    /// `change` them, a controller counts as found where the change would give it.
+    pub fn detect(probe: &str, change: bool) -> Layout {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut found = Vec::new();
         for controller in Controller::ALL {
             for (version, parent) in candidates(controller, &own, &mounts) {
-                if usable(controller, version, &parent, probe) {
+                if usable(controller, version, &parent, probe, change) {
                     found.push((controller, version, parent));
                     break;
                 }
@@ -150,9 +151,11 @@ fn candidates(controller: Controller, own: &str, mounts: &str) -> Vec<(Version, 
     found
 }
 
-fn usable(controller: Controller, version: Version, parent: &Path, probe: &str) -> bool {
-    if version == Version::V2 {
+fn usable(controller: Controller, version: Version, parent: &Path, probe: &str, change: bool) -> bool {
+    if version == Version::V2 && change {
         delegate(parent);
+    } else if version == Version::V2 && could_delegate(controller, parent) {
+        return true;
     }
     let folder = parent.join(probe);
     if fs::create_dir(&folder).is_err() {
@@ -163,13 +166,33 @@ fn usable(controller: Controller, version: Version, parent: &Path, probe: &str) 
     fs::remove_dir(&folder).is_ok() && works
 }
 
+fn lists(parent: &Path, file: &str, name: &str) -> bool {
+    let listed = fs::read_to_string(parent.join(file)).unwrap_or_default();
+    listed.split_whitespace().any(|one| one == name)
+}
+
+/// Whether `delegate` has something to do for this controller and would get it done.
+fn could_delegate(controller: Controller, parent: &Path) -> bool {
+    let (offered, name) = ("cgroup.controllers", controller.name());
+    if !lists(parent, offered, name) || lists(parent, "cgroup.subtree_control", name) {
+        return false;
+    }
+    let may = |file: &str| OpenOptions::new().write(true).open(parent.join(file)).is_ok();
+    // The root of the hierarchy, which has no type, may keep its processes; of any other we must be the only one.
+    let own = std::process::id().to_string();
+    let alone = || {
+        let inside = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
+        inside.split_whitespace().all(|pid| pid == own)
+    };
+    may("cgroup.subtree_control")
+        && (!parent.join("cgroup.type").exists() || (may("cgroup.procs") && alone()))
+}
+
 /// Version 2 gives controllers only to groups below one without processes: the node moves aside, if it may.
 fn delegate(parent: &Path) {
     let control = parent.join("cgroup.subtree_control");
-    let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
-    let enabled = fs::read_to_string(&control).unwrap_or_default();
     for name in ["memory", "pids", "cpu"] {
-        if !offered.split_whitespace().any(|o| o == name) || enabled.split_whitespace().any(|e| e == name) {
+        if !lists(parent, "cgroup.controllers", name) || lists(parent, "cgroup.subtree_control", name) {
             continue;
         }
         let enable = || fs::write(&control, format!("+{name}"));
@@ -177,11 +200,14 @@ fn delegate(parent: &Path) {
             && why.raw_os_error() == Some(nix::libc::EBUSY)
         {
             let aside = parent.join("coinop-node");
-            let moved = fs::create_dir_all(&aside)
-                .and_then(|()| fs::write(aside.join("cgroup.procs"), "0"))
-                .and_then(|()| enable());
-            if let Err(why) = moved {
+            let moved = fs::create_dir_all(&aside).and_then(|()| fs::write(aside.join("cgroup.procs"), "0"));
+            if let Err(why) = moved.and_then(|()| enable()) {
                 tracing::debug!(%why, controller = name, "cgroup controller not delegated");
+                // Others are in the way, too: nothing is gained, so nothing is left changed.
+                let back = fs::write(parent.join("cgroup.procs"), "0").and_then(|()| fs::remove_dir(&aside));
+                if let Err(why) = back {
+                    tracing::debug!(%why, "the node stays in a cgroup of its own");
+                }
             }
         }
     }
@@ -374,6 +400,28 @@ mod tests {
                 (Version::V2, PathBuf::from("/sys/fs/cgroup/unified/user")),
             ]
         );
+    }
+
+    #[test]
+    fn who_only_looks_finds_what_could_be_delegated_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path();
+        let write = |file: &str, text: &str| fs::write(parent.join(file), text).unwrap();
+        write("cgroup.controllers", "cpu memory pids\n");
+        write("cgroup.subtree_control", "");
+        write("cgroup.type", "domain\n");
+        write("cgroup.procs", &format!("{}\n", std::process::id()));
+        let look = || usable(Controller::Memory, Version::V2, parent, "probe", false);
+        assert!(look());
+        write("cgroup.procs", &format!("{}\n1\n", std::process::id()));
+        assert!(!look(), "another process is in the way");
+        write("cgroup.controllers", "cpu pids\n");
+        fs::remove_file(parent.join("cgroup.type")).unwrap();
+        assert!(!look(), "it is not offered");
+        write("cgroup.controllers", "memory\n");
+        assert!(look(), "the root may keep its processes");
+        assert_eq!(fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap(), "");
+        assert_eq!(fs::read_dir(parent).unwrap().count(), 3, "nothing was made");
     }
 
     #[test]

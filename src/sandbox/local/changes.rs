@@ -21,6 +21,9 @@ const PATH_BYTES: usize = 4096;
 /// The deepest folder; each level keeps two descriptors open.
 const DEPTH: usize = 200;
 
+/// Bytes of a path that an error tells.
+const SHOWN: usize = 80;
+
 /// Bytes compared at once.
 const CHUNK: u64 = 64 * 1024;
 
@@ -97,7 +100,11 @@ impl Walk {
         whole: bool,
         depth: usize,
     ) -> Result<(), Error> {
-        if depth > DEPTH || path.len() > PATH_BYTES {
+        if depth > DEPTH {
+            let shown = path.get(..path.len().min(SHOWN)).unwrap_or_default();
+            return Err(Error::TooDeep { path: String::from_utf8_lossy(shown).into_owned(), cap: DEPTH });
+        }
+        if path.len() > PATH_BYTES {
             return Err(Error::TooLarge {
                 what: "the path of a change".to_owned(),
                 cap_bytes: PATH_BYTES as u64,

@@ -193,7 +193,9 @@ impl Host {
                 "memory_bytes",
                 true,
                 format!(
-                    "watched every {} ms, and RLIMIT_DATA on each process; socket and pipe buffers are not counted",
+                    "watched every {} ms (processes, files, page tables, pipes, pairs of sockets), and RLIMIT_DATA on \
+                     each process; no other sockets, not even on the job's own loopback, and no shared memory but \
+                     files; not counted: the kernel's own lists of file locks and memory maps",
                     watch::INTERVAL.as_millis()
                 ),
                 Some(delegate),
@@ -227,6 +229,11 @@ impl Host {
             ("output_bytes", "counted by the node as it drains"),
             ("network", "an empty network namespace; no other family than unix, inet, netlink route"),
         ] {
+            let how = if name == "network" && !self.memory_cgroup {
+                "an empty network namespace; no sockets but pairs, as nothing here counts their memory"
+            } else {
+                how
+            };
             all.push(check(name, true, how.to_owned(), None));
         }
         all.push(if self.overlay {

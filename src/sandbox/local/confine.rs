@@ -21,7 +21,9 @@ use super::wire::Configure;
 const LEVEL: ABI = ABI::V5;
 
 /// The folders where a job may write, with the workspace; everything else is read-only by its mount, and again by Landlock.
-const WRITABLE: [&str; 4] = ["/tmp", "/home/job", "/dev/shm", "/dev/null"];
+/// /dev/zero is not among them: opened to be written, it gives shared memory that no process shows.
+const WRITABLE: [&str; 7] =
+    ["/tmp", "/home/job", "/dev/shm", "/dev/null", "/dev/full", "/dev/random", "/dev/urandom"];
 
 /// Takes every power from this process and its children, except to compute; the folders follow with `Walls`.
 pub fn lock(stand_ins: StandIns) -> io::Result<()> {
@@ -41,7 +43,7 @@ impl Walls {
                 .handle_access(AccessFs::from_all(LEVEL))?
                 .create()?
                 .add_rules(path_beneath_rules(["/"], AccessFs::from_read(LEVEL)))?
-                .add_rules(path_beneath_rules(["/dev"], AccessFs::from_file(LEVEL) | AccessFs::ReadDir))?
+                .add_rules(path_beneath_rules(["/dev"], AccessFs::from_read(LEVEL) | AccessFs::IoctlDev))?
                 .add_rules(path_beneath_rules(WRITABLE, AccessFs::from_all(LEVEL)))
         };
         gathered().map(Walls).map_err(|why: RulesetError| io::Error::other(why))

@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{Event, Exit, Limit};
-use super::cell::Shared;
+use super::shared::Shared;
 
 /// Bytes of output taken at once.
 const CHUNK: usize = 16 * 1024;

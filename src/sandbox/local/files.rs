@@ -9,9 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use super::super::{Error, Tree};
@@ -201,23 +202,33 @@ pub fn size(tree: &dyn Tree) -> io::Result<(u64, u64)> {
     Ok((bytes, entries))
 }
 
-/// Copies a tree of ours into an empty workspace.
-pub fn copy(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
+/// Copies a tree of ours into an empty workspace, both open already: the job's user, with whose rights we write, may
+/// not get to either by its path.
+pub fn copy(from: OwnedFd, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut listed = Dir::from_fd(from.try_clone()?)?;
+    for entry in listed.iter() {
         let entry = entry?;
-        let (name, found) = (entry.file_name(), entry.metadata()?);
-        if found.is_dir() {
-            mkdirat(to, name.as_os_str(), Mode::from_bits_truncate(0o755))?;
-            let below = openat2(to, name.as_os_str(), how(OFlag::O_RDONLY | OFlag::O_DIRECTORY))?;
-            copy(&entry.path(), below.as_fd())?;
-        } else if found.is_symlink() {
-            nix::unistd::symlinkat(fs::read_link(entry.path())?.as_os_str(), to, name.as_os_str())?;
-        } else if found.is_file() {
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-            let mode =
-                Mode::from_bits_truncate(if found.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 });
-            let fd = openat2(to, name.as_os_str(), how(flags).mode(mode))?;
-            io::copy(&mut File::open(entry.path())?, &mut File::from(fd))?;
+        let name = entry.file_name();
+        if is_dots(name) {
+            continue;
+        }
+        let found = fstatat(&from, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        match kind(found.st_mode) {
+            SFlag::S_IFDIR => {
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+                let below = openat2(&from, name, how(flags))?;
+                mkdirat(to, name, Mode::from_bits_truncate(0o755))?;
+                copy(below, openat2(to, name, how(flags))?.as_fd())?;
+            }
+            SFlag::S_IFLNK => nix::unistd::symlinkat(readlinkat(&from, name)?.as_os_str(), to, name)?,
+            SFlag::S_IFREG => {
+                let old = openat2(&from, name, how(OFlag::O_RDONLY))?;
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+                let mode = Mode::from_bits_truncate(if found.st_mode & 0o100 == 0 { 0o644 } else { 0o755 });
+                let new = openat2(to, name, how(flags).mode(mode))?;
+                io::copy(&mut File::from(old), &mut File::from(new))?;
+            }
+            _ => {}
         }
     }
     Ok(())

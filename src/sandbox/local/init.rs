@@ -17,15 +17,14 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::Mode;
 use nix::unistd::{
     ForkResult, Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, fork, getuid,
     sethostname, setresgid, setresuid, setsid,
 };
 
 use super::confine::Walls;
-use super::mounts::{Named, Step};
-use super::nursery::{INSIDE_UID, close_all_but};
+use super::mounts::{INSIDE_UID, Named, Step};
 use super::seccomp::StandIns;
 use super::wire::{Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{confine, mounts, sys, wire};
@@ -63,7 +62,7 @@ fn live(
     dup2_stderr(&null).step("let go of stderr")?;
     let mut keep: Vec<BorrowedFd<'_>> = vec![control.as_fd(), wait.as_fd()];
     keep.extend(cgroups.iter().chain(&base).map(AsFd::as_fd));
-    close_all_but(&keep).step("close what is the nursery's")?;
+    sys::close_all_but(&keep).step("close what is the nursery's")?;
     drop(keep);
     let mut byte = [0];
     if nix::unistd::read(wait.as_fd(), &mut byte).step("wait for the user map")? != 1 {
@@ -86,7 +85,6 @@ fn live(
     sys::loopback_up().step("bring the loopback up")?;
     mounts::furnish()?;
     sys::bar_capabilities().step("bar capabilities")?;
-    umask(Mode::from_bits_truncate(0o022));
     mounts::settle()?;
     let walls = Walls::gather().step("gather Landlock's rules")?;
 

@@ -14,6 +14,7 @@ mod life;
 mod mounts;
 mod nursery;
 mod seccomp;
+mod shared;
 mod spawn;
 mod sys;
 mod watch;
@@ -30,15 +31,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{getegid, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
-use cell::{Cell, Control, Folders};
+use cell::Cell;
 use cgroup::{Controller, Layout};
 use checks::Host;
 use life::{Life, Slots};
 use seccomp::StandIns;
+use shared::{Control, Folders};
 use spawn::Nursery;
 use wire::{Configure, FromInit, MESSAGE_BYTES, Start, ToInit};
 
@@ -60,11 +63,14 @@ pub struct Options {
     /// How many sandboxes stand pre-built, once `warm_up` has been called or a first one was made. Each is used once,
     /// and costs about half a megabyte.
     pub warm: usize,
+    /// Whether this process may change the cgroup that it is in, to get what version 2 keeps from it: give on its
+    /// controllers, and move into a group below. A doctor may not; it makes no sandboxes for jobs.
+    pub delegate: bool,
 }
 
 impl Options {
     pub fn new(state_dir: impl Into<PathBuf>) -> Options {
-        Options { helper: None, state_dir: state_dir.into(), warm: 0 }
+        Options { helper: None, state_dir: state_dir.into(), warm: 0, delegate: true }
     }
 }
 
@@ -119,6 +125,16 @@ fn host_error(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Host { doing, source }
 }
 
+/// Each sandbox holds some descriptors of this process, and each folder of a deep tree two more while its changes are
+/// read: 1,024, where most systems begin, is soon spent. Commands inside get the limit of their policy.
+fn allow_open_files() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
+}
+
 /// A step of the inside that failed, as the outside tells it.
 fn broken(step: &str, source: io::Error) -> Error {
     let source = io::Error::new(source.kind(), format!("{step}: {source}"));
@@ -130,12 +146,13 @@ impl Local {
     /// be started; a host that cannot build sandboxes says so in `checks` and refuses in `admit`.
     pub fn new(options: Options) -> Result<Local, Error> {
         std::fs::create_dir_all(&options.state_dir).map_err(host_error("make its state folder"))?;
+        allow_open_files().map_err(host_error("raise its limit of open files"))?;
         let state = options.state_dir.canonicalize().map_err(host_error("find its state folder"))?;
         let hash = hex::encode(Sha256::digest(std::os::unix::ffi::OsStrExt::as_bytes(state.as_os_str())));
         let prefix = format!("coinop-{}-", hash.get(..8).unwrap_or_default());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let run = format!("{prefix}{:x}-", started ^ u128::from(std::process::id()));
-        let layout = Layout::detect(&format!("{run}probe"));
+        let layout = Layout::detect(&format!("{run}probe"), options.delegate);
         let mut inner = Inner {
             host: Host::default(),
             layout,

@@ -59,6 +59,9 @@ const ETC: [&str; 9] = [
 const MASKED: [&CStr; 5] =
     [c"/proc/cmdline", c"/proc/keys", c"/proc/timer_list", c"/proc/kallsyms", c"/proc/sysrq-trigger"];
 
+/// Inside, the job is this user and group.
+pub const INSIDE_UID: u32 = 1000;
+
 const PASSWD: &str = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\njob:x:1000:1000:job:/home/job:/bin/sh\n\
                       nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n";
@@ -70,8 +73,8 @@ fn c(path: impl AsRef<Path>) -> io::Result<CString> {
 }
 
 /// Replaces this process's root with a read-only one made of the host's base system. The mount namespace must be
-/// its own already.
-pub fn build_root() -> Step<()> {
+/// its own already. `zero`: whether jobs get a /dev/zero.
+pub fn build_root(zero: bool) -> Step<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).step("make mounts private")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -100,7 +103,7 @@ pub fn build_root() -> Step<()> {
         }
     }
     build_etc(&stage.join("etc"))?;
-    for name in DEVICES {
+    for name in DEVICES.into_iter().filter(|name| zero || *name != "zero") {
         let (from, to) = (Path::new("/dev").join(name), stage.join("dev").join(name));
         touch(&to).step("make /dev")?;
         graft(&from, &to, sys::NOSUID | sys::NOEXEC).step("bind a device")?;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
@@ -15,16 +15,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
 use super::life::is_root_with_slots;
-use super::mounts::{Named, Step};
+use super::mounts::{INSIDE_UID, Named, Step};
 use super::seccomp::StandIns;
 use super::wire::{FromNursery, Hello, MESSAGE_BYTES, Start, ToNursery};
 use super::{cgroup, init, mounts, sys, wire};
-
-/// Inside, the job is this user and group.
-pub const INSIDE_UID: u32 = 1000;
 
 /// Namespaces of a sandbox at birth; its network and cgroup namespaces follow when it is in its cgroup.
 const AT_BIRTH: i32 =
@@ -48,6 +46,8 @@ struct Nursery {
 
 /// The whole life of the nursery. Its socket to the node is stdin.
 pub fn main() -> io::Result<()> {
+    // The root's folders are for the jobs' users to read, whatever the node keeps to itself.
+    umask(Mode::from_bits_truncate(0o022));
     let socket = io::stdin();
     let socket = socket.as_fd();
     // The node's end closes with the node; this is the second string.
@@ -92,7 +92,8 @@ fn open(stand_ins: StandIns) -> Step<Nursery> {
     }
     let host = fs::File::open(own).step("keep the mount namespace")?.into();
     unshare(CloneFlags::CLONE_NEWNS).step("make a mount namespace")?;
-    mounts::build_root()?;
+    // Landlock keeps it from being written; what a job can write, it can share as memory that nobody counts.
+    mounts::build_root(!stand_ins.memory || sys::has_landlock())?;
     let inside = fs::File::open(own).step("keep the mount namespace")?.into();
     // Changes of credentials clear it.
     prctl::set_pdeathsig(Signal::SIGTERM).step("watch the node")?;
@@ -262,24 +263,4 @@ fn make_mapping(uid: (u32, u32), gid: (u32, u32)) -> io::Result<OwnedFd> {
             Ok(made?.into())
         }
     }
-}
-
-/// Closes every descriptor above stderr but those of `keep`.
-pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
-    kept.sort_unstable();
-    let mut from = 3;
-    for fd in kept {
-        if from < fd {
-            close_between(from, fd - 1)?;
-        }
-        from = fd + 1;
-    }
-    sys::close_from(from, false)
-}
-
-fn close_between(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: only numbers. In the forked child, the values that own these descriptors are never used or dropped.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -47,7 +47,7 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWUSER
 /// What stands in for a limit where no cgroup keeps it, and so must not be walked around.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct StandIns {
-    /// Memory is counted process by process: no memory outside of processes, then.
+    /// Memory is counted by `watch`: no memory where it does not look, then.
     pub memory: bool,
     /// The job is kept to some cores: it may not choose others.
     pub cores: bool,
@@ -65,7 +65,7 @@ fn program(stand_ins: StandIns) -> Vec<sock_filter> {
         .into_iter()
         .map(|(call, errno)| (call, vec![give(ERRNO | errno as u32)]))
         .collect();
-    calls.extend(examined());
+    calls.extend(examined(stand_ins));
     let calls: Vec<_> = calls.into_iter().collect();
     let mut code = vec![
         load(ARCHITECTURE),
@@ -111,9 +111,13 @@ fn give(verdict: u32) -> sock_filter {
     sock_filter { code: RETURN, jt: 0, jf: 0, k: verdict }
 }
 
+/// An answer of the filter instead of the kernel's.
+fn no(errno: i32) -> sock_filter {
+    give(ERRNO | errno as u32)
+}
+
 /// Calls whose arguments decide.
-fn examined() -> Vec<(libc::c_long, Vec<sock_filter>)> {
-    let no = |errno: i32| give(ERRNO | errno as u32);
+fn examined(stand_ins: StandIns) -> Vec<(libc::c_long, Vec<sock_filter>)> {
     // Only on itself: init has the job's uid, and must not be starved or starved of descriptors.
     let self_only = || vec![load(argument(0)), jump(JUMP_EQ, 0, 1, 0), no(libc::EPERM), give(ALLOW)];
     let family = |family: i32, on: u8| jump(JUMP_EQ, family as u32, on, 0);
@@ -136,6 +140,10 @@ fn examined() -> Vec<(libc::c_long, Vec<sock_filter>)> {
                 no(libc::EAFNOSUPPORT),
                 give(ALLOW),
             ],
+        ),
+        (
+            libc::SYS_socketpair,
+            vec![load(argument(0)), family(libc::AF_UNIX, 1), no(libc::EAFNOSUPPORT), give(ALLOW)],
         ),
         // Typing into a terminal from inside.
         (
@@ -165,8 +173,79 @@ fn examined() -> Vec<(libc::c_long, Vec<sock_filter>)> {
     {
         calls.push((call, self_only()));
     }
+    if stand_ins.memory {
+        // The later of two programs for a call holds.
+        calls.extend(countable());
+    }
     calls
 }
+
+/// Without a memory cgroup: only such pipes, sockets and mappings as `watch` can count from outside.
+fn countable() -> Vec<(libc::c_long, Vec<sock_filter>)> {
+    let both = |first: u32, is: i32, second: u32, too: i32, errno: i32| {
+        vec![
+            load(argument(first)),
+            jump(JUMP_EQ, is as u32, 0, 3),
+            load(argument(second)),
+            jump(JUMP_EQ, too as u32, 0, 1),
+            no(errno),
+            give(ALLOW),
+        ]
+    };
+    vec![
+        // A connection that nobody has accepted keeps its bytes without a descriptor. Pairs are left.
+        (libc::SYS_socket, vec![no(libc::EAFNOSUPPORT)]),
+        (libc::SYS_setsockopt, both(1, libc::SOL_SOCKET, 2, libc::SO_SNDBUF, libc::EPERM)),
+        (
+            libc::SYS_fcntl,
+            vec![
+                load(argument(1)),
+                jump(JUMP_EQ, libc::F_SETPIPE_SZ as u32, 0, 1),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
+        ),
+        // Shared and of no file: pages that stay when no process shows them any more.
+        (
+            libc::SYS_mmap,
+            vec![
+                load(argument(3)),
+                jump(JUMP_ANY_BIT, libc::MAP_ANONYMOUS as u32, 0, 2),
+                jump(JUMP_ANY_BIT, libc::MAP_SHARED as u32, 0, 1),
+                no(libc::ENOMEM),
+                give(ALLOW),
+            ],
+        ),
+        // No new namespace, and no thread with open files of its own.
+        (
+            libc::SYS_clone,
+            vec![
+                load(argument(0)),
+                jump(JUMP_ANY_BIT, NEW_NAMESPACES, 2, 0),
+                jump(JUMP_ANY_BIT, libc::CLONE_THREAD as u32, 0, 2),
+                jump(JUMP_ANY_BIT, libc::CLONE_FILES as u32, 1, 0),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
+        ),
+    ]
+}
+
+/// Memory that belongs to no process, pages held by a pipe for another, and descriptors on their way in a message.
+const UNCOUNTED: &[libc::c_long] = &[
+    libc::SYS_memfd_create,
+    libc::SYS_shmget,
+    libc::SYS_msgget,
+    libc::SYS_semget,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_vmsplice,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_inotify_init1,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_inotify_init,
+];
 
 /// Calls refused whatever their arguments, with the errno that programs take as "not here".
 fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
@@ -255,8 +334,7 @@ fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
     calls.extend(EPERM.iter().chain(HERE_ONLY).map(|call| (*call, libc::EPERM)));
     calls.extend(ENOSYS.iter().map(|call| (*call, libc::ENOSYS)));
     if stand_ins.memory {
-        calls.insert(libc::SYS_memfd_create, libc::ENOSYS);
-        calls.insert(libc::SYS_shmget, libc::ENOSYS);
+        calls.extend(UNCOUNTED.iter().map(|call| (*call, libc::ENOSYS)));
     }
     if stand_ins.cores {
         calls.insert(libc::SYS_sched_setaffinity, libc::EPERM);
@@ -304,7 +382,7 @@ mod tests {
     fn each_listed_call_gets_its_errno_and_all_others_pass() {
         for stand_ins in [StandIns::default(), StandIns { memory: true, cores: true }] {
             let (code, refused) = (program(stand_ins), refused(stand_ins));
-            let examined: Vec<_> = examined().into_iter().map(|(call, _)| call).collect();
+            let examined: Vec<_> = examined(stand_ins).into_iter().map(|(call, _)| call).collect();
             for call in (0..500).filter(|call| !examined.contains(call)) {
                 let expected = refused.get(&call).map_or(ALLOW, |errno| ERRNO | *errno as u32);
                 assert_eq!(verdict(&code, ARCH, call, [0; 6]), expected, "call {call}");
@@ -323,6 +401,38 @@ mod tests {
         assert_eq!(ask(libc::SYS_clone, [libc::SIGCHLD as u32, 0, 0, 0, 0, 0]), ALLOW);
         let flags = (libc::CLONE_NEWUSER | libc::SIGCHLD) as u32;
         assert_eq!(ask(libc::SYS_clone, [flags, 0, 0, 0, 0, 0]), ERRNO | libc::EPERM as u32);
+    }
+
+    #[test]
+    fn without_a_memory_cgroup_only_what_can_be_counted_passes() {
+        let code = program(StandIns { memory: true, cores: false });
+        let ask = |call, arguments| verdict(&code, ARCH, call, arguments);
+        let no = |errno: i32| ERRNO | errno as u32;
+        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let (unix, stream) = (libc::AF_UNIX, libc::SOCK_STREAM);
+        for (call, [one, two, three, four], verdict) in [
+            (libc::SYS_socket, [unix, stream, 0, 0], no(libc::EAFNOSUPPORT)),
+            (libc::SYS_socket, [libc::AF_INET, stream, 0, 0], no(libc::EAFNOSUPPORT)),
+            (libc::SYS_socketpair, [unix, stream, 0, 0], ALLOW),
+            (libc::SYS_socketpair, [libc::AF_TIPC, stream, 0, 0], no(libc::EAFNOSUPPORT)),
+            (libc::SYS_setsockopt, [3, libc::SOL_SOCKET, libc::SO_SNDBUF, 0], no(libc::EPERM)),
+            (libc::SYS_setsockopt, [3, libc::SOL_SOCKET, libc::SO_RCVTIMEO, 0], ALLOW),
+            (libc::SYS_setsockopt, [3, libc::IPPROTO_TCP, libc::SO_SNDBUF, 0], ALLOW),
+            (libc::SYS_fcntl, [3, libc::F_SETPIPE_SZ, 1 << 20, 0], no(libc::EPERM)),
+            (libc::SYS_fcntl, [3, libc::F_GETFL, 0, 0], ALLOW),
+            (libc::SYS_mmap, [0, 1 << 20, 3, shared], no(libc::ENOMEM)),
+            (libc::SYS_mmap, [0, 1 << 20, 3, private], ALLOW),
+            (libc::SYS_mmap, [0, 1 << 20, 3, libc::MAP_SHARED], ALLOW),
+            (libc::SYS_clone, [thread | libc::CLONE_FILES, 0, 0, 0], ALLOW),
+            (libc::SYS_clone, [thread, 0, 0, 0], no(libc::EPERM)),
+            (libc::SYS_clone, [libc::SIGCHLD, 0, 0, 0], ALLOW),
+            (libc::SYS_clone, [libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0], no(libc::EPERM)),
+        ] {
+            let arguments = [one as u32, two as u32, three as u32, four as u32, 0, 0];
+            assert_eq!(ask(call, arguments), verdict, "call {call} {arguments:?}");
+        }
     }
 
     #[test]

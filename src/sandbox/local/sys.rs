@@ -122,6 +122,25 @@ pub fn close_from(first: u32, on_exec: bool) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
 }
 
+/// Closes every descriptor above stderr but those of `keep`.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for fd in kept {
+        if from < fd {
+            close_between(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close_from(from, false)
+}
+
+fn close_between(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: only numbers. In the forked child, the values that own these descriptors are never used or dropped.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
 /// What a child cost, told when it is reaped.
 #[derive(Debug, Clone, Copy)]
 pub struct Reaped {

@@ -1,18 +1,21 @@
 //! Counts a sandbox's memory and CPU from its own /proc, seen from outside: the stand-in where no cgroup counts
 //! them. It reads and, over the limit, strikes; it changes nothing else.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::dir::Dir;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{SFlag, fstatat};
 
 use super::super::{Limit, Usage};
-use super::cell::Shared;
-use super::files::{open_beneath, read_capped};
+use super::files::{kind, open_beneath, read_capped};
 use super::life::millis;
+use super::shared::Shared;
 
 /// How often the memory is summed up.
 pub const INTERVAL: Duration = Duration::from_millis(20);
@@ -44,32 +47,98 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
     Guard(task.abort_handle())
 }
 
-/// Memory that nobody else holds: of the processes, and of the files in the sandbox's tmpfs.
+/// Memory that nobody else holds: of the processes, of the files in the sandbox's tmpfs, and the most that their
+/// pipes and sockets can keep.
 fn held_bytes(sandbox: &Shared) -> u64 {
     let files = sandbox.file_bytes();
-    let limit = sandbox.policy.memory_bytes;
-    let quick = each_process(sandbox.folders.proc.as_fd(), quick_bytes);
-    if files.saturating_add(quick) <= limit {
+    let proc = sandbox.folders.proc.as_fd();
+    let buffers = Buffers::of_this_host();
+    let quick = each_process(proc, |process| {
+        let process = living(process)?;
+        let open = descriptors(process.as_fd()).len() as u64;
+        Some(quick_bytes(process.as_fd())?.saturating_add(open.saturating_mul(buffers.largest())))
+    });
+    if files.saturating_add(quick) <= sandbox.policy.memory_bytes {
         return files.saturating_add(quick);
     }
-    // The quick sum counts pages shared by a fork once for each process: before we strike, share them out.
-    let exact = each_process(sandbox.folders.proc.as_fd(), |process| {
-        shared_out_bytes(process).or_else(|| quick_bytes(process))
+    // The quick sum counts pages shared by a fork once for each process, and each descriptor as a full socket: before
+    // we strike, share them out.
+    let mut seen = HashSet::new();
+    let exact = each_process(proc, |process| {
+        let process = living(process)?;
+        let memory = shared_out_bytes(process.as_fd()).or_else(|| quick_bytes(process.as_fd()))?;
+        Some(memory.saturating_add(buffers.kept(process.as_fd(), &mut seen)))
     });
     files.saturating_add(exact)
 }
 
-fn each_process(proc: BorrowedFd<'_>, count: impl Fn(BorrowedFd<'_>) -> Option<u64>) -> u64 {
+/// The most that the kernel keeps in one pipe, or for one end of a pair of sockets. The filter lets neither grow.
+struct Buffers {
+    pipe: u64,
+    socket: u64,
+}
+
+impl Buffers {
+    fn of_this_host() -> Buffers {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(65_536);
+        let set = std::fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap_or_default();
+        // One message may begin while there is room, however little: twice the room, then.
+        Buffers { pipe: 16 * page.unsigned_abs(), socket: 2 * set.trim().parse().unwrap_or(4 << 20) }
+    }
+
+    fn largest(&self) -> u64 {
+        self.pipe.max(self.socket)
+    }
+
+    /// Of those that this process has open and that were not `seen` with another.
+    fn kept(&self, process: BorrowedFd<'_>, seen: &mut HashSet<(u64, u64)>) -> u64 {
+        let Ok(folder) = open_beneath(process, c"fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
+            return 0;
+        };
+        let kept = |name: &CString| {
+            let Ok(found) = fstatat(&folder, name.as_c_str(), AtFlags::empty()) else { return 0 };
+            let bytes = match kind(found.st_mode) {
+                SFlag::S_IFIFO => self.pipe,
+                SFlag::S_IFSOCK => self.socket,
+                _ => return 0,
+            };
+            if seen.insert((found.st_dev, found.st_ino)) { bytes } else { 0 }
+        };
+        names(folder.as_fd()).iter().map(kept).fold(0, u64::saturating_add)
+    }
+}
+
+fn descriptors(process: BorrowedFd<'_>) -> Vec<CString> {
+    let folder = open_beneath(process, c"fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+    folder.map(|folder| names(folder.as_fd())).unwrap_or_default()
+}
+
+/// The names in a folder of /proc that are numbers: processes, threads or descriptors.
+fn names(folder: BorrowedFd<'_>) -> Vec<CString> {
+    let listed = open_beneath(folder, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY).and_then(Dir::from_fd);
+    let Ok(mut listed) = listed else { return Vec::new() };
+    let names = listed.iter().flatten().map(|entry| entry.file_name().to_owned());
+    names.filter(|name| name.to_bytes().first().is_some_and(u8::is_ascii_digit)).collect()
+}
+
+fn each_process(proc: BorrowedFd<'_>, mut count: impl FnMut(BorrowedFd<'_>) -> Option<u64>) -> u64 {
     let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-    let Ok(listed) = open_beneath(proc, c".", folder) else { return 0 };
-    let Ok(mut listed) = Dir::from_fd(listed) else { return 0 };
-    let names: Vec<_> = listed.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
-    names
+    names(proc)
         .iter()
-        .filter(|name| name.to_bytes().first().is_some_and(u8::is_ascii_digit))
         // One that has just ended counts nothing.
         .filter_map(|name| count(open_beneath(proc, name.as_c_str(), folder).ok()?.as_fd()))
         .fold(0, u64::saturating_add)
+}
+
+/// Where a process shows what it holds: its own folder, or a thread's when its first thread has ended before the rest.
+fn living(process: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    if quick_bytes(process).is_some() {
+        return open_beneath(process, c".", folder).ok();
+    }
+    let tasks = open_beneath(process, c"task", folder).ok()?;
+    let open = |name: &CString| open_beneath(tasks.as_fd(), name.as_c_str(), folder).ok();
+    names(tasks.as_fd()).iter().filter_map(open).find(|task| quick_bytes(task.as_fd()).is_some())
 }
 
 fn text(process: BorrowedFd<'_>, file: &std::ffi::CStr) -> Option<String> {
@@ -83,14 +152,19 @@ fn kib(text: &str, name: &str) -> Option<u64> {
     value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The first of these, which must be there, and the others where the kernel tells them.
+fn sum(text: &str, first: &str, others: &[&str]) -> Option<u64> {
+    let others = others.iter().filter_map(|name| kib(text, name)).fold(0, u64::saturating_add);
+    Some(kib(text, first)?.saturating_add(others))
+}
+
 fn quick_bytes(process: BorrowedFd<'_>) -> Option<u64> {
-    let status = text(process, c"status")?;
-    Some(kib(&status, "RssAnon")?.saturating_add(kib(&status, "RssShmem").unwrap_or(0)))
+    sum(&text(process, c"status")?, "RssAnon", &["RssShmem", "VmSwap", "VmPTE"])
 }
 
 fn shared_out_bytes(process: BorrowedFd<'_>) -> Option<u64> {
-    let rollup = text(process, c"smaps_rollup")?;
-    Some(kib(&rollup, "Pss_Anon")?.saturating_add(kib(&rollup, "Pss_Shmem").unwrap_or(0)))
+    let shared_out = sum(&text(process, c"smaps_rollup")?, "Pss_Anon", &["Pss_Shmem", "SwapPss"])?;
+    Some(shared_out.saturating_add(kib(&text(process, c"status")?, "VmPTE").unwrap_or(0)))
 }
 
 /// CPU time of the living and of those they have reaped, in clock ticks.

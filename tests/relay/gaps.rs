@@ -117,7 +117,9 @@ async fn a_slow_node_lags_and_still_gets_every_event_once() {
     for n in 0..150 {
         relay.publish(&request(&format!("live {n}"), 1));
     }
-    assert_eq!(node.cursor(&relay), None, "no cursor over a gap");
+    // It may stand before all of them, when it was written between the last page and the first drop.
+    let oldest = stored.iter().map(|event| event.created_at.as_secs()).min();
+    assert!(node.cursor(&relay) < oldest, "no cursor over a gap");
     let seen = node.take(300).await;
     assert!(seen.values().all(|times| *times == 1));
     until("the cursor has caught up", || node.cursor(&relay).is_some_and(|c| c >= now() - 5)).await;

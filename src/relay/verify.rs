@@ -20,7 +20,7 @@ use super::{Error, Glance, Memory, lock, message};
 /// Frames waiting for a thread, bytes in all.
 const WAITING_BYTES: usize = 16 << 20;
 /// Taken from the queue by one thread at a time.
-const BATCH: usize = 32;
+const BATCH: usize = 128;
 
 /// A verified event, once. Say `done` when it is written down: until then the cursors of the relays that sent
 /// it stay before it. Dropped without `done`, it is fetched again.
@@ -303,7 +303,12 @@ impl Shared {
             return None;
         }
         // Verified before this process began: a replay is dropped, nothing is believed.
-        if glance.kind != 5 && self.memory.knows(&event.id.to_hex(), &event.pubkey.to_hex()) {
+        let (mut id, mut author) = ([0; 64], [0; 64]);
+        if glance.kind != 5
+            && self
+                .memory
+                .knows(hex(event.id.as_bytes(), &mut id), hex(&event.pubkey.to_bytes(), &mut author))
+        {
             Counts::add(&counts.duplicate);
             return None;
         }
@@ -333,6 +338,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// Lower-case hex on the stack: this is done for every event, and a String each costs as much as the parser.
+fn hex<'a>(bytes: &[u8; 32], text: &'a mut [u8; 64]) -> &'a str {
+    // Cannot fail: 32 bytes are 64 ASCII digits.
+    hex::encode_to_slice(bytes, text).ok().and_then(|()| std::str::from_utf8(text).ok()).unwrap_or_default()
 }
 
 /// Ties an event to the cursors that wait for it.

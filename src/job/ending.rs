@@ -2,7 +2,7 @@
 //! node's owner. How it came to that end is `runner`'s business, the signing `answer`'s.
 
 use super::content::{self, Artifact, Content};
-use super::runner::{End, Ticket};
+use super::ticket::{End, Ticket};
 use super::{Failure, Rooms, answer};
 use crate::agent::Work;
 use crate::market::Code;

@@ -12,10 +12,11 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::budget::{Bucket, Tombstones};
 use super::ending;
-use super::intake::{Bucket, Tombstones};
 use super::queue::Queue;
-use super::runner::{self, End, Stop, Ticket};
+use super::runner;
+use super::ticket::{End, Stop, Ticket};
 use super::{Failure, Rooms};
 use crate::market::Code;
 use crate::store;

@@ -1,23 +1,17 @@
 //! What the dispatcher does with a verified event: take it as a job, refuse it, or stop the job that it takes
 //! back. Every step is one batch of records; what waits for the disk is a task that reports back.
 
-use std::collections::HashMap;
-
 use nostr_sdk::prelude::JsonUtil;
-
 use tokio::sync::oneshot;
 
 use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
-use super::runner::{Stop, Ticket};
+use super::ticket::{Stop, Ticket};
 use super::{Failure, Rooms, answer};
 use crate::market::{Admission, Code, judge};
 use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
 
-/// Cancellations of requests that we do not know, kept a minute: all together, and of one author.
-const TOMBSTONES_PER_MINUTE: u32 = 120;
-const TOMBSTONES_PER_AUTHOR: u32 = 16;
 /// Of one event; further ids that we do not know are passed over.
 const TOMBSTONES_PER_EVENT: usize = 16;
 /// Events held while nothing is taken; more are dropped, and asked for again.
@@ -296,64 +290,4 @@ fn tell(reply: Reply, answer: Result<(), Failure>) {
 
 fn not_open(job: &str) -> Failure {
     Failure::new(Code::InvalidInput, format!("no open job {job}"))
-}
-
-/// A token bucket over a minute.
-#[derive(Debug, Default)]
-pub(super) struct Bucket {
-    minute: u64,
-    taken: u32,
-}
-
-impl Bucket {
-    pub(super) fn take(&mut self, now_ms: u64, per_minute: u32) -> bool {
-        let minute = now_ms / 60_000;
-        if minute != self.minute {
-            *self = Bucket { minute, taken: 0 };
-        }
-        self.taken += 1;
-        self.taken <= per_minute
-    }
-}
-
-/// What is left of the minute for cancellations of requests that we do not know.
-#[derive(Debug, Default)]
-pub(super) struct Tombstones {
-    all: Bucket,
-    /// No more authors than the minute has tombstones.
-    by: HashMap<String, u32>,
-}
-
-impl Tombstones {
-    pub(super) fn take(&mut self, now_ms: u64, author: &str) -> bool {
-        if self.all.minute != now_ms / 60_000 {
-            self.by.clear();
-        }
-        if self.by.get(author).is_some_and(|taken| *taken >= TOMBSTONES_PER_AUTHOR)
-            || !self.all.take(now_ms, TOMBSTONES_PER_MINUTE)
-        {
-            return false;
-        }
-        *self.by.entry(author.to_owned()).or_default() += 1;
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_author_has_a_share_of_the_tombstones_and_all_together_the_whole() {
-        let mut left = Tombstones::default();
-        let take = |left: &mut Tombstones, now_ms: u64, author: u32, times: u32| {
-            (0..times).filter(|_| left.take(now_ms, &author.to_string())).count() as u32
-        };
-        assert_eq!(take(&mut left, 0, 1, 256), TOMBSTONES_PER_AUTHOR);
-        assert_eq!(take(&mut left, 59_999, 2, 10), 10, "another one has its own");
-        let rest: u32 = (3..100).map(|author| take(&mut left, 59_999, author, 256)).sum();
-        assert_eq!(rest, TOMBSTONES_PER_MINUTE - TOMBSTONES_PER_AUTHOR - 10);
-        assert!(left.by.len() <= TOMBSTONES_PER_MINUTE as usize);
-        assert_eq!(take(&mut left, 60_000, 1, 256), TOMBSTONES_PER_AUTHOR, "the next minute");
-    }
 }

@@ -2,6 +2,7 @@
 //! before its effect. It decides when; the rooms below do the work, and `relay` carries the answers out.
 
 pub mod answer;
+mod budget;
 pub mod content;
 mod ending;
 pub mod engine;
@@ -9,6 +10,7 @@ mod intake;
 pub mod queue;
 mod recovery;
 pub mod runner;
+pub mod ticket;
 
 use std::sync::Arc;
 

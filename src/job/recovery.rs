@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::Failure;
 use super::ending;
 use super::engine::{Dispatcher, Open, Phase, stopped};
-use super::runner::{Stop, Ticket};
+use super::ticket::{Stop, Ticket};
 use crate::market::judge;
 use crate::protocol::request::Request;
 use crate::store::{self, JobRow};

@@ -340,8 +340,12 @@ proptest! {
     #[test]
     fn any_change_goes_through_git_apply_and_comes_out_the_same((before, after) in two_trees()) {
         let house = House::new();
-        let odd = |p: &[u8]| p.split(|b| *b == b'/').any(|n| n == b"." || n == b".." || n.eq_ignore_ascii_case(b".git") || n.contains(&b'\\'));
-        prop_assume!(!before.keys().chain(after.keys()).any(|p| odd(p) && !p.ends_with(b"q\"q\\q")));
+        // Names that libgit2's index, which lays out the trees here, does not take. One with a backslash that it
+        // takes is among the generated ones.
+        let odd = |n: &[u8]| {
+            n == b"." || n == b".." || n.eq_ignore_ascii_case(b".git") || (n.contains(&b'\\') && n != b"q\"q\\q")
+        };
+        prop_assume!(!before.keys().chain(after.keys()).any(|p| p.split(|b| *b == b'/').any(odd)));
         let pin = house.pin("r", &before);
         let patch = house.patch(&pin, between(&before, &after));
         prop_assert_eq!(&patch.skipped, &vec![]);

@@ -11,6 +11,14 @@ demo *ARGS:
 test *ARGS:
     cargo test {{ARGS}}
 
+# Every clause of the sandbox on every backend, as one table (docs/testing.md); a word filters the cases
+conformance *ARGS:
+    cargo test --test conformance -- --table {{ARGS}}
+
+# Attacks on the sandboxes, with their defence off and on, as a table; with Docker where E2E_DOCKER_HOST names an engine
+hostile *ARGS:
+    HOSTILE_TABLE=1 cargo test --test hostile -- {{ARGS}}
+
 # Form, lints, licences: what CI looks at before it runs a test
 lint:
     .ci/run form lint deny

@@ -1,26 +1,29 @@
 //! Puts the rooms together into one running node, and owns the order of start and drain. It decides nothing
 //! about a job: it hands verified events from `relay` to `job`, and what `job` owes back to `relay`.
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use nostr_sdk::prelude::{EventId, Keys};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::announcer::{self, Announcer};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, SandboxChoice};
 use crate::control;
 use crate::job::{self, Engine, Offer, Rooms};
 use crate::market::{Catalog, Rules, catalog};
 use crate::protocol::announcement::Announcement;
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
 use crate::repo::{self, Repos};
-use crate::sandbox::{self, Backend, Check, Identity, local::Local};
+use crate::sandbox::docker::{self, Docker};
+use crate::sandbox::{self, Backend, Check, Identity, local::Local, selftest};
 use crate::store::{self, Holder, Store};
 
 /// How long what is owed is still offered to relays at the end.
@@ -47,6 +50,9 @@ pub enum Error {
     /// Law 6: what cannot run here is not announced, and a node that can run nothing does not start.
     #[error("no skill can run in a sandbox here: {}; `coinop doctor` says how to mend it", .0.join("; "))]
     NothingRuns(Vec<String>),
+    /// Law 3: a sandbox that does not hold what it promises gets no stranger's job.
+    #[error("the sandbox failed its self-test: {}; `coinop doctor --sandbox` says how to mend it", .0.join("; "))]
+    SelfTest(Vec<String>),
 }
 
 /// A node that is running.
@@ -85,11 +91,25 @@ pub struct Report {
 ///
 /// # Errors
 /// The sandbox's, when the host lacks what it cannot do without.
-pub fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<Local>, Error> {
-    let mut options = sandbox::local::Options::new(config.data_dir.join("sandboxes"));
-    options.helper = helper;
-    options.warm = usize::try_from(config.warm_sandboxes).unwrap_or_default();
-    Ok(Arc::new(Local::new(options)?))
+pub async fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<dyn Backend>, Error> {
+    let warm = usize::try_from(config.warm_sandboxes).unwrap_or_default();
+    if config.sandbox == SandboxChoice::Docker {
+        return Ok(Arc::new(Docker::connect(docker_options(config, warm)).await?));
+    }
+    let options = sandbox::local::Options::new(config.data_dir.join("sandboxes"));
+    Ok(Arc::new(Local::new(sandbox::local::Options { helper, warm, ..options })?))
+}
+
+/// The docker backend as configured. The engine knows this node by its data folder.
+pub fn docker_options(config: &Config, warm: usize) -> docker::Options {
+    let folder = Sha256::digest(config.data_dir.as_os_str().as_bytes());
+    docker::Options {
+        host: config.docker.host.clone(),
+        image: config.docker.image.clone(),
+        runtime: config.docker.runtime.clone(),
+        node: hex::encode(folder).chars().take(8).collect(),
+        warm,
+    }
 }
 
 /// The job types that the configuration names.
@@ -153,28 +173,45 @@ pub fn runnable(
     (can, cannot)
 }
 
+/// Tries the sandbox and keeps the report in `selftest.json`; its hash.
+async fn self_test(backend: &dyn Backend, data_dir: &Path) -> Result<String, Error> {
+    let report = selftest::run(backend, data_dir).await?;
+    let file = data_dir.join("selftest.json");
+    // For the operator to read; nothing depends on it.
+    if let Err(why) = std::fs::write(&file, report.to_json()) {
+        tracing::warn!(file = %file.display(), %why, "the self-test's report could not be kept");
+    }
+    if report.holds() {
+        return Ok(report.hash());
+    }
+    let failed = report.checks.iter().filter(|check| !check.ok);
+    Err(Error::SelfTest(failed.map(|check| format!("{}: {}", check.name, check.how)).collect()))
+}
+
 impl Node {
-    /// Starts a node on the local sandbox.
+    /// Starts a node on the sandbox that is configured.
     ///
     /// # Errors
     /// What keeps it from serving, named; nothing is left running then.
     pub async fn start(config: Config, keys: Keys, helper: Option<PathBuf>) -> Result<Node, Error> {
-        let backend = backend(&config, helper)?;
-        // Beside the start, not before it: the first job may come before there is one.
-        let warmed = backend.clone();
-        tokio::spawn(async move {
-            if let Err(why) = warmed.warm_up().await {
-                tracing::warn!(%why, "no sandbox could be built ahead");
-            }
-        });
-        Node::start_on(config, keys, backend).await
+        let backend = backend(&config, helper).await?;
+        Node::start_with(config, keys, backend, true).await
     }
 
-    /// Starts a node on any backend.
+    /// Starts a node on any backend, which is taken as it is.
     ///
     /// # Errors
     /// As [`Node::start`].
     pub async fn start_on(config: Config, keys: Keys, backend: Arc<dyn Backend>) -> Result<Node, Error> {
+        Node::start_with(config, keys, backend, false).await
+    }
+
+    async fn start_with(
+        config: Config,
+        keys: Keys,
+        backend: Arc<dyn Backend>,
+        test: bool,
+    ) -> Result<Node, Error> {
         let holder = Holder::new(keys.public_key().to_hex());
         let options = store::Options { blobs_bytes: config.logs.max_bytes, ..store::Options::default() };
         let store = Store::open_with(&config.data_dir, &holder, options)?;
@@ -191,7 +228,18 @@ impl Node {
         if skills.is_empty() {
             return Err(Error::NothingRuns(cannot));
         }
+        let report = if test { Some(self_test(&*backend, &config.data_dir).await?) } else { None };
         let catalog = all.only(&skills)?;
+        if let Some(first) = catalog.types().next() {
+            let policy = first.manifest.limits.policy().capped(&ceiling);
+            // Beside the start, not before it: the first job may come before there is one.
+            let ahead = backend.clone();
+            tokio::spawn(async move {
+                if let Err(why) = ahead.warm_up(&policy).await {
+                    tracing::warn!(%why, "no sandbox could be built ahead");
+                }
+            });
+        }
         let kinds = catalog.kinds();
         let rules = Arc::new(rules(&config, keys.public_key(), catalog));
         let repos = Arc::new(repos(&config)?);
@@ -236,6 +284,7 @@ impl Node {
                 skills: skills.clone(),
                 name: config.announce.name.clone(),
                 about: config.announce.about.clone(),
+                sandbox: report.map(|hash| (identity.backend.clone(), hash)),
                 ..Announcement::default()
             },
             to: config.relays.clone(),

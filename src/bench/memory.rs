@@ -128,7 +128,7 @@ async fn settled(pid: u32, node: &mut Child) -> anyhow::Result<u64> {
 }
 
 /// Bytes of the node and of every process below it but the jobs' own programs, and how many of those there are.
-fn workers(pid: u32) -> anyhow::Result<(u64, usize)> {
+pub(super) fn workers(pid: u32) -> anyhow::Result<(u64, usize)> {
     let (mut bytes, mut programs) = (0, 0);
     let mut todo = vec![pid];
     while let Some(pid) = todo.pop() {
@@ -148,7 +148,7 @@ fn workers(pid: u32) -> anyhow::Result<(u64, usize)> {
     Ok((bytes, programs))
 }
 
-fn rss_bytes(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn rss_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     field(&status, "VmRSS:").context("the kernel does not say the node's memory")
 }

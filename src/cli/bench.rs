@@ -1,5 +1,7 @@
 //! `coinop bench`: which measurements, how often, and their table. Measuring is `bench`'s business.
 
+mod times;
+
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -9,6 +11,8 @@ use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Cell, Table};
 use crate::bench::{checkout, intake, job, memory, tti};
 use crate::config::Config;
+use crate::node;
+use crate::sandbox::docker;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,6 +22,15 @@ pub struct Args {
     /// Rounds of each, the sides of a ratio in turn [default: as docs/SPEC.md says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: Option<u32>,
+    /// tti: only these modes; may be repeated
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Vec<tti::Mode>,
+    /// tti: only these lanes; may be repeated
+    #[arg(long, value_enum, value_name = "LANE")]
+    pub lane: Vec<tti::Name>,
+    /// tti: make and end N sandboxes, too, and see what stays in memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub soak: Option<u32>,
     /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
@@ -65,7 +78,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         let folder = common.stage_folder("coinop-bench-")?;
         let config = common.stage(folder.path())?;
         // One that cannot be taken here (git is not there, no sandbox) does not take the others along.
-        let report = measure(what, args.rounds, folder.path(), config).unwrap_or_else(|failure| {
+        let report = measure(what, &args, folder.path(), config).unwrap_or_else(|failure| {
             exit = Exit::Failure;
             let why = format!("{:#}", failure.error);
             output::talk(&format!("{}: {why}", what.name()));
@@ -81,17 +94,23 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     Ok(exit)
 }
 
-fn measure(
-    what: What,
-    rounds: Option<u32>,
-    folder: &std::path::Path,
-    config: Config,
-) -> Result<Value, Failure> {
-    let rounds = |usual: usize| rounds.map_or(usual, |n| usize::try_from(n).unwrap_or(usual));
+fn measure(what: What, args: &Args, folder: &std::path::Path, config: Config) -> Result<Value, Failure> {
+    let rounds = |usual: usize| args.rounds.map_or(usual, |n| usize::try_from(n).unwrap_or(usual));
     let dir = folder.to_path_buf();
     Ok(match what {
         What::Tti => {
-            let options = tti::Options { rounds: rounds(200), helper: None, state_dir: dir };
+            let chosen =
+                |some: bool| if some { args.lane.clone() } else { tti::Name::value_variants().to_vec() };
+            let modes = if args.mode.is_empty() { tti::Mode::value_variants() } else { &args.mode };
+            let options = tti::Options {
+                rounds: rounds(100),
+                modes: modes.to_vec(),
+                lanes: chosen(!args.lane.is_empty()),
+                helper: None,
+                state_dir: dir,
+                engine: Some(engine(&config)),
+                soak: args.soak.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+            };
             serde_json::to_value(tti::run(&options)?)?
         }
         What::Intake => {
@@ -112,6 +131,15 @@ fn measure(
     })
 }
 
+/// The engine that is configured or that DOCKER_HOST names; else one that was started for tests, or the usual socket.
+fn engine(config: &Config) -> docker::Options {
+    let mut engine = node::docker_options(config, 0);
+    if engine.host.is_none() && std::env::var_os("DOCKER_HOST").is_none() {
+        engine.host = std::env::var("E2E_DOCKER_HOST").ok();
+    }
+    engine
+}
+
 fn wait<T: Serialize>(task: impl Future<Output = anyhow::Result<T>>) -> Result<Value, Failure> {
     let mut report = Value::Null;
     block_on(async {
@@ -121,13 +149,19 @@ fn wait<T: Serialize>(task: impl Future<Output = anyhow::Result<T>>) -> Result<V
     Ok(report)
 }
 
-/// Every figure by its path: `job.bare.p50_ms`.
+/// Every figure by its path: `job.bare.p50_ms`. Those of tti have tables of their own.
 fn print(figures: &Map<String, Value>) -> Result<(), Failure> {
     let mut table = Table::new(&["figure", "value"]);
     for (name, report) in figures {
-        rows(&mut table, name.clone(), report);
+        match report.get("modes") {
+            Some(_) => times::print(report)?,
+            None => rows(&mut table, name.clone(), report),
+        }
     }
-    Ok(table.print()?)
+    if !table.is_empty() {
+        table.print()?;
+    }
+    Ok(())
 }
 
 fn rows(table: &mut Table, path: String, value: &Value) {

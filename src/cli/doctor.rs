@@ -9,13 +9,14 @@ use serde_json::json;
 use super::common::{Common, Overrides, block_on, log_at};
 use super::exit::{Exit, Outcome};
 use super::output::{self, Cell, Table, Tone};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, SandboxChoice};
 use crate::control::{self, Ask};
 use crate::keys::{self, NodeKey};
 use crate::node;
 use crate::relay::{Client, Wire};
+use crate::sandbox::docker::Docker;
 use crate::sandbox::local::{self, Local};
-use crate::sandbox::{Backend, Check};
+use crate::sandbox::{Backend, Check, selftest};
 use crate::store::{self, Store};
 
 const RELAY_PATIENCE: Duration = Duration::from_secs(8);
@@ -27,6 +28,9 @@ pub struct Args {
     /// Do not dial the configured relays
     #[arg(long)]
     pub offline: bool,
+    /// Let a program of ours run against every wall and limit of the sandbox, as `connect` does when it starts
+    #[arg(long)]
+    pub sandbox: bool,
     /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
@@ -47,7 +51,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             groups.push(configuration(&loaded));
             groups.push(data(&loaded.config));
             groups.push(jobs(&loaded.config));
-            groups.push(sandbox(&loaded.config));
+            groups.extend(sandbox(&loaded.config, args.sandbox));
             if !args.offline && !loaded.config.relays.is_empty() {
                 let config = loaded.config;
                 block_on(async {
@@ -168,38 +172,74 @@ fn jobs(config: &Config) -> Group {
     Group { name: "job types", checks }
 }
 
-fn sandbox(config: &Config) -> Group {
+/// What the backend says of itself, and with `try_it` what it does.
+fn sandbox(config: &Config, try_it: bool) -> Vec<Group> {
+    let group = |checks| vec![Group { name: "sandbox", checks }];
     // Not in the data directory: a node may be running there.
     let folder = match tempfile::Builder::new().prefix("coinop-doctor-").tempdir() {
         Ok(folder) => folder,
         Err(error) => {
-            let how = format!("no temporary folder: {error}");
-            return Group { name: "sandbox", checks: vec![bad("backend", how, "make room in TMPDIR")] };
+            return group(vec![bad(
+                "backend",
+                format!("no temporary folder: {error}"),
+                "make room in TMPDIR",
+            )]);
         }
     };
-    // Nor as the node does in one respect: a look moves nobody into another cgroup.
-    let options = local::Options { delegate: false, ..local::Options::new(folder.path()) };
-    let checks = match Local::new(options) {
-        Ok(backend) => {
-            let identity = backend.identity();
-            let mut checks = vec![good("backend", format!("{} ({})", identity.backend, identity.image))];
-            checks.extend(backend.checks());
-            if let Ok(catalog) = node::catalog(config) {
-                let (_, cannot) = node::runnable(&catalog, &config.limits.policy(), &backend);
-                // The backend's own needs stand above already.
-                let needs: Vec<String> = checks.iter().map(|check| format!("{}: ", check.name)).collect();
-                checks.extend(
-                    cannot
-                        .into_iter()
-                        .filter(|why| !needs.iter().any(|need| why.starts_with(need)))
-                        .map(|why| bad("job type", why, "mend the clause above, or drop the skill")),
-                );
-            }
-            checks
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return group(vec![bad("backend", error.to_string(), "free some of this user's processes")]);
         }
-        Err(error) => vec![bad("backend", error.to_string(), "see docs/security.md")],
     };
-    Group { name: "sandbox", checks }
+    let backend: Result<Box<dyn Backend>, _> = match config.sandbox {
+        SandboxChoice::Docker => {
+            let connected = runtime.block_on(Docker::connect(node::docker_options(config, 0)));
+            connected.map(|backend| Box::new(backend) as Box<dyn Backend>).map_err(|error| {
+                let mend =
+                    "start the engine, name it in docker.host or DOCKER_HOST, and an image in docker.image";
+                bad("backend", error.to_string(), mend)
+            })
+        }
+        SandboxChoice::Auto | SandboxChoice::Local => {
+            // Nor as the node does in one respect: a look moves nobody into another cgroup.
+            let options = local::Options { delegate: false, ..local::Options::new(folder.path()) };
+            let started = Local::new(options).map(|backend| Box::new(backend) as Box<dyn Backend>);
+            started.map_err(|error| bad("backend", error.to_string(), "see docs/security.md"))
+        }
+    };
+    let backend = match backend {
+        Ok(backend) => backend,
+        Err(check) => return group(vec![check]),
+    };
+    let mut groups = group(backend_checks(config, &*backend));
+    if try_it {
+        let tried = runtime.block_on(selftest::run(&*backend, folder.path()));
+        let checks = match tried {
+            Ok(report) => report.checks,
+            Err(error) => vec![bad("sandbox", error.to_string(), "see the rows of the sandbox above")],
+        };
+        groups.push(Group { name: "self-test", checks });
+    }
+    groups
+}
+
+fn backend_checks(config: &Config, backend: &dyn Backend) -> Vec<Check> {
+    let identity = backend.identity();
+    let mut checks = vec![good("backend", format!("{} ({})", identity.backend, identity.image))];
+    checks.extend(backend.checks());
+    if let Ok(catalog) = node::catalog(config) {
+        let (_, cannot) = node::runnable(&catalog, &config.limits.policy(), backend);
+        // The backend's own needs stand above already.
+        let needs: Vec<String> = checks.iter().map(|check| format!("{}: ", check.name)).collect();
+        checks.extend(
+            cannot
+                .into_iter()
+                .filter(|why| !needs.iter().any(|need| why.starts_with(need)))
+                .map(|why| bad("job type", why, "mend the clause above, or drop the skill")),
+        );
+    }
+    checks
 }
 
 async fn relays(config: &Config) -> Group {

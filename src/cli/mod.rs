@@ -10,6 +10,7 @@ pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod follow;
+pub mod image;
 pub mod jobs;
 pub mod keys;
 pub mod output;
@@ -52,6 +53,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Relay, repository, node and customer in one process: a real job, start to end
     Demo(demo::Args),
+    /// The image that jobs run in, on a Docker engine
+    Image(image::Args),
     /// The configuration that holds, and where it came from
     Config(config::Args),
     /// Measure what docs/SPEC.md promises
@@ -72,6 +75,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Keys(args) => keys::run(args, &common),
         Command::Doctor(args) => doctor::run(args, &common),
         Command::Demo(args) => demo::run(args, &common),
+        Command::Image(args) => image::run(args, &common),
         Command::Config(args) => config::run(args, &common),
         Command::Bench(args) => bench::run(args, &common),
         Command::Completions(args) => completions::run(args),

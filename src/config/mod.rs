@@ -49,18 +49,20 @@ pub struct Config {
     pub admission: Admission,
     pub queue: Queue,
     pub limits: Limits,
+    pub docker: Docker,
     pub logs: Logs,
     pub repo: Repo,
     pub relay: Relay,
 }
 
-/// Which backend runs jobs. `docker` is refused while loading: it is not in this version.
+/// Which backend runs jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxChoice {
-    /// The strongest that works here; today that is `local`.
+    /// The one that needs nothing else: `local`.
     Auto,
     Local,
+    Docker,
 }
 
 /// What the NIP-89 announcement says.
@@ -124,6 +126,19 @@ pub struct Limits {
     pub artifact_bytes: u64,
     /// All changed files together, for a patch.
     pub changes_bytes: u64,
+}
+
+/// The engine that the docker backend uses.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Docker {
+    /// `unix://`, `tcp://` or `ssh://`; none: DOCKER_HOST, or the usual socket.
+    #[serde(deserialize_with = "some_text")]
+    pub host: Option<String>,
+    pub image: String,
+    /// None: the engine's default.
+    #[serde(deserialize_with = "some_text")]
+    pub runtime: Option<String>,
 }
 
 impl Limits {
@@ -280,8 +295,6 @@ pub enum Fault {
     WrongType { key: String, expected: &'static str, got: String },
     #[error("`{key}` must be {bounds}, not {got}")]
     OutOfBounds { key: String, bounds: String, got: String },
-    #[error("`{key}`: {value:?} is not in this version; use {instead}")]
-    NotInThisVersion { key: String, value: String, instead: &'static str },
     #[error("`{key}`: {why}")]
     Bad { key: String, why: String },
 }
@@ -367,6 +380,12 @@ fn settle(mut stack: layers::Stack, sources: &Sources, file: Option<PathBuf>) ->
 fn some_path<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let text = String::deserialize(from)?;
     Ok(if text.is_empty() { None } else { Some(PathBuf::from(text)) })
+}
+
+/// Empty text in a file stands for none.
+fn some_text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 #[cfg(test)]

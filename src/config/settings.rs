@@ -114,6 +114,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("limits.output_bytes", 1_024, 1_024 * MIB),
     number("limits.artifact_bytes", 0, 1_024 * MIB),
     number("limits.changes_bytes", 1_024, 1_024 * MIB),
+    of("docker.host", Kind::Text { max_bytes: 1_000 }),
+    of("docker.image", Kind::Text { max_bytes: 500 }),
+    of("docker.runtime", Kind::Text { max_bytes: 100 }),
     // The largest log must fit.
     number("logs.max_bytes", 64 * MIB, 1_024 * TIB),
     number("repo.max_fetch_bytes", MIB, TIB),
@@ -176,15 +179,10 @@ pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
         }
         (Kind::Path, Value::Text(text)) if text.contains('\0') => Err(bad("not a path".into())),
         (Kind::Sandbox, Value::Text(text)) => match text.as_str() {
-            "auto" | "local" => Ok(value.clone()),
-            "docker" => Err(Fault::NotInThisVersion {
-                key: key(),
-                value: text.clone(),
-                instead: "\"local\" or \"auto\"",
-            }),
+            "auto" | "local" | "docker" => Ok(value.clone()),
             _ => Err(Fault::OutOfBounds {
                 key: key(),
-                bounds: "\"auto\" or \"local\"".into(),
+                bounds: "\"auto\", \"local\" or \"docker\"".into(),
                 got: format!("{text:?}"),
             }),
         },

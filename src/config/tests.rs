@@ -97,7 +97,7 @@ fn an_unknown_variable_and_flag_are_refused_with_the_nearest_known_one() {
 #[test]
 fn every_problem_of_a_file_is_told_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let text = "max_jobs = \"many\"\nrelays = [\"http://x\"]\nsandbox = \"docker\"\n[limits]\npids = 1\n\
+    let text = "max_jobs = \"many\"\nrelays = [\"http://x\"]\nsandbox = \"podman\"\n[limits]\npids = 1\n\
                 cpu_milli = -4\n[admission]\nallow_customers = [\"npub1junk\"]\n";
     let found = problems(&with_file(dir.path(), text));
     let has = |line: usize, words: &str| {
@@ -105,7 +105,7 @@ fn every_problem_of_a_file_is_told_at_once() {
     };
     assert!(has(1, "`max_jobs` is a whole number, not a string"), "{found:?}");
     assert!(has(2, "it must start with ws:// or wss://"), "{found:?}");
-    assert!(has(3, "\"docker\" is not in this version; use \"local\" or \"auto\""), "{found:?}");
+    assert!(has(3, "`sandbox` must be \"auto\", \"local\" or \"docker\", not \"podman\""), "{found:?}");
     assert!(has(5, "`limits.pids` must be between 4 and 100000, not 1"), "{found:?}");
     assert!(has(6, "`limits.cpu_milli` is a whole number, not -4"), "{found:?}");
     assert!(has(8, "is not a public key"), "{found:?}");

@@ -22,6 +22,8 @@ pub struct Announcement {
     pub about: String,
     pub picture: Option<String>,
     pub website: Option<String>,
+    /// What runs the jobs, and the sha256 of the report of its self-test.
+    pub sandbox: Option<(String, String)>,
     /// NIP-40, Unix seconds: a node that dies stops being listed.
     pub expiration: Option<u64>,
 }
@@ -34,6 +36,9 @@ pub fn unsigned(announcement: &Announcement, keys: &Keys, now_s: u64) -> Unsigne
     kinds.dedup();
     rows.extend(kinds.iter().map(|kind| row(&["k", &kind.to_string()])));
     rows.extend(announcement.skills.iter().map(|skill| row(&["t", skill])));
+    if let Some((backend, report)) = &announcement.sandbox {
+        rows.push(row(&["sandbox", backend, report]));
+    }
     if let Some(at) = announcement.expiration {
         rows.push(row(&["expiration", &at.to_string()]));
     }

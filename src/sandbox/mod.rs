@@ -1,7 +1,12 @@
 //! The sandbox room: the trait every backend implements, and the policy that it must enforce or refuse.
 //! It runs commands and hands out files; it knows nothing of jobs, money or Nostr.
 
+pub mod docker;
+mod ending;
+mod found;
 pub mod local;
+mod place;
+pub mod selftest;
 pub mod sim;
 
 use std::collections::BTreeMap;
@@ -37,6 +42,26 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What no backend can make a sandbox of.
+    ///
+    /// # Errors
+    /// `BadPolicy`, naming the clause and its least value.
+    pub fn usable(&self) -> Result<(), Error> {
+        let least: [(bool, &str); 7] = [
+            (self.wall_ms >= 1, "wall_ms must be at least 1"),
+            (self.memory_bytes >= 8 << 20, "memory_bytes must be at least 8 MiB"),
+            (self.pids >= 1, "pids must be at least 1"),
+            (self.cpu_milli >= 10, "cpu_milli must be at least 10"),
+            (self.disk_bytes >= 64 << 10, "disk_bytes must be at least 64 KiB"),
+            (self.inodes >= 1, "inodes must be at least 1"),
+            (self.open_files >= 8, "open_files must be at least 8"),
+        ];
+        match least.into_iter().find(|(usable, _)| !usable) {
+            Some((_, what)) => Err(Error::BadPolicy(what.to_owned())),
+            None => Ok(()),
+        }
+    }
+
     /// The same policy with no clause above the ceiling's.
     pub fn capped(&self, ceiling: &Policy) -> Policy {
         Policy {
@@ -70,6 +95,18 @@ pub struct Spec {
     /// A read-only tree that appears, writable and private, as `/workspace`. `None`: an empty one.
     pub base: Option<Arc<dyn Tree>>,
     pub policy: Policy,
+}
+
+impl Spec {
+    /// # Errors
+    /// `BadPolicy`, when the id cannot name a sandbox.
+    fn named(&self) -> Result<(), Error> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.id.is_empty() || self.id.len() > 64 || !self.id.chars().all(plain) {
+            return Err(Error::BadPolicy(format!("{:?} cannot name a sandbox", self.id)));
+        }
+        Ok(())
+    }
 }
 
 /// A read-only folder on this host that stays in place as long as this value lives.
@@ -219,6 +256,10 @@ pub trait Backend: Send + Sync {
     /// Refuses at once what it cannot enforce; makes nothing.
     fn admit(&self, policy: &Policy) -> Result<(), Error>;
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error>;
+    /// Builds ahead what a job with this policy will want, where that helps.
+    async fn warm_up(&self, _policy: &Policy) -> Result<(), Error> {
+        Ok(())
+    }
     /// Removes what an earlier life of this node left behind; returns how many.
     async fn reap(&self) -> Result<usize, Error>;
 }

@@ -2,6 +2,7 @@
 //! file. What a real sandbox enforces, it only obeys where a script says so.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Backend, Change, Check, Command, Content, Error, Event, Exit, Identity, Limit, Policy, Process, Sandbox,
-    Spec, Usage,
+    Backend, Change, Check, Command, Content, Error, Event, Exit, Identity, Limit, Network, Policy, Process,
+    Sandbox, Spec, Usage,
 };
 
 /// What a command does. The first rule that matches is taken.
@@ -120,11 +121,38 @@ impl Backend for Sim {
     }
 
     fn checks(&self) -> Vec<Check> {
-        let how = "scripted: nothing is run".to_owned();
-        vec![Check { name: "isolation".to_owned(), ok: true, how, mend: None }]
+        let clauses = [
+            "wall_ms",
+            "memory_bytes",
+            "pids",
+            "cpu_milli",
+            "disk_bytes",
+            "inodes",
+            "open_files",
+            "output_bytes",
+            "network",
+        ];
+        let check = |name: &str, how: &str| Check {
+            name: name.to_owned(),
+            ok: true,
+            how: how.to_owned(),
+            mend: None,
+        };
+        let mut all = vec![check("isolation", "scripted: nothing is run")];
+        all.extend(clauses.map(|name| match name {
+            "wall_ms" => check(name, "a timer"),
+            "output_bytes" => check(name, "counted as the script speaks"),
+            _ => check(name, "scripted: passed where the script says so"),
+        }));
+        all
     }
 
-    fn admit(&self, _: &Policy) -> Result<(), Error> {
+    fn admit(&self, policy: &Policy) -> Result<(), Error> {
+        policy.usable()?;
+        if policy.network == Network::Egress {
+            let why = "there is no gateway in a script".to_owned();
+            return Err(Error::Unenforceable { backend: "sim", clause: "network", why });
+        }
         match locked(&self.script).create {
             Some(CreateFault::Unenforceable(clause)) => {
                 Err(Error::Unenforceable { backend: "sim", clause, why: "the script says so".to_owned() })
@@ -135,6 +163,7 @@ impl Backend for Sim {
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
         self.admit(&spec.policy)?;
+        spec.named()?;
         let delay = locked(&self.script).create_delay;
         tokio::time::sleep(delay).await;
         let mut script = locked(&self.script);
@@ -224,11 +253,21 @@ impl Drop for Scripted {
 
 fn workspace_path(path: &str) -> Result<&str, Error> {
     let inside = path.strip_prefix("/workspace/").unwrap_or(path);
-    let job = path.starts_with("/job/");
-    if inside.is_empty() || inside.split('/').any(|part| part == "..") || (inside.starts_with('/') && !job) {
+    let plain = inside.strip_prefix("/job/").unwrap_or(inside);
+    if plain.contains('\0') || plain.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return Err(Error::BadPath(path.to_owned()));
     }
     Ok(inside)
+}
+
+/// Whether a command's folder is said to lie in the workspace.
+fn is_inside(cwd: &Path) -> bool {
+    let inside = cwd.strip_prefix("/workspace").unwrap_or(cwd);
+    inside.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+fn is_git(path: &[u8]) -> bool {
+    path == b".git" || path.starts_with(b".git/")
 }
 
 #[async_trait]
@@ -239,6 +278,12 @@ impl Sandbox for Scripted {
 
     async fn exec(&self, command: Command) -> Result<Process, Error> {
         self.alive()?;
+        if !is_inside(&command.cwd) {
+            return Err(Error::BadPath(command.cwd.display().to_string()));
+        }
+        if let Some(name) = command.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+            return Err(Error::BadPolicy(format!("{name:?} cannot name an environment variable")));
+        }
         locked(&self.seen.commands).push((self.spec.id.clone(), command.argv.clone()));
         let (stdin, input) = mpsc::channel(64);
         let (events, read) = mpsc::channel(64);
@@ -268,14 +313,15 @@ impl Sandbox for Scripted {
     }
 
     async fn read_file(&self, path: &str, cap_bytes: u64) -> Result<Vec<u8>, Error> {
+        let shown = || path.to_owned();
         let path = workspace_path(path)?;
         let written = locked(&self.state.files).get(path).cloned();
         let changed = match locked(&self.state.changes).get(path.as_bytes()) {
             Some(Content::File { bytes, .. }) => Some(bytes.clone()),
-            Some(Content::Symlink { .. }) => return Err(Error::BadPath(path.to_owned())),
+            Some(Content::Symlink { .. }) => return Err(Error::BadPath(shown())),
             Some(Content::Deleted) | None => None,
         };
-        let bytes = changed.or(written).ok_or_else(|| Error::NotFound(path.to_owned()))?;
+        let bytes = changed.or(written).ok_or_else(|| Error::NotFound(shown()))?;
         if bytes.len() as u64 > cap_bytes {
             return Err(Error::TooLarge { what: path.to_owned(), cap_bytes });
         }
@@ -296,6 +342,7 @@ impl Sandbox for Scripted {
     async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
         let changes: Vec<Change> = locked(&self.state.changes)
             .iter()
+            .filter(|(path, _)| !is_git(path))
             .map(|(path, to)| Change { path: path.clone(), to: to.clone() })
             .collect();
         let size = |change: &Change| match &change.to {
@@ -334,11 +381,14 @@ async fn play(
 ) -> Option<Exit> {
     for step in steps {
         match step {
-            Step::Stdout(bytes) => tell(state, events, bytes, Event::Stdout).await?,
-            Step::Stderr(bytes) => tell(state, events, bytes, Event::Stderr).await?,
+            Step::Stdout(bytes) if tell(state, events, bytes.clone(), Event::Stdout).await => {}
+            Step::Stderr(bytes) if tell(state, events, bytes.clone(), Event::Stderr).await => {}
+            Step::Stdout(_) | Step::Stderr(_) => return Some(TOO_MUCH),
             Step::Echo => {
                 while let Some(bytes) = input.recv().await {
-                    tell(state, events, bytes, Event::Stdout).await?;
+                    if !tell(state, events, bytes, Event::Stdout).await {
+                        return Some(TOO_MUCH);
+                    }
                 }
             }
             Step::Wait(time) => tokio::time::sleep(time).await,
@@ -359,13 +409,15 @@ async fn play(
     Some(Exit::Code { code: 0 })
 }
 
-/// `None` when there was more output than the policy allows: the sandbox then ends by that limit.
+const TOO_MUCH: Exit = Exit::Limit { limit: Limit::Output };
+
+/// Whether that was within the policy; the command ends where it was not.
 async fn tell(
     state: &State,
     events: &mpsc::Sender<Event>,
     mut bytes: Vec<u8>,
     wrap: fn(Vec<u8>) -> Event,
-) -> Option<()> {
+) -> bool {
     let left = state.output_left.load(Ordering::SeqCst);
     let allowed = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     let cut = allowed < bytes.len();
@@ -374,11 +426,7 @@ async fn tell(
     if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
         tracing::trace!("nobody reads this output");
     }
-    if cut {
-        state.end(Some(Limit::Output));
-        return None;
-    }
-    Some(())
+    !cut
 }
 
 #[cfg(test)]

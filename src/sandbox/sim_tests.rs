@@ -1,6 +1,5 @@
 //! What a script may promise to the tests that use it.
 
-use super::super::Network;
 use super::*;
 
 fn spec(id: &str) -> Spec {

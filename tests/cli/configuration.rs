@@ -51,11 +51,11 @@ fn any_command_refuses_an_unknown_variable_and_names_the_nearest() {
 }
 
 #[test]
-fn docker_is_refused_by_name_and_a_node_without_relays_says_what_to_give() {
+fn an_unknown_sandbox_is_refused_by_name_and_a_node_without_relays_says_what_to_give() {
     let home = Home::new();
-    let said = home.run(&["connect", "--nip90", "--relay", "ws://127.0.0.1:1", "--sandbox", "docker"]);
+    let said = home.run(&["connect", "--nip90", "--relay", "ws://127.0.0.1:1", "--sandbox", "podman"]);
     assert_eq!(said.code, 3);
-    assert!(said.talk.contains("--sandbox: `sandbox`: \"docker\" is not in this version"), "{said:?}");
+    assert!(said.talk.contains("--sandbox: `sandbox` must be \"auto\", \"local\" or \"docker\""), "{said:?}");
     let said = home.run(&["connect", "--nip90"]);
     assert_eq!(said.code, 3);
     assert!(said.talk.contains("--relay wss://"), "{said:?}");

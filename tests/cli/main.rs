@@ -1,6 +1,7 @@
 //! The command line as a person meets it: exit codes, stdout for data, stderr for talk, nothing secret.
 //! What the rooms behind it do is tested beside them.
 
+mod bench;
 mod configuration;
 mod customer;
 mod demo;

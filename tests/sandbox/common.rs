@@ -1,14 +1,15 @@
-//! What the sandbox tests share: a backend on this host, a policy, and short ways to run a command.
+//! What the sandbox tests share: a backend on this host, and Python in it. Running commands is `running`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coinop::sandbox::local::{Local, Options};
-use coinop::sandbox::{
-    Backend, Command, Error, Event, Exit, Limit, Network, Policy, Process, Sandbox, Spec, Tree,
-};
+use coinop::sandbox::{Backend, Exit, Policy, Sandbox, Spec};
 
+pub use crate::running::{
+    Folder, Ran, collect, is_gone, policy, processes_with, run, sh, unique_sleep, words,
+};
 use crate::skip::skip;
 
 pub fn is_root() -> bool {
@@ -18,29 +19,6 @@ pub fn is_root() -> bool {
 /// The program whose `jail-init` is tested.
 pub fn helper() -> PathBuf {
     std::env::var_os("COINOP_TEST_HELPER").map_or_else(|| env!("CARGO_BIN_EXE_coinop").into(), PathBuf::from)
-}
-
-#[derive(Debug)]
-pub struct Folder(pub PathBuf);
-
-impl Tree for Folder {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-pub fn policy() -> Policy {
-    Policy {
-        wall_ms: 60_000,
-        memory_bytes: 256 << 20,
-        pids: 64,
-        cpu_milli: 2000,
-        disk_bytes: 64 << 20,
-        inodes: 5000,
-        open_files: 128,
-        output_bytes: 1 << 20,
-        network: Network::None,
-    }
 }
 
 /// A backend with a state folder and a place for bases of its own.
@@ -120,62 +98,8 @@ impl Bench {
     }
 }
 
-#[derive(Debug)]
-pub struct Ran {
-    pub out: String,
-    pub err: String,
-    pub exit: Option<Exit>,
-}
-
-impl Ran {
-    pub fn ok(self) -> String {
-        assert_eq!(self.exit, Some(Exit::Code { code: 0 }), "{}\n{}", self.out, self.err);
-        self.out
-    }
-
-    /// The number that is all of its output.
-    pub fn number(self) -> u64 {
-        let said = self.ok();
-        said.trim().parse().unwrap_or_else(|_| panic!("not a number: {said}"))
-    }
-
-    pub fn hit(&self, limit: Limit) {
-        assert_eq!(self.exit, Some(Exit::Limit { limit }), "{self:?}");
-    }
-}
-
-pub async fn collect(mut process: Process) -> Ran {
-    let (mut out, mut err, mut exit) = (Vec::new(), Vec::new(), None);
-    while let Some(event) = process.events.recv().await {
-        assert!(exit.is_none(), "something came after the exit: {event:?}");
-        match event {
-            Event::Stdout(bytes) => out.extend(bytes),
-            Event::Stderr(bytes) => err.extend(bytes),
-            Event::Exit(how) => exit = Some(how),
-        }
-    }
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ran { out: text(out), err: text(err), exit }
-}
-
-pub fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
-    Command { argv: words.into_iter().map(str::to_owned).collect(), ..Command::default() }
-}
-
-pub async fn run(sandbox: &dyn Sandbox, command: Command) -> Ran {
-    collect(sandbox.exec(command).await.unwrap()).await
-}
-
-pub async fn sh(sandbox: &dyn Sandbox, script: &str) -> Ran {
-    run(sandbox, words(["sh", "-c", script])).await
-}
-
 pub async fn python(sandbox: &dyn Sandbox, script: &str) -> Ran {
     run(sandbox, words(["python3", "-c", script])).await
-}
-
-pub fn is_gone<T>(asked: Result<T, Error>) -> bool {
-    matches!(asked, Err(Error::Gone(_)))
 }
 
 /// Waits for something to become true; at most 20 s, for a busy machine.
@@ -185,24 +109,4 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "never came true: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-/// Living processes of the whole host whose command line holds this text.
-pub fn processes_with(text: &str) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains(text).then_some(pid)
-        })
-        .collect()
-}
-
-/// A number of seconds that no other process of this host sleeps.
-pub fn unique_sleep() -> String {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    format!("{}.{next:03}", 100_000 + std::process::id())
 }

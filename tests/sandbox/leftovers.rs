@@ -115,7 +115,7 @@ async fn a_node_to_be_killed() {
     let state = PathBuf::from(std::env::var("COINOP_TEST_STATE").unwrap());
     let options = Options { helper: Some(crate::common::helper()), warm: 1, ..Options::new(state) };
     let local = Local::new(options).unwrap();
-    local.warm_up().await.unwrap();
+    local.warm_up(&policy()).await.unwrap();
     let mut kept = Vec::new();
     for n in 0..3 {
         let sandbox =

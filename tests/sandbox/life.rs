@@ -1,77 +1,14 @@
-//! Birth, work and death. What must not be left behind stands in `leftovers`.
+//! How fast a sandbox dies, and those built ahead. What every backend promises stands in
+//! `tests/conformance/lifecycle.rs`; what must not be left behind, in `leftovers`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coinop::sandbox::{Backend, Command, Error, Event, Exit, Spec};
+use coinop::sandbox::{Backend, Event, Spec};
 
 use crate::common::{
-    Folder, bench, bench_with, collect, is_gone, policy, processes_with, python_bench, run, sh, unique_sleep,
-    wait_until, words,
+    Folder, bench, bench_with, collect, is_gone, policy, processes_with, sh, unique_sleep, wait_until, words,
 };
-
-#[tokio::test]
-async fn a_program_that_cannot_start_says_why() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    sh(&*sandbox, "echo x > plain; printf 'junk' > junk; chmod +x junk; mkdir folder").await.ok();
-    for (program, errno) in
-        [("no-such-program", 2), ("./missing", 2), ("./plain", 13), ("./folder", 13), ("./junk", 8), ("", 2)]
-    {
-        let exit = run(&*sandbox, words([program])).await.exit;
-        assert_eq!(exit, Some(Exit::NotStarted { errno }), "{program:?}");
-    }
-    let in_path =
-        Command { env: [("PATH".to_owned(), "/workspace:/nowhere".to_owned())].into(), ..words(["plain"]) };
-    assert_eq!(run(&*sandbox, in_path).await.exit, Some(Exit::NotStarted { errno: 13 }));
-    assert!(matches!(run(&*sandbox, Command::default()).await.exit, Some(Exit::NotStarted { .. })));
-}
-
-#[tokio::test]
-async fn exits_and_signals_are_told_apart() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    assert_eq!(sh(&*sandbox, "exit 7").await.exit, Some(Exit::Code { code: 7 }));
-    assert_eq!(sh(&*sandbox, "kill -SEGV $$").await.exit, Some(Exit::Signal { signal: 11 }));
-    assert_eq!(sh(&*sandbox, "kill -9 $$").await.exit, Some(Exit::Signal { signal: 9 }));
-}
-
-#[tokio::test]
-async fn several_commands_run_at_once_and_stdin_reaches_the_right_one() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    let cat = Command { stdin: true, ..words(["cat"]) };
-    let (mut one, mut two) = (sandbox.exec(cat.clone()).await.unwrap(), sandbox.exec(cat).await.unwrap());
-    two.stdin.take().unwrap().send(b"second".to_vec()).await.unwrap();
-    assert_eq!(collect(two).await.ok(), "second");
-    let stdin = one.stdin.take().unwrap();
-    stdin.send(vec![b'x'; 300_000]).await.unwrap();
-    drop(stdin);
-    assert_eq!(collect(one).await.ok().len(), 300_000);
-}
-
-#[tokio::test]
-async fn output_is_live() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    let mut process = sandbox
-        .exec(Command { stdin: true, ..words(["sh", "-c", "echo first; read x; echo $x"]) })
-        .await
-        .unwrap();
-    assert_eq!(process.events.recv().await, Some(Event::Stdout(b"first\n".to_vec())));
-    process.stdin.take().unwrap().send(b"go\n".to_vec()).await.unwrap();
-    assert_eq!(collect(process).await.ok(), "go\n");
-}
-
-#[tokio::test]
-async fn a_daemon_does_not_hold_its_command_open() {
-    let Some(bench) = bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    let start = Instant::now();
-    assert_eq!(sh(&*sandbox, "sleep 300 & echo started").await.ok(), "started\n");
-    assert!(start.elapsed() < Duration::from_secs(20));
-    assert_eq!(sh(&*sandbox, "pgrep sleep | wc -l").await.ok().trim(), "1");
-}
 
 #[tokio::test]
 async fn a_kill_ends_everything_within_a_tenth_of_a_second() {
@@ -101,40 +38,9 @@ async fn a_kill_ends_everything_within_a_tenth_of_a_second() {
 }
 
 #[tokio::test]
-async fn dropping_a_sandbox_kills_it() {
-    let Some(bench) = bench!() else { return };
-    let sleep = unique_sleep();
-    let sandbox = bench.sandbox().await;
-    sh(&*sandbox, &format!("sleep {sleep} & echo")).await.ok();
-    wait_until("it sleeps", || processes_with(&sleep).len() == 1);
-    drop(sandbox);
-    wait_until("it is gone", || processes_with(&sleep).is_empty());
-}
-
-#[tokio::test]
-async fn usage_comes_from_the_kernel() {
-    let Some(bench) = python_bench!() else { return };
-    let sandbox = bench.sandbox().await;
-    let work = "
-import time
-b = bytearray(32 << 20)
-end = time.process_time() + 0.5
-while time.process_time() < end: pass
-open('f', 'wb').write(b'x' * 1000000)";
-    crate::common::python(&*sandbox, work).await.ok();
-    let now = sandbox.usage().await.unwrap();
-    let last = sandbox.destroy().await.unwrap();
-    for usage in [now, last] {
-        assert!((450..5000).contains(&usage.cpu_ms), "{usage:?}");
-        assert!(usage.wall_ms >= 450 && usage.peak_memory_bytes >= 32 << 20, "{usage:?}");
-        assert!((1_000_000..2_000_000).contains(&usage.disk_written_bytes), "{usage:?}");
-    }
-}
-
-#[tokio::test]
 async fn a_pre_built_sandbox_is_used_once() {
     let Some(bench) = bench_with("a_pre_built_sandbox_is_used_once", 2) else { return };
-    bench.local.warm_up().await.unwrap();
+    bench.local.warm_up(&policy()).await.unwrap();
     for round in 0..6 {
         let base = bench.dir.path().join(format!("base-{round}"));
         std::fs::create_dir(&base).unwrap();
@@ -152,32 +58,26 @@ async fn a_pre_built_sandbox_is_used_once() {
     }
 }
 
+/// As after `nohup`: what whoever started the node had ignored is not handed on to jobs.
 #[tokio::test]
-async fn many_start_at_once() {
-    let Some(bench) = bench!() else { return };
-    let local = Arc::new(bench.local);
-    let tasks: Vec<_> = (0..24)
-        .map(|n| {
-            let local = local.clone();
-            tokio::spawn(async move {
-                let spec = Spec { id: format!("n-{n}"), base: None, policy: policy() };
-                let sandbox = local.create(spec).await.unwrap();
-                let said = sh(&*sandbox, &format!("echo {n}")).await.ok();
-                sandbox.destroy().await.unwrap();
-                said
-            })
-        })
-        .collect();
-    for (n, task) in tasks.into_iter().enumerate() {
-        assert_eq!(task.await.unwrap(), format!("{n}\n"));
+async fn a_signal_that_the_node_ignores_is_none_that_a_job_ignores() {
+    if std::env::var_os("COINOP_TEST_IGNORING").is_none() {
+        let output = std::process::Command::new("sh")
+            .args(["-c", "trap '' HUP INT QUIT TERM; exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg("life::a_signal_that_the_node_ignores_is_none_that_a_job_ignores")
+            .env("COINOP_TEST_IGNORING", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
     }
-}
-
-#[tokio::test]
-async fn a_name_that_is_not_plain_is_refused() {
+    let ignored = |status: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        u64::from_str_radix(mask, 16).unwrap() & 0x7fff_ffff
+    };
+    assert_ne!(ignored(&std::fs::read_to_string("/proc/self/status").unwrap()), 0, "nothing is tried");
     let Some(bench) = bench!() else { return };
-    for id in ["", "../x", "A", "a b", &"x".repeat(65)] {
-        let made = bench.local.create(Spec { id: id.to_owned(), base: None, policy: policy() }).await;
-        assert!(matches!(made.err(), Some(Error::BadPolicy(_))), "{id:?}");
-    }
+    let status = sh(&*bench.sandbox().await, "exec cat /proc/self/status").await.ok();
+    assert_eq!(ignored(&status), 0, "{status}");
 }

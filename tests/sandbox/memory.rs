@@ -6,36 +6,6 @@ use crate::common::{bench, policy, python, python_bench, run, sh, words};
 use crate::skip::skip;
 
 #[tokio::test]
-async fn one_process_cannot_have_more_memory_than_the_limit() {
-    let Some(bench) = python_bench!() else { return };
-    let sandbox = bench.sandbox_with(Policy { memory_bytes: 64 << 20, ..policy() }).await;
-    let ran = python(&*sandbox, "b = bytearray(200 << 20)\nprint(len(b))").await;
-    if bench.memory_is_watched() {
-        assert!(ran.err.contains("MemoryError") && ran.out.is_empty(), "{ran:?}");
-    } else {
-        ran.hit(Limit::Memory);
-    }
-    assert!(sandbox.destroy().await.unwrap().peak_memory_bytes <= 68 << 20);
-}
-
-#[tokio::test]
-async fn many_processes_together_cannot_either() {
-    let Some(bench) = python_bench!() else { return };
-    let sandbox = bench.sandbox_with(Policy { memory_bytes: 96 << 20, ..policy() }).await;
-    let hogs = "
-import os, time
-for _ in range(8):
-    if os.fork() == 0:
-        b = bytearray(os.urandom(1 << 20)) * 40
-        time.sleep(60)
-        os._exit(0)
-for _ in range(8):
-    if os.wait()[1]:
-        os._exit(1)";
-    python(&*sandbox, hogs).await.hit(Limit::Memory);
-}
-
-#[tokio::test]
 async fn shared_memory_counts() {
     let Some(bench) = python_bench!() else { return };
     let sandbox = bench.sandbox_with(Policy { memory_bytes: 64 << 20, ..policy() }).await;
@@ -199,16 +169,6 @@ no('splice', lambda: call('vmsplice', w, None, 0, 0))";
                     pipe size EPERM\nzero EACCES\nnull DONE\nread zero DONE\nmessages ENOSYS\n\
                     semaphores ENOSYS\nsplice ENOSYS\n";
     assert_eq!(said, expected);
-}
-
-#[tokio::test]
-async fn files_in_memory_count_as_memory() {
-    let Some(bench) = bench!() else { return };
-    let policy = Policy { memory_bytes: 48 << 20, disk_bytes: 512 << 20, ..policy() };
-    let sandbox = bench.sandbox_with(policy).await;
-    // One second after it is full the watcher has seen it, where there is one.
-    let fill = "dd if=/dev/zero of=/dev/shm/a bs=1M count=200 2>/dev/null && sleep 20";
-    sh(&*sandbox, fill).await.hit(Limit::Memory);
 }
 
 #[tokio::test]

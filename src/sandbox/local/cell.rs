@@ -3,16 +3,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Component;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use coinop_shim::beneath::used_bytes;
 use tokio::sync::mpsc;
 
+use super::super::place::{Place, folder, place};
 use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage};
 use super::exec::{self, Running};
-use super::files::{self, Place};
+use super::files;
 use super::life::Life;
 use super::shared::{Control, Folders, Shared};
 use super::wire::{MESSAGE_BYTES, ToInit};
@@ -43,8 +44,10 @@ impl Cell {
         let left = std::time::Duration::from_millis(policy.wall_ms).saturating_sub(life.wall());
         let shared = Arc::new(Shared::new(id, life.clone(), policy, folders, control));
         tokio::spawn(shared.clone().listen(buffer));
+        let timed = shared.clone();
         let wall = tokio::spawn(async move {
             tokio::time::sleep(left).await;
+            watch::look(&timed);
             life.strike_for(Limit::Wall);
         });
         let watch = watched.then(|| watch::watch(shared.clone()));
@@ -62,8 +65,12 @@ impl Cell {
         Ok(())
     }
 
-    fn with_disk(&self, usage: Usage) -> Usage {
-        Usage { disk_written_bytes: self.shared.file_bytes(), ..usage }
+    /// Ends everything inside; what it has used is looked at first.
+    async fn end(&self) -> Result<Usage, Error> {
+        watch::look(&self.shared);
+        self.shared.life.strike();
+        self.shared.life.gone().await?;
+        Ok(watch::look(&self.shared))
     }
 
     /// File work blocks: it has its own thread, and this one waits without holding up others.
@@ -88,7 +95,7 @@ impl Cell {
             let top = std::fs::File::open(base.path()).map_err(host)?;
             files::as_user(uid, || files::copy(top.into(), shared.folders.workspace.as_fd()))
                 .map_err(host)?;
-            let copied = files::used_bytes(shared.folders.upper.as_fd());
+            let copied = used_bytes(shared.folders.upper.as_fd());
             shared.leave_out(copied);
             Ok(())
         })
@@ -111,14 +118,7 @@ impl Sandbox for Cell {
 
     async fn exec(&self, command: Command) -> Result<Process, Error> {
         self.alive()?;
-        let cwd = command.cwd.strip_prefix("/workspace").unwrap_or(&command.cwd);
-        let inside = cwd.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        let Some(cwd) = cwd.to_str().filter(|_| inside) else {
-            return Err(Error::BadPath(command.cwd.display().to_string()));
-        };
-        if let Some(name) = command.env.keys().find(|name| name.is_empty() || name.contains('=')) {
-            return Err(Error::BadPolicy(format!("{name:?} cannot name an environment variable")));
-        }
+        let cwd = folder(&command)?;
         let host = |source| Error::Host { doing: "start a command", source };
         let (stdout, out) = exec::output_pipe().map_err(host)?;
         let (stderr, err) = exec::output_pipe().map_err(host)?;
@@ -129,7 +129,7 @@ impl Sandbox for Cell {
             n,
             argv: command.argv,
             env: command.env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            cwd: cwd.to_owned(),
+            cwd,
             stdin: command.stdin,
         };
         let mut beside = vec![out.as_fd(), err.as_fd()];
@@ -156,7 +156,7 @@ impl Sandbox for Cell {
     }
 
     async fn read_file(&self, path: &str, cap_bytes: u64) -> Result<Vec<u8>, Error> {
-        let place = files::place(path)?;
+        let place = place(path)?;
         let shown = path.to_owned();
         self.on_files(move |shared| match place {
             Place::Workspace(path) => files::read(shared.folders.workspace.as_fd(), &path, &shown, cap_bytes),
@@ -167,7 +167,7 @@ impl Sandbox for Cell {
 
     async fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
         self.alive()?;
-        let place = files::place(path)?;
+        let place = place(path)?;
         let (shown, bytes, uid) = (path.to_owned(), bytes.to_owned(), self.uid);
         self.on_files(move |shared| {
             files::as_user(uid, || match place {
@@ -192,23 +192,15 @@ impl Sandbox for Cell {
     }
 
     async fn kill(&self) -> Result<(), Error> {
-        self.shared.life.strike();
-        self.shared.life.gone().await.map(drop)
+        self.end().await.map(drop)
     }
 
     async fn usage(&self) -> Result<Usage, Error> {
-        let life = &self.shared.life;
-        let usage = match life.last_usage() {
-            Some(usage) => usage,
-            None => watch::live_usage(&self.shared),
-        };
-        Ok(self.with_disk(usage))
+        Ok(watch::look(&self.shared))
     }
 
     async fn destroy(self: Box<Self>) -> Result<Usage, Error> {
         self.wall.abort();
-        self.shared.life.strike();
-        let usage = self.shared.life.gone().await?;
-        Ok(self.with_disk(usage))
+        self.end().await
     }
 }

@@ -68,6 +68,8 @@ pub struct Layout {
 }
 
 const PERIOD_US: u64 = 100_000;
+/// As many processes as the kernel can number (`PID_MAX_LIMIT` of 64 bits).
+const MOST_PIDS: u64 = 4 << 20;
 
 impl Layout {
     /// Looks at the groups that this process is in. `probe` is a name that is ours to make and remove. Unless it may
@@ -260,8 +262,8 @@ impl Group {
             None => {}
         }
         if let Some((_, place)) = self.place(Controller::Pids) {
-            // One more for init.
-            write(place, "pids.max", (u64::from(policy.pids) + 1).to_string())?;
+            // One more for init. The kernel numbers no more processes than that, and takes no larger limit.
+            write(place, "pids.max", (u64::from(policy.pids) + 1).min(MOST_PIDS).to_string())?;
         }
         let quota = u64::from(policy.cpu_milli) * PERIOD_US / 1000;
         match self.place(Controller::Cpu) {
@@ -273,6 +275,19 @@ impl Group {
             None => {}
         }
         Ok(())
+    }
+
+    /// Takes the limit on processors away: a process that has used up its share would wait for the next period to end.
+    pub fn hurry(&self) {
+        let done = match self.place(Controller::Cpu) {
+            Some((Version::V1, place)) => fs::write(place.join("cpu.cfs_quota_us"), "-1"),
+            Some((Version::V2, place)) => fs::write(place.join("cpu.max"), "max"),
+            None => return,
+        };
+        if let Err(why) = done {
+            // Most often the group has gone already.
+            tracing::trace!(%why, "a share of the processors stays as it was");
+        }
     }
 
     /// CPU time of all processes, ended ones included, in microseconds.

@@ -7,31 +7,18 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use coinop_shim::beneath::{is_dots, kind, open_beneath, open_plain, read_capped};
+use coinop_shim::sys;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
+use super::super::found::{Found, bounded};
 use super::super::{Change, Content, Error};
-use super::files::{is_dots, kind, open_beneath, open_plain, read_capped};
-use super::sys;
-
-/// The longest path that is told; git itself takes no longer one on most systems.
-const PATH_BYTES: usize = 4096;
-/// The deepest folder; each level keeps two descriptors open.
-const DEPTH: usize = 200;
-
-/// Bytes of a path that an error tells.
-const SHOWN: usize = 80;
 
 /// Bytes compared at once.
 const CHUNK: u64 = 64 * 1024;
-
-struct Walk {
-    cap_bytes: u64,
-    left: u64,
-    found: Vec<Change>,
-}
 
 /// Everything that differs, sorted by path. `upper` holds only changes when `overlay`, else a whole tree.
 pub fn changes(
@@ -40,22 +27,24 @@ pub fn changes(
     overlay: bool,
     cap_bytes: u64,
 ) -> Result<Vec<Change>, Error> {
-    let mut walk = Walk { cap_bytes, left: cap_bytes, found: Vec::new() };
+    let mut walk = Walk(Found::new(cap_bytes));
     let top = open_beneath(upper, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(host)?;
     walk.folder(top, base, &mut Vec::new(), !overlay, 0)?;
-    walk.found.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(walk.found)
+    Ok(walk.0.sorted())
 }
+
+struct Walk(Found);
 
 fn host(errno: Errno) -> Error {
     Error::Host { doing: "read what the job changed", source: errno.into() }
 }
 
-/// One that the job removed while we looked is no error.
+/// One that the job removed while we looked is no error, nor one that it made something else: a folder of a link
+/// (EINVAL), a link of a folder (ELOOP).
 fn there<T>(found: nix::Result<T>) -> Result<Option<T>, Error> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL | Errno::ELOOP) => Ok(None),
         Err(errno) => Err(host(errno)),
     }
 }
@@ -78,19 +67,6 @@ fn names(folder: OwnedFd) -> Result<BTreeSet<CString>, Error> {
 }
 
 impl Walk {
-    fn take(&mut self, bytes: u64) -> Result<(), Error> {
-        let too_large =
-            || Error::TooLarge { what: "what the job changed".to_owned(), cap_bytes: self.cap_bytes };
-        self.left = self.left.checked_sub(bytes).ok_or_else(too_large)?;
-        Ok(())
-    }
-
-    fn tell(&mut self, path: &[u8], to: Content) -> Result<(), Error> {
-        self.take(path.len() as u64)?;
-        self.found.push(Change { path: path.to_owned(), to });
-        Ok(())
-    }
-
     /// `whole`: what is not in this folder is gone, whatever the base has.
     fn folder(
         &mut self,
@@ -100,16 +76,7 @@ impl Walk {
         whole: bool,
         depth: usize,
     ) -> Result<(), Error> {
-        if depth > DEPTH {
-            let shown = path.get(..path.len().min(SHOWN)).unwrap_or_default();
-            return Err(Error::TooDeep { path: String::from_utf8_lossy(shown).into_owned(), cap: DEPTH });
-        }
-        if path.len() > PATH_BYTES {
-            return Err(Error::TooLarge {
-                what: "the path of a change".to_owned(),
-                cap_bytes: PATH_BYTES as u64,
-            });
-        }
+        bounded(path, depth)?;
         let here =
             names(upper.try_clone().map_err(|source| Error::Host { doing: "list a folder", source })?)?;
         let counts = |name: &&CString| depth > 0 || name.to_bytes() != b".git";
@@ -121,7 +88,7 @@ impl Walk {
         let Some(base) = base.filter(|_| whole) else { return Ok(()) };
         for name in names(base)?.difference(&here).filter(counts) {
             let before = enter(path, name);
-            self.tell(path, Content::Deleted)?;
+            self.0.tell(path, Content::Deleted)?;
             path.truncate(before);
         }
         Ok(())
@@ -151,12 +118,11 @@ impl Walk {
                 {
                     return Ok(());
                 }
-                let read = file.rewind().and_then(|()| read_capped(file, self.left));
+                let read = file.rewind().and_then(|()| read_capped(file, self.0.left()));
                 let bytes =
                     read.map_err(|source| Error::Host { doing: "read what the job changed", source })?;
-                let Some(bytes) = bytes else { return self.take(u64::MAX) };
-                self.take(bytes.len() as u64)?;
-                self.tell(path, Content::File { bytes, executable })
+                let bytes = bytes.ok_or_else(|| self.0.too_large())?;
+                self.0.tell(path, Content::File { bytes, executable })
             }
             SFlag::S_IFLNK => {
                 let Some(target) = there(readlinkat(upper, name))? else { return Ok(()) };
@@ -167,8 +133,7 @@ impl Walk {
                     return Ok(());
                 }
                 let target = std::os::unix::ffi::OsStringExt::into_vec(target);
-                self.take(target.len() as u64)?;
-                self.tell(path, Content::Symlink { target })
+                self.0.tell(path, Content::Symlink { target })
             }
             SFlag::S_IFDIR => {
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
@@ -176,7 +141,7 @@ impl Walk {
                 let base_below = match (base, was_kind) {
                     (Some(base), Some(SFlag::S_IFDIR)) => there(open_beneath(base, name, flags))?,
                     (_, Some(_)) => {
-                        self.tell(path, Content::Deleted)?;
+                        self.0.tell(path, Content::Deleted)?;
                         None
                     }
                     _ => None,
@@ -185,7 +150,7 @@ impl Walk {
                 self.folder(below, base_below, path, whole, depth + 1)
             }
             // A whiteout; or a pipe, socket or device, which no tree can hold: either way the base's entry is gone.
-            _ if was.is_some() => self.tell(path, Content::Deleted),
+            _ if was.is_some() => self.0.tell(path, Content::Deleted),
             _ => Ok(()),
         }
     }

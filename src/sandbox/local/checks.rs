@@ -132,19 +132,7 @@ impl Host {
     pub fn admit(&self, policy: &Policy) -> Result<(), Error> {
         let refuse =
             |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
-        for (usable, what) in [
-            (policy.wall_ms >= 1, "wall_ms must be at least 1"),
-            (policy.memory_bytes >= 8 << 20, "memory_bytes must be at least 8 MiB"),
-            (policy.pids >= 1, "pids must be at least 1"),
-            (policy.cpu_milli >= 10, "cpu_milli must be at least 10"),
-            (policy.disk_bytes >= 64 << 10, "disk_bytes must be at least 64 KiB"),
-            (policy.inodes >= 1, "inodes must be at least 1"),
-            (policy.open_files >= 8, "open_files must be at least 8"),
-        ] {
-            if !usable {
-                return Err(Error::BadPolicy(what.to_owned()));
-            }
-        }
+        policy.usable()?;
         if let Some(why) = &self.broken {
             return refuse("user_namespaces", why.clone());
         }

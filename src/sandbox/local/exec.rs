@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Event, Exit, Limit};
+use super::super::ending::Circumstances;
+use super::super::{Event, Exit};
 use super::shared::Shared;
 
 /// Bytes of output taken at once.
@@ -130,18 +131,8 @@ impl Running {
         // A command that succeeded was not short of memory: one look less before its end is told.
         let succeeded = natural == Some(Exit::Code { code: 0 });
         let starved = !succeeded && sandbox.life.group.memory_kills() > kills_before;
-        let exit = match natural {
-            _ if sandbox.life.limit().is_some() && natural.is_none() => {
-                sandbox.life.limit().map(|limit| Exit::Limit { limit })
-            }
-            Some(_) if cut => Some(Exit::Limit { limit: Limit::Output }),
-            Some(Exit::Code { code: 0 }) => natural,
-            Some(_) if timed_out => Some(Exit::Timeout),
-            Some(Exit::Code { .. } | Exit::Signal { .. }) if starved => {
-                Some(Exit::Limit { limit: Limit::Memory })
-            }
-            other => other,
-        };
+        let limit = sandbox.life.limit();
+        let exit = Circumstances { limit, cut, timed_out, starved }.exit(natural);
         if let Some(exit) = exit
             && events.send(Event::Exit(exit)).await.is_err()
         {

@@ -3,31 +3,32 @@
 //! end of the control socket. It ends with that socket.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use coinop_shim::confine::{self, Limits, Walls};
+use coinop_shim::launch::{Inside, Launch};
+use coinop_shim::seccomp::StandIns;
+use coinop_shim::{processes, sys};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
 use nix::unistd::{
-    ForkResult, Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, fork, getuid,
-    sethostname, setresgid, setresuid, setsid,
+    ForkResult, Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fork, getuid, sethostname, setresgid,
+    setresuid,
 };
 
-use super::confine::Walls;
 use super::mounts::{INSIDE_UID, Named, Step};
-use super::seccomp::StandIns;
 use super::wire::{Configure, FromInit, MESSAGE_BYTES, ToInit};
-use super::{confine, mounts, sys, wire};
+use super::{mounts, wire};
 
 /// What an init is born with.
 pub struct Born {
@@ -36,9 +37,6 @@ pub struct Born {
     pub cgroups: Vec<OwnedFd>,
     pub base: Option<OwnedFd>,
 }
-
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const DEFAULTS: [&str; 3] = [PATH, "HOME=/home/job", "TMPDIR=/tmp"];
 
 /// The whole life of process 1, from the clone on. `wait` gives one byte when the user map is written.
 pub fn main(born: Born, mut wait: OwnedFd, stand_ins: StandIns) -> ! {
@@ -83,6 +81,7 @@ fn live(
     prctl::set_dumpable(false).step("close its memory")?;
     sethostname("coinop").step("set the host name")?;
     sys::loopback_up().step("bring the loopback up")?;
+    keep_to_quotas().step("lower its quotas")?;
     mounts::furnish()?;
     sys::bar_capabilities().step("bar capabilities")?;
     mounts::settle()?;
@@ -90,13 +89,16 @@ fn live(
 
     let (mut told, tell) = io::pipe().step("make a pipe")?;
     // SAFETY: this process has one thread only.
-    match unsafe { fork() }.step("fork the mover")? {
+    let mover = match unsafe { fork() }.step("fork the mover")? {
         ForkResult::Child => {
             drop(told);
             move_in(control, base, tell)
         }
-        ForkResult::Parent { .. } => drop((cgroups, base, tell)),
-    }
+        ForkResult::Parent { child } => {
+            drop((cgroups, base, tell));
+            child
+        }
+    };
     // What takes longest, installing the filter, is done before there is a job to wait for it.
     confine::lock(stand_ins).step("lock the sandbox")?;
     let mut policy = Vec::new();
@@ -105,11 +107,28 @@ fn live(
     if policy.is_empty() {
         return Ok(());
     }
+    // Until it is reaped it counts as one of the job's processes, of which there may be one.
+    waitpid(mover, None).step("wait for the mover")?;
     let how: Configure = serde_json::from_slice(&policy).map_err(io::Error::other).step("read the policy")?;
     let to = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let workspace = open(c"/workspace", to, Mode::empty()).step("open the workspace")?;
     walls.close(workspace.as_fd()).step("close Landlock's walls")?;
     Init { control, how, workspace, running: HashMap::new() }.serve().step("serve")
+}
+
+/// The kernel counts some things by user, and those of a sandbox as well for the user who made it: root, or the node's.
+/// What one sandbox takes must leave enough for that one. Usual tools want one or two of each.
+const QUOTAS: [(&str, &str); 2] = [("max_inotify_instances", "8"), ("max_fanotify_groups", "2")];
+
+fn keep_to_quotas() -> io::Result<()> {
+    for (name, most) in QUOTAS {
+        match fs::write(format!("/proc/sys/user/{name}"), most) {
+            // A kernel that does not count it, or a container in which nobody may change it.
+            Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// The mover: a process of its own, which still may mount. It waits for the policy, mounts the workspace, answers
@@ -196,8 +215,13 @@ impl Init<'_> {
                 Ok(())
             }
             ToInit::Exec { n, argv, env, cwd, stdin } => {
-                let started = Launch::prepare(argv, env, cwd, stdin, beside)
-                    .and_then(|launch| launch.start(&self.how, &self.workspace));
+                // The kernel counts this uid's tasks in this user namespace: init is one of them.
+                let tasks = Some(u64::from(self.how.pids) + 1);
+                let (open_files, data_bytes) = (self.how.open_files, self.how.data_bytes);
+                let limits = Limits { tasks, open_files, data_bytes };
+                let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user: None };
+                let started =
+                    Launch::prepare(argv, env, cwd, stdin, beside).and_then(|launch| launch.start(&inside));
                 match started {
                     Ok((pid, told)) => {
                         self.running.insert(pid, (n, told));
@@ -234,170 +258,15 @@ impl Init<'_> {
     }
 
     /// With one command running, everything inside is its work. With several, what descends from it or is of its
-    /// session; a daemon that left both stays until the sandbox goes.
+    /// session.
     fn kill(&self, n: u64) {
         let Some(root) = self.running.iter().find(|(_, (of, _))| *of == n).map(|(pid, _)| *pid) else {
             return;
         };
         if self.running.len() == 1 {
-            // ESRCH: all had ended.
-            kill(Pid::from_raw(-1), Signal::SIGKILL).unwrap_or_default();
-            return;
-        }
-        // Again until nothing is found: one may fork while the list is read.
-        for _ in 0..64 {
-            let doomed = descendants(root);
-            if doomed.is_empty() {
-                return;
-            }
-            for pid in doomed {
-                kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
-            }
-        }
-    }
-}
-
-/// Living processes that descend from `root` or are of its session.
-fn descendants(root: i32) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return vec![root] };
-    let all: Vec<(i32, i32, i32)> = entries
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            let pid: i32 = name.to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name in brackets may hold anything: count from the last bracket.
-            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-            let state = fields.next()?;
-            let (parent, _group, session) =
-                (fields.next()?.parse().ok()?, fields.next()?, fields.next()?.parse().ok()?);
-            (state != "Z").then_some((pid, parent, session))
-        })
-        .collect();
-    let mut found: Vec<i32> = all
-        .iter()
-        .filter(|(pid, _, session)| *pid == root || *session == root)
-        .map(|(pid, ..)| *pid)
-        .collect();
-    loop {
-        let more: Vec<i32> = all
-            .iter()
-            .filter(|(pid, parent, _)| found.contains(parent) && !found.contains(pid))
-            .map(|(pid, ..)| *pid)
-            .collect();
-        if more.is_empty() {
-            return found;
-        }
-        found.extend(more);
-    }
-}
-
-/// One command, with everything made before the fork that needs memory.
-struct Launch {
-    programs: Vec<CString>,
-    argv: Vec<CString>,
-    env: Vec<CString>,
-    cwd: CString,
-    stdio: Vec<OwnedFd>,
-    stdin: bool,
-}
-
-impl Launch {
-    fn prepare(
-        argv: Vec<String>,
-        mut env: Vec<String>,
-        cwd: String,
-        stdin: bool,
-        stdio: Vec<OwnedFd>,
-    ) -> Result<Launch, Errno> {
-        let name = argv.first().filter(|name| !name.is_empty()).ok_or(Errno::ENOENT)?.clone();
-        for default in DEFAULTS {
-            let (key, _) = default.split_once('=').unwrap_or((default, ""));
-            if !env.iter().any(|pair| pair.split_once('=').is_some_and(|(k, _)| k == key)) {
-                env.push(default.to_owned());
-            }
-        }
-        let programs = if name.contains('/') {
-            vec![name]
+            processes::kill_all();
         } else {
-            let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
-            path.split(':')
-                .map(
-                    |folder| if folder.is_empty() { format!("./{name}") } else { format!("{folder}/{name}") },
-                )
-                .collect()
-        };
-        let strings = |list: Vec<String>| {
-            list.into_iter()
-                .map(|s| CString::new(s).map_err(|_| Errno::EINVAL))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        if stdio.len() != 2 + usize::from(stdin) {
-            return Err(Errno::EBADF);
-        }
-        let cwd = CString::new(if cwd.is_empty() { ".".to_owned() } else { cwd });
-        Ok(Launch {
-            programs: strings(programs)?,
-            argv: strings(argv)?,
-            env: strings(env)?,
-            cwd: cwd.map_err(|_| Errno::EINVAL)?,
-            stdio,
-            stdin,
-        })
-    }
-
-    fn start(self, how: &Configure, workspace: &OwnedFd) -> Result<(i32, PipeReader), Errno> {
-        let (told, tell) =
-            io::pipe().map_err(|why| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO)))?;
-        // SAFETY: init has one thread only, so the child may do anything the parent could.
-        match unsafe { fork() }? {
-            ForkResult::Parent { child } => Ok((child.as_raw(), told)),
-            ForkResult::Child => {
-                let errno = match self.become_it(how, workspace) {
-                    Ok(never) => match never {},
-                    Err(errno) => errno as i32,
-                };
-                sys::exit(if report(tell, errno).is_ok() { 127 } else { 126 })
-            }
+            processes::kill_family(root);
         }
     }
-
-    fn become_it(&self, how: &Configure, workspace: &OwnedFd) -> Result<Infallible, Errno> {
-        let io = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
-        setsid()?;
-        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        let how_to = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY).resolve(resolve);
-        fchdir(openat2(workspace, self.cwd.as_c_str(), how_to)?)?;
-        let mut stdio = self.stdio.iter();
-        let (out, err) = (stdio.next().ok_or(Errno::EBADF)?, stdio.next().ok_or(Errno::EBADF)?);
-        match stdio.next().filter(|_| self.stdin) {
-            Some(input) => dup2_stdin(input)?,
-            None => dup2_stdin(open(c"/dev/null", OFlag::O_RDONLY, Mode::empty())?)?,
-        }
-        dup2_stdout(out)?;
-        dup2_stderr(err)?;
-        sys::close_from(3, true).map_err(io)?;
-        // SAFETY: the default action is no handler of ours. Rust had set SIGPIPE to be ignored.
-        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        confine::limit(how).map_err(io)?;
-        self.exec()
-    }
-
-    /// As a shell looks it up: the first that can be started; a refusal outweighs an absence.
-    fn exec(&self) -> Result<Infallible, Errno> {
-        let mut refused = None;
-        for program in &self.programs {
-            match execve(program, &self.argv, &self.env) {
-                Ok(never) => return Ok(never),
-                Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                Err(Errno::EACCES) if self.programs.len() > 1 => refused = Some(Errno::EACCES),
-                Err(errno) => return Err(errno),
-            }
-        }
-        Err(refused.unwrap_or(Errno::ENOENT))
-    }
-}
-
-fn report(mut tell: PipeWriter, errno: i32) -> io::Result<()> {
-    tell.write_all(&errno.to_ne_bytes())
 }

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use coinop_shim::sys;
 use nix::libc;
 use tokio::sync::watch;
 
 use super::super::{Error, Limit, Usage};
 use super::cgroup::Group;
-use super::sys;
 
 /// The first of the uids that sandboxes of a root node run as, one each; far from people, services and subuids.
 const FIRST_UID: u32 = 1_879_100_000;
@@ -93,6 +93,8 @@ pub struct Life {
     limit: OnceLock<Limit>,
     /// The highest memory seen by the watcher, where no cgroup counts it.
     pub watched_peak: AtomicU64,
+    /// The most that any look has found.
+    seen: Mutex<Usage>,
     ended: watch::Sender<Option<Usage>>,
 }
 
@@ -106,6 +108,7 @@ impl Life {
             pidfd: OnceLock::new(),
             limit: OnceLock::new(),
             watched_peak: AtomicU64::new(0),
+            seen: Mutex::default(),
             ended: watch::Sender::new(None),
         }
     }
@@ -128,11 +131,11 @@ impl Life {
 
     /// Sends the kill; the kernel ends every process of the namespace with its init.
     pub fn strike(&self) {
-        if let Some(pidfd) = self.pidfd.get()
-            && let Err(why) = sys::signal(pidfd.as_fd(), libc::SIGKILL)
-        {
+        let Some(pidfd) = self.pidfd.get().filter(|_| !self.has_ended()) else { return };
+        if let Err(why) = sys::signal(pidfd.as_fd(), libc::SIGKILL) {
             tracing::error!(n = self.n, %why, "a sandbox cannot be killed");
         }
+        self.group.hurry();
     }
 
     /// Kills because of a limit; the first limit is the one that counts.
@@ -171,6 +174,19 @@ impl Life {
         };
         self.group.remove();
         self.ended.send_replace(Some(usage));
+    }
+
+    /// Keeps what a look has found, and gives it back with nothing less than an earlier one. Without a cgroup the time
+    /// of processes that the kill ended is in no later count, and deleted files are in none.
+    pub fn saw(&self, now: Usage) -> Usage {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = Usage {
+            wall_ms: now.wall_ms,
+            cpu_ms: now.cpu_ms.max(seen.cpu_ms),
+            peak_memory_bytes: now.peak_memory_bytes.max(seen.peak_memory_bytes),
+            disk_written_bytes: now.disk_written_bytes.max(seen.disk_written_bytes),
+        };
+        *seen
     }
 
     /// Waits until nothing of it runs.

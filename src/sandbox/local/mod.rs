@@ -1,22 +1,19 @@
 //! The local backend: Linux namespaces on this host, no daemon, as root or as an ordinary user. Strong process
 //! isolation, not a virtual machine: the kernel is shared. This file builds sandboxes cold or from a pool of
-//! pre-built ones; a living one is `cell`, its inside is `nursery`, `mounts`, `confine` and `init`.
+//! pre-built ones; a living one is `cell`, its inside is `nursery`, `mounts` and `init`.
 
 mod cell;
 mod cgroup;
 mod changes;
 mod checks;
-mod confine;
 mod exec;
 mod files;
 mod init;
 mod life;
 mod mounts;
 mod nursery;
-mod seccomp;
 mod shared;
 mod spawn;
-mod sys;
 mod watch;
 mod wire;
 
@@ -30,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use coinop_shim::seccomp::StandIns;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{getegid, geteuid};
@@ -40,7 +38,6 @@ use cell::Cell;
 use cgroup::{Controller, Layout};
 use checks::Host;
 use life::{Life, Slots};
-use seccomp::StandIns;
 use shared::{Control, Folders};
 use spawn::Nursery;
 use wire::{Configure, FromInit, MESSAGE_BYTES, Start, ToInit};
@@ -175,14 +172,6 @@ impl Local {
         })?;
         inner.host = host;
         Ok(Local { inner: Arc::new(inner) })
-    }
-
-    /// Builds sandboxes until the pool is full; none where no sandbox can be built.
-    pub async fn warm_up(&self) -> Result<(), Error> {
-        if self.inner.host.broken.is_some() {
-            return Ok(());
-        }
-        self.inner.fill_pool().await
     }
 }
 
@@ -417,10 +406,7 @@ impl Backend for Local {
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
         self.admit(&spec.policy)?;
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(plain) {
-            return Err(Error::BadPolicy(format!("{:?} cannot name a sandbox", spec.id)));
-        }
+        spec.named()?;
         let inner = &self.inner;
         let Built { life, moved_in } = inner.build(&spec).await?;
         let overlay = moved_in.1.overlay;
@@ -441,6 +427,14 @@ impl Backend for Local {
             });
         }
         Ok(Box::new(cell))
+    }
+
+    /// Builds sandboxes until the pool is full, for any policy; none where no sandbox can be built.
+    async fn warm_up(&self, _: &Policy) -> Result<(), Error> {
+        if self.inner.host.broken.is_some() {
+            return Ok(());
+        }
+        self.inner.fill_pool().await
     }
 
     async fn reap(&self) -> Result<usize, Error> {

@@ -9,12 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use coinop_shim::sys;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root};
 
-use super::sys;
 use super::wire::Configure;
 
 /// A step that failed, with its name for the operator.
@@ -37,8 +37,13 @@ const STAGE: &str = "/tmp";
 const ATTIC: &str = "/run";
 
 const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
-/// Folders of ours on the tmpfs, the overlay's own two included.
-const OWN_INODES: u64 = 12;
+/// Folders of ours on the tmpfs, its top among them; and what an overlay makes there.
+const OWN_INODES: u64 = 8;
+const OVERLAY_INODES: u64 = 2;
+
+/// More than any host has, and no more than a tmpfs takes as its size.
+const MOST_BYTES: u64 = 1 << 60;
+const MOST_INODES: u64 = 1 << 50;
 
 /// Links or folders beside /usr, as this host has them.
 const SYSTEM: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
@@ -231,7 +236,9 @@ pub fn settle() -> Step<()> {
 pub fn move_in(how: &Configure, base: Option<OwnedFd>) -> Step<Places> {
     let none = None::<&str>;
     // Our own folders are not taken from the job's budget.
-    let size = format!("size={},nr_inodes={}", how.disk_bytes, how.inodes.saturating_add(OWN_INODES));
+    let own = OWN_INODES + if base.is_some() { OVERLAY_INODES } else { 0 };
+    let (bytes, inodes) = (how.disk_bytes.min(MOST_BYTES), how.inodes.saturating_add(own).min(MOST_INODES));
+    let size = format!("size={bytes},nr_inodes={inodes}");
     mount(none, ATTIC, none, MsFlags::MS_REMOUNT | INERT, Some(size.as_str())).step("size the tmpfs")?;
     let upper = folder(c"/run/upper")?;
     let overlay = match base {

@@ -9,20 +9,21 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use coinop_shim::seccomp::StandIns;
+use coinop_shim::sys;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getegid, geteuid, setgroups, setsid};
 
 use super::life::is_root_with_slots;
 use super::mounts::{INSIDE_UID, Named, Step};
-use super::seccomp::StandIns;
 use super::wire::{FromNursery, Hello, MESSAGE_BYTES, Start, ToNursery};
-use super::{cgroup, init, mounts, sys, wire};
+use super::{cgroup, init, mounts, wire};
 
 /// Namespaces of a sandbox at birth; its network and cgroup namespaces follow when it is in its cgroup.
 const AT_BIRTH: i32 =
@@ -55,6 +56,7 @@ pub fn main() -> io::Result<()> {
     prctl::set_name(c"coinop-nursery")?;
     sys::close_from(3, false)?;
     setsid()?;
+    heed_signals()?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.add(Signal::SIGTERM);
@@ -73,6 +75,18 @@ pub fn main() -> io::Result<()> {
     let served = nursery.serve(socket, &ended, &mut buffer);
     nursery.close(&start);
     served
+}
+
+/// What whoever started the node had ignored (`nohup` does it), neither the nursery nor a job ignores. Of a broken
+/// pipe the nursery wants to hear as an error; a command does not.
+fn heed_signals() -> io::Result<()> {
+    for signal in Signal::iterator() {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGPIPE) {
+            // SAFETY: the default action is no handler of ours.
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+        }
+    }
+    Ok(())
 }
 
 fn errno(why: &io::Error) -> i32 {

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coinop_shim::beneath::used_bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::super::{Exit, Policy};
-use super::files;
 use super::life::Life;
 use super::wire::{self, FromInit, ToInit};
 
@@ -100,7 +100,7 @@ impl Shared {
 
     /// Bytes in the sandbox's files, a copied base left out.
     pub fn file_bytes(&self) -> u64 {
-        let used = files::used_bytes(self.folders.upper.as_fd());
+        let used = used_bytes(self.folders.upper.as_fd());
         used.saturating_sub(self.copied_bytes.load(Ordering::Relaxed))
     }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use coinop_shim::beneath::{kind, open_beneath, read_capped};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstatat};
 
 use super::super::{Limit, Usage};
-use super::files::{kind, open_beneath, read_capped};
 use super::life::millis;
 use super::shared::Shared;
 
@@ -43,6 +43,7 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
             };
             sandbox.life.watched_peak.fetch_max(held, Ordering::Relaxed);
             if held > sandbox.policy.memory_bytes {
+                look(&sandbox);
                 sandbox.life.strike_for(Limit::Memory);
                 return;
             }
@@ -181,8 +182,13 @@ fn ticks(process: BorrowedFd<'_>) -> Option<u64> {
     fields.get(11..15)?.iter().map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// What a sandbox has used so far.
-pub fn live_usage(sandbox: &Shared) -> Usage {
+/// What a sandbox has used so far, or had used at its end.
+pub fn look(sandbox: &Shared) -> Usage {
+    let usage = sandbox.life.last_usage().unwrap_or_else(|| live_usage(sandbox));
+    sandbox.life.saw(Usage { disk_written_bytes: sandbox.file_bytes(), ..usage })
+}
+
+fn live_usage(sandbox: &Shared) -> Usage {
     let life = &sandbox.life;
     // The kernel counts 100 ticks a second in /proc, on every architecture that we build for.
     let cpu_us =

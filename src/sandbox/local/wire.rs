@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use coinop_shim::seccomp::StandIns;
 use nix::cmsg_space;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -11,8 +12,6 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use super::seccomp::StandIns;
 
 /// The longest message. A command line with its environment must fit; SEQPACKET's default buffer holds it.
 pub const MESSAGE_BYTES: usize = 128 * 1024;

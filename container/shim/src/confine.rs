@@ -1,5 +1,5 @@
-//! Locks a process in for good: capabilities, Landlock, seccomp for init and all its children, and the resource
-//! limits of one command. The namespaces around it are made elsewhere (`nursery`, `mounts`).
+//! Locks a process in for good: capabilities, Landlock, seccomp for process 1 and all its children, and the resource
+//! limits of one command. The namespaces around it are made elsewhere.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -13,9 +13,8 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
-use super::seccomp::{self, StandIns};
-use super::sys;
-use super::wire::Configure;
+use crate::seccomp::{self, StandIns};
+use crate::sys;
 
 /// The newest Landlock whose rules we use; an older kernel takes what it knows of them.
 const LEVEL: ABI = ABI::V5;
@@ -28,6 +27,11 @@ const WRITABLE: [&str; 7] =
 /// Takes every power from this process and its children, except to compute; the folders follow with `Walls`.
 pub fn lock(stand_ins: StandIns) -> io::Result<()> {
     sys::drop_capabilities()?;
+    bar(stand_ins)
+}
+
+/// As `lock`, for a process that keeps its capabilities to give them up in each child.
+pub fn bar(stand_ins: StandIns) -> io::Result<()> {
     prctl::set_no_new_privs()?;
     seccomp::apply(stand_ins).map_err(io::Error::other)
 }
@@ -65,14 +69,31 @@ pub fn keep_to(process: Pid, cores: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(process, &set)?)
 }
 
-/// The limits of one command, set between fork and exec.
-pub fn limit(how: &Configure) -> io::Result<()> {
-    // The kernel counts this uid's tasks in this user namespace: init is one of them.
-    lower(Resource::RLIMIT_NPROC, u64::from(how.pids) + 1)?;
+/// The resource limits of one command.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most tasks of the job's uid in its user namespace; none where it shares that with the host, whose other
+    /// processes would count.
+    pub tasks: Option<u64>,
+    pub open_files: u32,
+    /// The cap on one process's private memory, in bytes, where no cgroup caps them all.
+    pub data_bytes: Option<u64>,
+}
+
+/// Signals on their way and timers that send one, for all processes of a user together. The host's own processes may be
+/// counted with them, and have more.
+const PENDING_SIGNALS: u64 = 1024;
+
+/// Sets the limits of one command, between fork and exec.
+pub fn limit(how: &Limits) -> io::Result<()> {
+    if let Some(tasks) = how.tasks {
+        lower(Resource::RLIMIT_NPROC, tasks)?;
+    }
     lower(Resource::RLIMIT_NOFILE, u64::from(how.open_files))?;
     lower(Resource::RLIMIT_CORE, 0)?;
     lower(Resource::RLIMIT_RTPRIO, 0)?;
     lower(Resource::RLIMIT_MSGQUEUE, 0)?;
+    lower(Resource::RLIMIT_SIGPENDING, PENDING_SIGNALS)?;
     if let Some(bytes) = how.data_bytes {
         lower(Resource::RLIMIT_DATA, bytes)?;
     }

@@ -1,4 +1,5 @@
-//! The few system calls that no crate wraps, each made safe here. It decides nothing: callers hold the policy.
+//! The few system calls that no crate wraps, each made safe here, for the shim and for the local jail. It decides
+//! nothing: callers hold the policy.
 
 use std::ffi::CStr;
 use std::io;
@@ -115,60 +116,6 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor from `first` on, or with `on_exec` marks them to be closed by the next exec.
-pub fn close_from(first: u32, on_exec: bool) -> io::Result<()> {
-    let flags = if on_exec { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
-    // SAFETY: only numbers. The caller owns no value above `first` that is used later (without `on_exec`).
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
-}
-
-/// Closes every descriptor above stderr but those of `keep`.
-pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
-    kept.sort_unstable();
-    let mut from = 3;
-    for fd in kept {
-        if from < fd {
-            close_between(from, fd - 1)?;
-        }
-        from = fd + 1;
-    }
-    close_from(from, false)
-}
-
-fn close_between(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: only numbers. In the forked child, the values that own these descriptors are never used or dropped.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
-}
-
-/// What a child cost, told when it is reaped.
-#[derive(Debug, Clone, Copy)]
-pub struct Reaped {
-    pub pid: i32,
-    pub status: i32,
-    pub cpu_us: u64,
-    pub peak_bytes: u64,
-}
-
-/// Reaps one ended child without waiting; `None` when there is none.
-pub fn reap_one() -> Option<Reaped> {
-    let mut status = 0;
-    // SAFETY: rusage is plain numbers; zero is a valid value.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are live for the call.
-    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
-    if pid <= 0 {
-        return None;
-    }
-    let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
-    Some(Reaped {
-        pid,
-        status,
-        cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
-        peak_bytes: (usage.ru_maxrss as u64).saturating_mul(1024),
-    })
-}
-
 /// Empties the bounding set: no exec will ever give a capability. Those that this process has, it keeps.
 pub fn bar_capabilities() -> io::Result<()> {
     for cap in 0..64 {
@@ -180,26 +127,6 @@ pub fn bar_capabilities() -> io::Result<()> {
     // SAFETY: only numbers.
     check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into())
         .map(drop)
-}
-
-/// Empties the capability sets of this process. Nothing can be won back.
-pub fn drop_capabilities() -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    let header = Header { version: 0x2008_0522, pid: 0 };
-    let none = [0u32; 6];
-    // SAFETY: version 3 of the call reads this header and two triples of 32-bit sets.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
-}
-
-/// Whether this kernel has Landlock and it is on.
-pub fn has_landlock() -> bool {
-    const VERSION: u32 = 1;
-    // SAFETY: asking for the version takes no attributes.
-    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION) > 0 }
 }
 
 /// Keeps the capabilities over a change of uid.
@@ -246,8 +173,105 @@ pub fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
 }
 
+/// Closes every descriptor from `first` on, or with `on_exec` marks them to be closed by the next exec.
+pub fn close_from(first: u32, on_exec: bool) -> io::Result<()> {
+    let flags = if on_exec { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
+    // SAFETY: only numbers. The caller owns no value above `first` that is used later (without `on_exec`).
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+}
+
+/// Closes every descriptor above stderr but those of `keep`.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for fd in kept {
+        if from < fd {
+            close_between(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close_from(from, false)
+}
+
+fn close_between(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: only numbers. In the forked child, the values that own these descriptors are never used or dropped.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Bytes that can be read from a pipe now.
+pub fn waiting_bytes(pipe: BorrowedFd<'_>) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: a live descriptor and a place for the one number that this request writes.
+    let told = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if told < 0 { 0 } else { usize::try_from(bytes).unwrap_or_default() }
+}
+
+/// Lets every process of a lower number go first on the processor.
+pub fn go_last() -> io::Result<()> {
+    // SAFETY: only numbers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }.into()).map(drop)
+}
+
+/// What a child cost, told when it is reaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Reaped {
+    pub pid: i32,
+    pub status: i32,
+    pub cpu_us: u64,
+    pub peak_bytes: u64,
+}
+
+/// Reaps one ended child without waiting; `None` when there is none.
+pub fn reap_one() -> Option<Reaped> {
+    let mut status = 0;
+    // SAFETY: rusage is plain numbers; zero is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are live for the call.
+    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+    if pid <= 0 {
+        return None;
+    }
+    let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+    Some(Reaped {
+        pid,
+        status,
+        cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
+        peak_bytes: (usage.ru_maxrss as u64).saturating_mul(1024),
+    })
+}
+
+/// Empties the capability sets of this process. Nothing can be won back.
+pub fn drop_capabilities() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let none = [0u32; 6];
+    // SAFETY: version 3 of the call reads this header and two triples of 32-bit sets.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
+}
+
+/// Whether this kernel has Landlock and it is on.
+pub fn has_landlock() -> bool {
+    const VERSION: u32 = 1;
+    // SAFETY: asking for the version takes no attributes.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION) > 0 }
+}
+
 /// Ends this process at once, without destructors: the only right end of a forked copy.
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// Whether the kernel refuses a call as a filter does: as not permitted, not there, or of no such family. Meant for
+/// calls that do no harm with these arguments.
+pub fn is_refused(call: libc::c_long, [one, two, three]: [libc::c_long; 3]) -> bool {
+    // SAFETY: the callers, all in `probe`, pass numbers and null pointers only; a call that dereferences one fails.
+    let answer = unsafe { libc::syscall(call, one, two, three, 0, 0, 0) };
+    let errno = io::Error::last_os_error().raw_os_error();
+    answer < 0 && matches!(errno, Some(libc::EPERM | libc::ENOSYS | libc::EAFNOSUPPORT))
 }

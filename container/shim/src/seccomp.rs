@@ -12,7 +12,7 @@ const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("the local sandbox knows the system calls of x86_64 and aarch64 only");
+compile_error!("the sandbox knows the system calls of x86_64 and aarch64 only");
 
 /// From here on x86_64 counts its x32 calls, which would walk past a list of numbers.
 const X32: u32 = 0x4000_0000;

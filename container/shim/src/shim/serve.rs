@@ -1,0 +1,482 @@
+//! The shim's loop: takes the node's orders, starts and ends commands as the job's user, carries their streams, reaps
+//! whatever ends. Work on files is passed to the worker, frame by frame.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use coinop_shim::confine::{self, Limits, Walls};
+use coinop_shim::launch::{Inside, Launch};
+use coinop_shim::seccomp::StandIns;
+use coinop_shim::wire::{self, Decoder, Ended, FromShim, Hello, Ready, Run, ToShim};
+use coinop_shim::{processes, sys};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, fchmod, fstat, umask};
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
+
+use super::streams::{Outbox, Output, Window};
+use super::usage;
+use super::worker::Worker;
+
+/// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
+const AFTERMATH: Duration = Duration::from_millis(50);
+/// Of the signals that an engine sends to process 1, those passed on to the job.
+const FORWARDED: [Signal; 6] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// The first place in the kernel's order of those to kill for memory.
+const FIRST: &str = "1000";
+/// How soon a kill is tried again on those that it did not find, or that were not the job's yet.
+const AGAIN: Duration = Duration::from_millis(5);
+/// The writable places, whose bytes are counted.
+const PLACES: [&std::ffi::CStr; 3] = [c"/workspace", c"/tmp", c"/home/job"];
+
+/// Serves the node until it lets go.
+pub fn serve() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Err(io::Error::other("the shim is not process 1 here"));
+    }
+    umask(Mode::from_bits_truncate(0o022));
+    prctl::set_dumpable(false)?;
+    sys::close_from(3, false)?;
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    FORWARDED.into_iter().for_each(|signal| signals.add(signal));
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None)?;
+    let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut decoder = Decoder::default();
+    let Some((n, hello)) = greeting(&mut decoder)? else { return Ok(()) };
+    setgroups(&[])?;
+    let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let places = PLACES
+        .into_iter()
+        .map(|place| open(place, folder, Mode::empty()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), "a writable place is missing"))?;
+    for place in &places {
+        // An engine gives a mount the mode of the image's own folder, and root's in most images.
+        let found = fstat(place)?;
+        if found.st_uid == 0 {
+            fchmod(place, Mode::from_bits_truncate(found.st_mode & 0o7777 | 0o777))?;
+        }
+    }
+    // It keeps the right to write where the job may not, so it leaves before the walls are closed.
+    let worker = Worker::start(hello.uid, hello.gid)?;
+    let workspace = open(PLACES[0], OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let walls = Walls::gather()?;
+    let score = Score::open().ok();
+    confine::bar(StandIns::default())?;
+    let landlock = sys::has_landlock() && walls.close(workspace.as_fd()).is_ok();
+    let (running, killing) = (BTreeMap::new(), Vec::new());
+    let mut shim =
+        Shim { hello, workspace, places, score, worker, worker_run: 0, running, stopping: false, killing };
+    let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files }))?;
+    shim.run(&mut decoder, &ended)
+}
+
+/// The first frame; none when the node went first.
+fn greeting(decoder: &mut Decoder) -> io::Result<Option<(u32, Hello)>> {
+    loop {
+        match decoder.take::<ToShim>().map_err(io::Error::other)? {
+            Some((_, ToShim::Hello(hello))) if hello.version != wire::VERSION => {
+                let (ours, theirs) = (wire::VERSION, hello.version);
+                return Err(io::Error::other(format!("the node speaks version {theirs}, this shim {ours}")));
+            }
+            Some((_, ToShim::Hello(hello))) if hello.uid == 0 || hello.gid == 0 => {
+                return Err(io::Error::other("a job does not run as root"));
+            }
+            Some((n, ToShim::Hello(hello))) => return Ok(Some((n, hello))),
+            Some(_) => return Err(io::Error::other("the first frame was no greeting")),
+            None => {}
+        }
+        if !receive(decoder)? {
+            return Ok(None);
+        }
+    }
+}
+
+/// Takes what the node has sent; false when it has let go.
+fn receive(decoder: &mut Decoder) -> io::Result<bool> {
+    let mut bytes = [0; 64 * 1024];
+    match io::stdin().lock().read(&mut bytes) {
+        Ok(0) => Ok(false),
+        Ok(len) => {
+            decoder.push(bytes.get(..len).unwrap_or_default());
+            Ok(true)
+        }
+        Err(why) if why.kind() == ErrorKind::Interrupted => Ok(true),
+        Err(why) => Err(why),
+    }
+}
+
+struct Shim {
+    hello: Hello,
+    workspace: OwnedFd,
+    places: Vec<OwnedFd>,
+    score: Option<Score>,
+    worker: Worker,
+    /// The last run that the worker was given.
+    worker_run: u32,
+    running: BTreeMap<u32, Running>,
+    /// The engine stops the container: no command's end is its own from now on.
+    stopping: bool,
+    /// The questions whose answer is that nothing of the job runs.
+    killing: Vec<u32>,
+}
+
+/// Where this process, and what it starts, stands in the order of those that the kernel kills for memory. It is opened
+/// before the walls are closed.
+struct Score {
+    file: File,
+    ours: String,
+}
+
+impl Score {
+    fn open() -> io::Result<Score> {
+        let mut file = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
+        let mut ours = String::new();
+        file.read_to_string(&mut ours)?;
+        Ok(Score { file, ours })
+    }
+
+    fn stand(&self, at: &str) -> io::Result<()> {
+        (&self.file).write_all(at.as_bytes())
+    }
+}
+
+struct Running {
+    pid: i32,
+    /// Where an errno comes if it could not be started.
+    told: PipeReader,
+    stdin: Option<Outbox>,
+    stdout: Output,
+    stderr: Output,
+    window: Window,
+    /// It is to be killed.
+    doomed: bool,
+    memory_kills_before: u64,
+    ended: Option<(Ended, Instant)>,
+}
+
+impl Running {
+    /// Killed, and not dead yet.
+    fn lives_on(&self) -> bool {
+        self.doomed && self.ended.is_none()
+    }
+
+    /// Until when others may print for it, when it has ended and all that it printed itself was sent.
+    fn patience(&self) -> Option<Instant> {
+        self.ended.map(|(_, until)| until).filter(|_| !self.stdout.owes() && !self.stderr.owes())
+    }
+}
+
+/// Whose turn it is after a poll.
+enum Turn {
+    Node,
+    Signals,
+    FromWorker,
+    ToWorker,
+    Stdin(u32),
+    Stdout(u32),
+    Stderr(u32),
+}
+
+impl Shim {
+    fn run(&mut self, decoder: &mut Decoder, ended: &SignalFd) -> io::Result<()> {
+        loop {
+            while let Some((n, order)) = decoder.take::<ToShim>().map_err(io::Error::other)? {
+                self.obey(n, order)?;
+            }
+            for turn in self.wait(ended)? {
+                match turn {
+                    Turn::Node => {
+                        if !receive(decoder)? {
+                            self.as_job(processes::kill_all)?;
+                            return Ok(());
+                        }
+                    }
+                    Turn::Signals => self.signalled(ended)?,
+                    Turn::FromWorker => self.worker.pass_on()?,
+                    Turn::ToWorker => self.worker.feed()?,
+                    Turn::Stdin(n) => self.feed(n)?,
+                    Turn::Stdout(n) => self.output(n, |run| &mut run.stdout, FromShim::Stdout)?,
+                    Turn::Stderr(n) => self.output(n, |run| &mut run.stderr, FromShim::Stderr)?,
+                }
+            }
+            self.kill_again()?;
+            self.finish()?;
+        }
+    }
+
+    fn wait(&self, ended: &SignalFd) -> io::Result<Vec<Turn>> {
+        let stdin = io::stdin();
+        let mut asked: Vec<(BorrowedFd<'_>, PollFlags, Turn)> = vec![
+            (stdin.as_fd(), PollFlags::POLLIN, Turn::Node),
+            (ended.as_fd(), PollFlags::POLLIN, Turn::Signals),
+            (self.worker.from(), PollFlags::POLLIN, Turn::FromWorker),
+        ];
+        asked.extend(self.worker.wants().map(|pipe| (pipe, PollFlags::POLLOUT, Turn::ToWorker)));
+        let again = (!self.killing.is_empty() || self.running.values().any(Running::lives_on))
+            .then(|| Instant::now() + AGAIN);
+        let until = self.running.values().filter_map(Running::patience).chain(again).min();
+        for (n, run) in &self.running {
+            let stdin = run.stdin.as_ref().and_then(Outbox::wants);
+            asked.extend(stdin.map(|pipe| (pipe, PollFlags::POLLOUT, Turn::Stdin(*n))));
+            if run.window.left() > 0 {
+                asked.extend(run.stdout.pipe().map(|pipe| (pipe, PollFlags::POLLIN, Turn::Stdout(*n))));
+                asked.extend(run.stderr.pipe().map(|pipe| (pipe, PollFlags::POLLIN, Turn::Stderr(*n))));
+            }
+        }
+        let mut fds: Vec<PollFd<'_>> = asked.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
+        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+        // Rounded up: a poll that ends early would spin.
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let turns = asked.into_iter().map(|(_, _, turn)| turn);
+        Ok(turns.zip(ready).filter(|(_, ready)| *ready).map(|(turn, _)| turn).collect())
+    }
+
+    fn obey(&mut self, n: u32, order: ToShim) -> io::Result<()> {
+        match order {
+            // Only the first frame greets.
+            ToShim::Hello(_) => Ok(()),
+            ToShim::Run(Run::Command { argv, env, cwd, stdin }) => {
+                match self.start(n, argv, env, cwd, stdin) {
+                    Ok(()) => Ok(()),
+                    Err(errno) => {
+                        let ended = Ended { errno: Some(errno as i32), ..Ended::default() };
+                        tell(n, &FromShim::Ended(ended))
+                    }
+                }
+            }
+            ToShim::KillAll => {
+                self.killing.push(n);
+                self.as_job(processes::kill_all)
+            }
+            ToShim::Usage => {
+                let usage = usage::usage(self.places.iter().map(AsFd::as_fd));
+                tell(n, &FromShim::Usage(usage))
+            }
+            order if self.running.contains_key(&n) => self.direct(n, order),
+            order @ ToShim::Run(_) => {
+                self.worker_run = n;
+                self.worker.order(n, &order)
+            }
+            order if self.worker_run == n => self.worker.order(n, &order),
+            // Of a run that has ended: what was on its way to it is dropped.
+            _ => Ok(()),
+        }
+    }
+
+    /// An order about a command that runs.
+    fn direct(&mut self, n: u32, order: ToShim) -> io::Result<()> {
+        let Some(run) = self.running.get_mut(&n) else { return Ok(()) };
+        match order {
+            ToShim::Input(bytes) => {
+                if let Some(stdin) = &mut run.stdin {
+                    stdin.push(&bytes);
+                }
+                self.feed(n)
+            }
+            ToShim::EndInput => {
+                run.stdin.iter_mut().for_each(Outbox::end);
+                Ok(())
+            }
+            ToShim::Took(bytes) => {
+                run.window.took(bytes);
+                Ok(())
+            }
+            ToShim::Kill => {
+                run.doomed = true;
+                self.kill(n)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn kill(&self, n: u32) -> io::Result<()> {
+        let Some(root) = self.running.get(&n).filter(|run| run.ended.is_none()).map(|run| run.pid) else {
+            return Ok(());
+        };
+        // With one command running, everything inside is its work.
+        let alone = self.running.len() == 1;
+        self.as_job(|| if alone { processes::kill_all() } else { processes::kill_family(root) })
+    }
+
+    /// A command that is not the job's user yet, being started, cannot be killed by it.
+    fn kill_again(&mut self) -> io::Result<()> {
+        let doomed = self.running.iter().filter(|(_, run)| run.doomed).map(|(n, _)| *n);
+        for n in doomed.collect::<Vec<_>>() {
+            self.kill(n)?;
+        }
+        if self.killing.is_empty() {
+            return Ok(());
+        }
+        let ours = |pid: i32| pid == 1 || self.worker.is(pid);
+        if !processes::all().into_iter().all(ours) {
+            return self.as_job(processes::kill_all);
+        }
+        let killed = FromShim::Killed { starved: usage::memory_kills() > 0 };
+        std::mem::take(&mut self.killing).into_iter().try_for_each(|n| tell(n, &killed))
+    }
+
+    fn start(
+        &mut self,
+        n: u32,
+        argv: Vec<String>,
+        env: Vec<String>,
+        cwd: String,
+        stdin: bool,
+    ) -> Result<(), Errno> {
+        let errno = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
+        let (out, out_theirs) = io::pipe().map_err(errno)?;
+        let (err, err_theirs) = io::pipe().map_err(errno)?;
+        let mut stdio: Vec<OwnedFd> = vec![out_theirs.into(), err_theirs.into()];
+        let mut input = None;
+        if stdin {
+            let (theirs, ours) = io::pipe().map_err(errno)?;
+            stdio.push(theirs.into());
+            input = Some(Outbox::new(ours.into()).map_err(errno)?);
+        }
+        let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
+        let user = Some((self.hello.uid, self.hello.gid));
+        let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user };
+        let launch = Launch::prepare(argv, env, cwd, stdin, stdio)?;
+        let memory_kills_before = usage::memory_kills();
+        // Short of memory, the job goes before us. Where that cannot be, the largest goes, which we are not.
+        self.score.as_ref().map(|score| score.stand(FIRST)).transpose().unwrap_or_default();
+        let started = launch.start(&inside);
+        self.score.as_ref().map(|score| score.stand(&score.ours)).transpose().unwrap_or_default();
+        let (pid, told) = started?;
+        let run = Running {
+            pid,
+            told,
+            stdin: input,
+            stdout: Output::new(out.into()).map_err(errno)?,
+            stderr: Output::new(err.into()).map_err(errno)?,
+            window: Window::new(),
+            doomed: false,
+            memory_kills_before,
+            ended: None,
+        };
+        self.running.insert(n, run);
+        Ok(())
+    }
+
+    fn signalled(&mut self, ended: &SignalFd) -> io::Result<()> {
+        while let Some(signal) = ended.read_signal()? {
+            // 0 is nobody in here. While a kill is at work, the job may signal us.
+            let from_engine = signal.ssi_pid == 0;
+            let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
+            let forwarded = FORWARDED.into_iter().find(|known| *known as i32 == number);
+            if let Some(signal) = forwarded.filter(|_| from_engine) {
+                self.stopping |= signal == Signal::SIGTERM;
+                // ESRCH: there is nobody to hear it.
+                self.as_job(|| kill(Pid::from_raw(-1), signal).unwrap_or_default())?;
+            }
+        }
+        while let Some(reaped) = sys::reap_one() {
+            if self.worker.is(reaped.pid) {
+                return Err(io::Error::other("the worker for files has ended"));
+            }
+            let Some(run) = self.running.values_mut().find(|run| run.pid == reaped.pid) else { continue };
+            let starved = usage::memory_kills() > run.memory_kills_before;
+            let mut errno = [0; 4];
+            let (exited, signalled) = (libc::WIFEXITED(reaped.status), libc::WIFSIGNALED(reaped.status));
+            // Every copy of the other end closed at exec or with the child: this read does not wait.
+            let how = if run.told.read(&mut errno)? == errno.len() {
+                Ended { errno: Some(i32::from_ne_bytes(errno)), starved, ..Ended::default() }
+            } else {
+                Ended {
+                    code: exited.then(|| libc::WEXITSTATUS(reaped.status)),
+                    signal: signalled.then(|| libc::WTERMSIG(reaped.status)),
+                    errno: None,
+                    starved,
+                }
+            };
+            run.stdout.owe();
+            run.stderr.owe();
+            run.ended = Some((how, Instant::now() + AFTERMATH));
+        }
+        Ok(())
+    }
+
+    /// Tells of commands that have ended and have no more to say.
+    fn finish(&mut self) -> io::Result<()> {
+        if self.stopping {
+            let over = self.running.values().all(|run| run.ended.is_some());
+            return if over { Err(io::Error::other("the engine stopped the container")) } else { Ok(()) };
+        }
+        let now = Instant::now();
+        let over = self.running.iter().filter_map(|(n, run)| {
+            let (how, _) = run.ended?;
+            let silent = run.stdout.pipe().is_none() && run.stderr.pipe().is_none();
+            (silent || run.patience().is_some_and(|until| now >= until)).then_some((*n, how))
+        });
+        for (n, how) in over.collect::<Vec<_>>() {
+            self.running.remove(&n);
+            tell(n, &FromShim::Ended(how))?;
+        }
+        Ok(())
+    }
+
+    /// Sends what one stream of a run has to say now.
+    fn output(
+        &mut self,
+        n: u32,
+        stream: fn(&mut Running) -> &mut Output,
+        wrap: fn(Vec<u8>) -> FromShim,
+    ) -> io::Result<()> {
+        let Some(run) = self.running.get_mut(&n) else { return Ok(()) };
+        let most = run.window.left();
+        if most > 0
+            && let Some(bytes) = stream(run).read(most)
+        {
+            run.window.sent(bytes.len());
+            return tell(n, &wrap(bytes));
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, n: u32) -> io::Result<()> {
+        let left = self.running.get_mut(&n).and_then(|run| run.stdin.as_mut()).map_or(0, Outbox::write);
+        if left == 0 {
+            return Ok(());
+        }
+        tell(n, &FromShim::Took(u32::try_from(left).unwrap_or(u32::MAX)))
+    }
+
+    /// As the job's user, who may harm the job and nobody else: the worker is spared.
+    fn as_job(&self, act: impl FnOnce()) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.hello.uid), Gid::from_raw(self.hello.gid));
+        let root = (Uid::from_raw(0), Gid::from_raw(0));
+        setresgid(gid, gid, root.1)?;
+        setresuid(uid, uid, root.0)?;
+        act();
+        setresuid(root.0, root.0, root.0)?;
+        Ok(setresgid(root.1, root.1, root.1)?)
+    }
+}
+
+/// Sends one frame to the node, which always reads.
+pub fn tell(n: u32, message: &FromShim) -> io::Result<()> {
+    let frame = wire::encode(n, message).map_err(io::Error::other)?;
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&frame).and_then(|()| stdout.flush())
+}

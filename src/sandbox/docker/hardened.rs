@@ -1,0 +1,128 @@
+//! What a job's container is like: nothing of the host, no network, no power but to become the job's user, every limit
+//! of the policy. Making one is the engine's.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    ResourcesUlimits,
+};
+
+use super::super::Policy;
+use super::engine::{Engine, Image};
+use super::shim;
+
+/// Memory of the shim itself, bytes: its two processes and the streams on their way.
+pub const SHIM_MEMORY: u64 = 4 << 20;
+/// Open files of the shim: its commands' pipes, and two for each folder down a deep tree. It gives each command its own
+/// limit.
+const SHIM_FILES: u64 = 4096;
+/// The shim's own two processes.
+const SHIM_TASKS: i64 = 2;
+/// As many processes as the kernel can number; it takes no larger limit.
+const MOST_PIDS: i64 = 4 << 20;
+/// More than any host has, and no more than a tmpfs takes.
+const MOST_BYTES: u64 = 1 << 60;
+const MOST_INODES: u64 = 1 << 50;
+
+/// The memory of a whole container: the job's, the shim's, and a base's in its workspace.
+pub fn memory_bytes(policy: &Policy, base: Size) -> u64 {
+    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes)
+}
+
+/// What a container is made of for one job.
+pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> ContainerCreateBody {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+    let memory = number(memory_bytes(policy, base));
+    let ulimit = |name: &str, value: u64| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(number(value)),
+        hard: Some(number(value)),
+    };
+    let mut ulimits = vec![ulimit("core", 0)];
+    // Left as the engine has it until a container has told how much that is: an engine refuses more.
+    if let Some(most) = engine.most_files.get() {
+        ulimits.push(ulimit("nofile", u64::from(policy.open_files).max(SHIM_FILES).min(*most)));
+    }
+    let host = HostConfig {
+        network_mode: Some("none".to_owned()),
+        cap_drop: words(&["ALL"]),
+        // For the shim to become the job's user; the job has none.
+        cap_add: words(&["SETUID", "SETGID"]),
+        security_opt: words(&["no-new-privileges"]),
+        readonly_rootfs: Some(true),
+        tmpfs: Some(places(image, policy, base)),
+        mounts: Some(vec![shim::mount(engine, true)]),
+        memory: Some(memory),
+        // No swap: memory and swap together are as much as memory.
+        memory_swap: Some(memory),
+        nano_cpus: Some(number(policy.cpu_milli.into()) * 1_000_000),
+        pids_limit: Some((i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
+        ulimits: Some(ulimits),
+        ipc_mode: Some("private".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        // What goes over the shim's streams is not the engine's to keep.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        auto_remove: Some(true),
+        // The shim is process 1 itself, also where the engine would put one of its own before it.
+        init: Some(false),
+        runtime: engine.runtime.clone(),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: Some(image.id.clone()),
+        entrypoint: Some(vec![shim::program()]),
+        cmd: Some(Vec::new()),
+        user: Some("0:0".to_owned()),
+        hostname: Some("coinop".to_owned()),
+        working_dir: Some("/".to_owned()),
+        // What the shim takes for the wish to end, whatever the image says.
+        stop_signal: Some("SIGTERM".to_owned()),
+        healthcheck: Some(HealthConfig { test: words(&["NONE"]), ..HealthConfig::default() }),
+        open_stdin: Some(true),
+        stdin_once: Some(true),
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        labels: Some(engine.labels()),
+        // The runtime makes an empty network namespace by itself. Asked only for the network `none`, the engine makes an
+        // endpoint in it, and many that begin and end at once have stopped Docker 20.10 for good.
+        network_disabled: Some(true),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// What a base takes in a workspace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Size {
+    pub bytes: u64,
+    pub entries: u64,
+}
+
+/// The writable places with their shares: together no more than the policy's disk, and the base's own size.
+fn places(image: &Image, policy: &Policy, base: Size) -> HashMap<String, String> {
+    let sixteenths = |whole: u64, share: u64| (whole / 16 * share + whole % 16 * share / 16).max(1);
+    let place = |path: &str, share: u64, mode: &str, base: Size| {
+        let bytes = sixteenths(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
+        // The kernel counts the top folder as one.
+        let inodes = sixteenths(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
+        let inodes = inodes.min(MOST_INODES);
+        (path.to_owned(), format!("size={bytes},nr_inodes={inodes},mode={mode},nosuid,nodev,exec"))
+    };
+    let none = Size::default();
+    // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
+    let closed = "size=4k,nr_inodes=1,mode=0755,ro,nosuid,nodev,noexec";
+    let mut places: HashMap<_, _> =
+        image.volumes.iter().map(|path| (path.clone(), closed.to_owned())).collect();
+    places.extend([
+        place("/workspace", 12, "0777", base),
+        place("/tmp", 2, "1777", none),
+        place("/home/job", 1, "0777", none),
+        place("/dev/shm", 1, "1777", none),
+        // Written by the node only, and not counted as the job's.
+        ("/job".to_owned(), "size=16m,nr_inodes=1k,mode=0755,nosuid,nodev,noexec".to_owned()),
+    ]);
+    places
+}

@@ -1,0 +1,370 @@
+//! The docker backend: a hardened container a sandbox, on any engine that speaks Docker's API, near or far, with any
+//! image. This file holds the engine's answers against the policy and keeps a pool of started containers; `engine`
+//! makes them, `cell` is a living one, `line` speaks with the shim inside, `files` and `tree` carry files.
+
+mod cell;
+mod container;
+mod engine;
+mod files;
+mod hardened;
+mod line;
+mod running;
+mod shim;
+mod tree;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bollard::models::SystemInfo;
+use coinop_shim::wire::{FromShim, Hello, Ready, ToShim, VERSION};
+
+use super::{Backend, Check, Error, Identity, Network, Policy, Sandbox, Spec};
+use cell::Cell;
+use container::{Container, Started};
+pub use engine::Importer;
+use engine::{Engine, Image};
+use hardened::Size;
+use line::Line;
+pub(super) use shim::SHIM;
+
+const BACKEND: &str = "docker";
+/// The job's user and group inside.
+const JOB: u32 = 1000;
+/// How long a shim may take to answer in a container that has started.
+const GREETING: Duration = Duration::from_secs(20);
+/// A started container that waited longer is not given to a job.
+const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+/// A base that would take more of a waiting container's disk than one part in so many gets a container of its own size.
+const BASE_PART: u64 = 4;
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `unix://`, `tcp://` or `ssh://`; none: DOCKER_HOST, or the usual socket.
+    pub host: Option<String>,
+    /// Name, tag or digest of the image that jobs run in.
+    pub image: String,
+    /// The engine's runtime, such as `runsc` or `kata`; none: its default.
+    pub runtime: Option<String>,
+    /// Names this node to the engine, `[a-z0-9]{1,32}`; leftovers are known by it.
+    pub node: String,
+    /// How many containers stand started for the next job of the last policy, each used once.
+    pub warm: usize,
+}
+
+/// The backend. Containers end with it: their shims let go when their lines do.
+pub struct Docker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<Engine>,
+    image: Image,
+    info: SystemInfo,
+    /// What the first container told; why none can be made, otherwise.
+    tried: Result<Ready, String>,
+    numbers: AtomicU64,
+    warm: usize,
+    pool: Mutex<Pool>,
+    filling: tokio::sync::Mutex<()>,
+    carrying: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Pool {
+    policy: Option<Policy>,
+    waiting: Vec<(Started, Instant)>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Docker {
+    /// Dials the engine, finds the image, carries the shim there and tries one sandbox.
+    ///
+    /// # Errors
+    /// When the engine cannot be reached or the image is not to be had. An engine that cannot make sandboxes says so
+    /// in `checks` and refuses in `admit`.
+    pub async fn connect(options: Options) -> Result<Docker, Error> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let run = format!("{}-{:x}", options.node, started ^ u128::from(std::process::id()));
+        let host = options.host.as_deref();
+        let engine = Arc::new(Engine::connect(host, options.node, run, options.runtime).await?);
+        let info = engine.info().await?;
+        let image = engine.image(&options.image).await?;
+        shim::carry(&engine, &image, 0).await?;
+        let mut inner = Inner {
+            engine,
+            image,
+            info,
+            tried: Err("not tried yet".to_owned()),
+            numbers: AtomicU64::new(1),
+            warm: options.warm,
+            pool: Mutex::default(),
+            filling: tokio::sync::Mutex::new(()),
+            carrying: tokio::sync::Mutex::new(()),
+        };
+        inner.tried = inner.try_one().await.map_err(|why| why.to_string());
+        if let Ok(ready) = &inner.tried {
+            inner.engine.most_files.get_or_init(|| ready.open_files);
+        }
+        Ok(Docker { inner: Arc::new(inner) })
+    }
+}
+
+impl Inner {
+    async fn try_one(&self) -> Result<Ready, Error> {
+        let policy = Policy {
+            wall_ms: 1000,
+            memory_bytes: 32 << 20,
+            pids: 8,
+            cpu_milli: 1000,
+            disk_bytes: 1 << 20,
+            inodes: 64,
+            open_files: 64,
+            output_bytes: 1024,
+            network: Network::None,
+        };
+        let (mut started, ready) = self.start(&policy, Size::default()).await?;
+        started.container.remove().await?;
+        Ok(ready)
+    }
+
+    /// Makes and starts a container, and greets its shim.
+    async fn start(&self, policy: &Policy, base: Size) -> Result<(Started, Ready), Error> {
+        let n = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let name = format!("coinop-{}-{n}", self.engine.run);
+        // From here on it is removed, whatever fails.
+        let container = Container::new(self.engine.clone(), name);
+        let body = hardened::body(&self.engine, &self.image, policy, base);
+        self.engine.create(&container.id, body, "make its container").await?;
+        let line = Line::new(self.engine.start(&container.id).await?);
+        let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
+        let hello = Hello { version: VERSION, uid: JOB, gid: JOB, open_files: policy.open_files };
+        let doing = "greet the shim in its container";
+        let host = |source| Error::Host { doing, source };
+        let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
+        match greeted.map_err(|late| host(late.into()))?.map_err(host)? {
+            FromShim::Ready(ready) if ready.version == VERSION => Ok((started, ready)),
+            other => Err(host(io::Error::other(format!("it said {other:?}")))),
+        }
+    }
+
+    /// As `start`, to its end: an engine goes on making what nobody waits for any more, and then it must be removed.
+    async fn start_whole(self: &Arc<Inner>, policy: Policy, base: Size) -> Result<Started, Error> {
+        let inner = self.clone();
+        let starting = tokio::spawn(async move {
+            let started = match inner.start(&policy, base).await {
+                // Somebody has tidied up on the engine, or another node of this name is just writing it.
+                Err(why) if why.to_string().contains(&shim::program()) => {
+                    tracing::warn!(%why, "the shim is carried to the engine again");
+                    {
+                        let _alone = inner.carrying.lock().await;
+                        let n = inner.numbers.fetch_add(1, Ordering::Relaxed);
+                        shim::carry(&inner.engine, &inner.image, n).await?;
+                    }
+                    inner.start(&policy, base).await
+                }
+                other => other,
+            };
+            started.map(|(started, _)| started)
+        });
+        starting.await.unwrap_or_else(|why| {
+            Err(Error::Host { doing: "start its container", source: io::Error::other(why) })
+        })
+    }
+
+    /// The clauses that a container is made with; the others are the node's to keep. An engine refuses more cores
+    /// than it has.
+    fn made_with(&self, policy: &Policy) -> Policy {
+        let cores = self.info.ncpu.and_then(|cores| u32::try_from(cores).ok()).filter(|cores| *cores > 0);
+        let most_milli = cores.map_or(u32::MAX, |cores| cores.saturating_mul(1000));
+        let cpu_milli = policy.cpu_milli.min(most_milli);
+        Policy { wall_ms: 1, output_bytes: 0, cpu_milli, ..policy.clone() }
+    }
+
+    /// A waiting container of this policy that is young and well.
+    fn take(&self, policy: &Policy, base: Size) -> Option<Started> {
+        let small = base.bytes <= policy.disk_bytes / BASE_PART && base.entries <= policy.inodes / BASE_PART;
+        let mut pool = locked(&self.pool);
+        if !small || pool.policy.as_ref() != Some(&self.made_with(policy)) {
+            return None;
+        }
+        while let Some((started, since)) = pool.waiting.pop() {
+            if since.elapsed() < MAX_AGE && started.line.ended().is_none() {
+                return Some(started);
+            }
+        }
+        None
+    }
+
+    /// Starts containers of the pool's policy until it is full.
+    async fn fill(self: &Arc<Inner>) -> Result<(), Error> {
+        let _alone = self.filling.lock().await;
+        loop {
+            let policy = {
+                let mut pool = locked(&self.pool);
+                pool.waiting
+                    .retain(|(started, since)| since.elapsed() < MAX_AGE && started.line.ended().is_none());
+                match &pool.policy {
+                    Some(policy) if pool.waiting.len() < self.warm => policy.clone(),
+                    _ => return Ok(()),
+                }
+            };
+            let started = self.start_whole(policy.clone(), Size::default()).await?;
+            let mut pool = locked(&self.pool);
+            if pool.policy.as_ref() == Some(&policy) {
+                pool.waiting.push((started, Instant::now()));
+            }
+        }
+    }
+
+    /// From now on the pool is for this policy.
+    fn expect(&self, policy: &Policy) {
+        let (policy, mut pool) = (self.made_with(policy), locked(&self.pool));
+        if pool.policy.as_ref() != Some(&policy) {
+            pool.waiting.clear();
+            pool.policy = Some(policy);
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Docker {
+    fn identity(&self) -> Identity {
+        Identity { backend: BACKEND.to_owned(), image: self.inner.image.shown.clone() }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let (info, tried) = (&self.inner.info, &self.inner.tried);
+        let check = |name: &str, ok: bool, how: String, mend: Option<&str>| Check {
+            name: name.to_owned(),
+            ok,
+            how,
+            mend: mend.filter(|_| !ok).map(str::to_owned),
+        };
+        let version = info.server_version.clone().unwrap_or_default();
+        let kernel = info.kernel_version.clone().unwrap_or_default();
+        let cgroup = info.cgroup_version.map(|version| version.to_string()).unwrap_or_default();
+        let runtime = info.default_runtime.clone().unwrap_or_default();
+        let mut all =
+            vec![check("engine", true, format!("{version}, kernel {kernel}, runtime {runtime}"), None)];
+        all.push(match tried {
+            Ok(_) => {
+                check("container", true, "a sandbox was started at the start of the node".to_owned(), None)
+            }
+            Err(why) => check("container", false, why.clone(), Some("see the engine's own log")),
+        });
+        let by = |name: &str, has: Option<bool>, how: &str| {
+            let ok = has == Some(true);
+            let how = if ok { format!("{how}, cgroup v{cgroup}") } else { "the engine cannot".to_owned() };
+            check(name, ok, how, Some("give the engine this cgroup controller"))
+        };
+        all.push(check(
+            "wall_ms",
+            true,
+            "the shim kills the job, or the engine the container".to_owned(),
+            None,
+        ));
+        all.push(by("memory_bytes", info.memory_limit, "by the kernel, without swap"));
+        all.push(by("pids", info.pids_limit, "by the kernel"));
+        all.push(by("cpu_milli", info.cpu_cfs_quota, "by the kernel"));
+        for (name, how) in [
+            (
+                "disk_bytes",
+                "file systems in memory of this size together; a base comes on top, or in a waiting \
+                            container out of it",
+            ),
+            ("inodes", "as disk_bytes"),
+            ("open_files", "a limit of each process"),
+            ("output_bytes", "counted by the node"),
+            ("network", "none but a loopback of its own"),
+        ] {
+            all.push(check(name, true, how.to_owned(), None));
+        }
+        if let Ok(ready) = tried {
+            let how =
+                if ready.landlock { "in force" } else { "kept from containers by the engine or the kernel" };
+            all.push(check("landlock", true, how.to_owned(), None));
+        }
+        all
+    }
+
+    fn admit(&self, policy: &Policy) -> Result<(), Error> {
+        let refuse =
+            |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
+        policy.usable()?;
+        if let Err(why) = &self.inner.tried {
+            // Podman's word for a limit that it does not know.
+            return refuse(if why.contains("nr_inodes") { "inodes" } else { "container" }, why.clone());
+        }
+        if policy.network == Network::Egress {
+            return refuse("network", "there is no egress gateway yet".to_owned());
+        }
+        if let Some(most) =
+            self.inner.engine.most_files.get().filter(|most| u64::from(policy.open_files) > **most)
+        {
+            return refuse("open_files", format!("this engine lets a process open {most} at most"));
+        }
+        let info = &self.inner.info;
+        for (clause, has) in [
+            ("memory_bytes", info.memory_limit),
+            ("pids", info.pids_limit),
+            ("cpu_milli", info.cpu_cfs_quota),
+        ] {
+            if has != Some(true) {
+                return refuse(clause, "this engine has no cgroup controller for it".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        self.admit(&spec.policy)?;
+        spec.named()?;
+        let (inner, began) = (&self.inner, Instant::now());
+        let base = match spec.base.clone() {
+            None => Size::default(),
+            Some(tree) => {
+                let sized = tokio::task::spawn_blocking(move || tree::size(&*tree)).await;
+                let sized = sized.unwrap_or_else(|why| Err(io::Error::other(why)));
+                sized.map_err(|source| Error::Host { doing: "measure the base", source })?
+            }
+        };
+        let started = match inner.take(&spec.policy, base) {
+            Some(started) => started,
+            None => inner.start_whole(inner.made_with(&spec.policy), base).await?,
+        };
+        let path = inner.image.path.clone();
+        let policy = spec.policy.clone();
+        let cell =
+            Cell::new(spec.id, inner.engine.clone(), started, spec.policy, path, spec.base, began).await?;
+        let ahead = Docker { inner: inner.clone() };
+        tokio::spawn(async move {
+            if let Err(why) = ahead.warm_up(&policy).await {
+                tracing::warn!(%why, "no container could be started ahead");
+            }
+        });
+        Ok(Box::new(cell))
+    }
+
+    async fn warm_up(&self, policy: &Policy) -> Result<(), Error> {
+        if self.inner.warm == 0 || self.inner.tried.is_err() {
+            return Ok(());
+        }
+        self.inner.expect(policy);
+        self.inner.fill().await
+    }
+
+    async fn reap(&self) -> Result<usize, Error> {
+        let left = self.inner.engine.leftovers().await?;
+        for container in &left {
+            self.inner.engine.remove(container).await?;
+        }
+        shim::sweep(&self.inner.engine).await?;
+        Ok(left.len())
+    }
+}

@@ -1,0 +1,92 @@
+//! One running command as the node sees it: its output counted and cut, its time-out, its one exit.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use coinop_shim::wire::{Ended, FromShim};
+use tokio::sync::mpsc;
+
+use super::super::ending::Circumstances;
+use super::super::{Event, Exit};
+use super::cell::Shared;
+use super::line::{Open, Way};
+
+/// Carries one command's streams to its reader, to its one exit.
+pub async fn carry(shared: Arc<Shared>, open: Open, events: mpsc::Sender<Event>, timeout: Option<Duration>) {
+    let timed_out = Arc::new(AtomicBool::new(false));
+    let timer = timeout.map(|time| tokio::spawn(kill_after(time, open.way(), timed_out.clone())));
+    let (cut, ended) = match stream(&shared, open, &events).await {
+        Ok(how) => how,
+        Err(why) => {
+            tracing::debug!(%why, "a command's line broke");
+            (false, None)
+        }
+    };
+    timer.inspect(|timer| timer.abort());
+    let limit = shared.limit();
+    // A command that ended with its sandbox had no end of its own.
+    let stopped = limit.is_some() || shared.is_stopped();
+    let natural = ended.and_then(exit).filter(|exit| !stopped || !is_kill(*exit));
+    let starved = ended.is_some_and(|ended| ended.starved);
+    if starved {
+        shared.relieve().await;
+    }
+    let timed_out = timed_out.load(Ordering::SeqCst);
+    if let Some(exit) = (Circumstances { limit, cut, timed_out, starved }).exit(natural)
+        && events.send(Event::Exit(exit)).await.is_err()
+    {
+        tracing::trace!("nobody waits for this exit");
+    }
+}
+
+/// Apart from the streams: a reader that takes nothing does not stop the clock.
+async fn kill_after(time: Duration, run: Way, timed_out: Arc<AtomicBool>) {
+    tokio::time::sleep(time).await;
+    timed_out.store(true, Ordering::SeqCst);
+    if let Err(why) = run.kill().await {
+        tracing::debug!(%why, "it went before its time was over");
+    }
+}
+
+/// Whether its output was cut, and how it ended; none when its sandbox went first.
+async fn stream(
+    shared: &Shared,
+    mut open: Open,
+    events: &mpsc::Sender<Event>,
+) -> io::Result<(bool, Option<Ended>)> {
+    let mut cut = false;
+    while let Some(said) = open.next().await {
+        let (wrap, bytes): (fn(Vec<u8>) -> Event, _) = match said {
+            FromShim::Stdout(bytes) => (Event::Stdout, bytes),
+            FromShim::Stderr(bytes) => (Event::Stderr, bytes),
+            FromShim::Ended(ended) => return Ok((cut, Some(ended))),
+            _ => continue,
+        };
+        let len = bytes.len();
+        let bytes = shared.allowed(bytes);
+        if bytes.len() < len && !cut {
+            cut = true;
+            open.way().kill().await?;
+        }
+        // A reader that has gone away does not stop the command.
+        if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
+            tracing::trace!("nobody reads this output");
+        }
+        open.took(len).await?;
+    }
+    Ok((cut, None))
+}
+
+fn is_kill(exit: Exit) -> bool {
+    exit == Exit::Signal { signal: 9 }
+}
+
+fn exit(ended: Ended) -> Option<Exit> {
+    let Ended { code, signal, errno, .. } = ended;
+    errno
+        .map(|errno| Exit::NotStarted { errno })
+        .or(code.map(|code| Exit::Code { code }))
+        .or(signal.map(|signal| Exit::Signal { signal }))
+}

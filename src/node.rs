@@ -195,6 +195,14 @@ impl Node {
     /// What keeps it from serving, named; nothing is left running then.
     pub async fn start(config: Config, keys: Keys, helper: Option<PathBuf>) -> Result<Node, Error> {
         let backend = backend(&config, helper).await?;
+        Node::start_tested(config, keys, backend).await
+    }
+
+    /// Starts a node on any backend that passes the self-test.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_tested(config: Config, keys: Keys, backend: Arc<dyn Backend>) -> Result<Node, Error> {
         Node::start_with(config, keys, backend, true).await
     }
 

@@ -2,14 +2,21 @@
 //! told by the clause.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use coinop::node::Node;
+use coinop::relay::local::LocalRelay;
 use coinop::sandbox::local::{Local, Options};
 use coinop::sandbox::{Backend, Check, Error, Identity, Policy, Sandbox, Spec, selftest};
+use nostr_sdk::prelude::{Filter, Kind};
+use sha2::{Digest, Sha256};
+use support::buyer::Buyer;
+use support::stage::Stage;
 
-#[path = "support/skip.rs"]
-#[expect(dead_code, reason = "no test here needs git")]
-mod skip;
+#[expect(dead_code, reason = "each test program uses a part of it")]
+#[path = "support/mod.rs"]
+mod support;
 
 /// The local backend with one clause kept badly.
 struct Lax {
@@ -49,7 +56,7 @@ fn local(test: &str, dir: &Path) -> Option<Local> {
     match broken {
         None => Some(local),
         Some(check) => {
-            skip::skip(test, &check.how);
+            support::skip::skip(test, &check.how);
             None
         }
     }
@@ -100,4 +107,38 @@ async fn a_sandbox_that_does_not_hold_is_told_by_the_clause() {
         assert!(!report.holds());
         local = lax.local;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_sandbox_fails_does_not_start_and_announces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let test = "a_node_whose_sandbox_fails_does_not_start_and_announces_nothing";
+    let Some(local) = local(test, dir.path()) else { return };
+    let relay = LocalRelay::start().await.unwrap();
+    let stage = Stage::new(&[&relay.url()], &[]);
+    let lax = Lax { local, spoil: |policy| policy.pids *= 3 };
+    let started = Node::start_tested(stage.config.clone(), stage.keys.clone(), Arc::new(lax)).await;
+    let why = started.err().unwrap().to_string();
+    assert!(why.starts_with("the sandbox failed its self-test: pids: "), "{why}");
+    assert!(why.ends_with("`coinop doctor --sandbox` says how to mend it"), "{why}");
+    let kept = std::fs::read_to_string(stage.config.data_dir.join("selftest.json")).unwrap();
+    assert!(kept.contains("instead of at most 16"), "the report tells it, too: {kept}");
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let announced = buyer.query(Filter::new().author(stage.keys.public_key())).await;
+    assert!(announced.is_empty(), "{announced:?}");
+    // One that holds starts, and its announcement names the report that is kept.
+    let local = Local::new(Options {
+        helper: Some(env!("CARGO_BIN_EXE_coinop").into()),
+        ..Options::new(dir.path().join("other"))
+    });
+    let node = Node::start_tested(stage.config.clone(), stage.keys.clone(), Arc::new(local.unwrap()));
+    let node = node.await.unwrap();
+    let author = Filter::new().kind(Kind::Custom(31990)).author(stage.keys.public_key());
+    let announced =
+        support::until("the announcement", async || buyer.query(author.clone()).await.pop()).await;
+    let kept = std::fs::read(stage.config.data_dir.join("selftest.json")).unwrap();
+    let hash = hex::encode(Sha256::digest(kept));
+    let tags: Vec<Vec<String>> = announced.tags.iter().map(|tag| tag.clone().to_vec()).collect();
+    assert!(tags.contains(&vec!["sandbox".to_owned(), "local".to_owned(), hash]), "{tags:?}");
+    node.drain().await.unwrap();
 }

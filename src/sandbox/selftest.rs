@@ -19,6 +19,8 @@ use super::{
 
 /// Longer than any probe takes; one that hangs has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a whole self-test takes: a backend that hangs does not hold up the node for ever.
+const WHOLE: Duration = Duration::from_secs(180);
 /// How long two busy threads are let run, and how much longer a look at them may take.
 const BURN: Duration = Duration::from_millis(300);
 const LATE_MS: u64 = 2000;
@@ -51,22 +53,36 @@ impl Report {
 
 /// A folder with the probe in it, under `/workspace` inside.
 #[derive(Debug)]
-struct Base(tempfile::TempDir);
+struct Base(PathBuf);
 
 impl Base {
+    /// Always of one name: what a node that was killed has left is replaced.
     fn new(below: &Path) -> io::Result<Base> {
-        let folder = tempfile::Builder::new().prefix("selftest-").tempdir_in(below)?;
-        std::fs::write(folder.path().join("probe"), SHIM)?;
-        std::fs::set_permissions(folder.path().join("probe"), Permissions::from_mode(0o755))?;
-        // The mode that trees of commits have; a temporary folder is closed to others.
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-        Ok(Base(folder))
+        let base = Base(below.join("selftest"));
+        match std::fs::remove_dir_all(&base.0) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => std::fs::create_dir(&base.0)?,
+        }
+        std::fs::write(base.0.join("probe"), SHIM)?;
+        // The modes that trees of commits have, whatever the node keeps to itself.
+        for path in [base.0.join("probe"), base.0.clone()] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o755))?;
+        }
+        Ok(base)
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        if let Err(why) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %why, "the self-test's folder stays until the next start");
+        }
     }
 }
 
 impl Tree for Base {
     fn path(&self) -> &Path {
-        self.0.path()
+        &self.0
     }
 }
 
@@ -88,8 +104,13 @@ fn policy() -> Policy {
 /// two sandboxes.
 ///
 /// # Errors
-/// When a sandbox cannot be made at all, or the host fails.
+/// When a sandbox cannot be made at all, the host fails, or it is not done after three minutes.
 pub async fn run(backend: &dyn Backend, folder: &Path) -> Result<Report, Error> {
+    let tried = tokio::time::timeout(WHOLE, try_all(backend, folder)).await;
+    tried.unwrap_or_else(|late| Err(Error::Host { doing: "end its self-test in time", source: late.into() }))
+}
+
+async fn try_all(backend: &dyn Backend, folder: &Path) -> Result<Report, Error> {
     let host = |source| Error::Host { doing: "make a folder for the self-test", source };
     let base: Arc<dyn Tree> = Arc::new(Base::new(folder).map_err(host)?);
     let started = Instant::now();
@@ -110,13 +131,15 @@ async fn sandbox(
     backend.create(Spec { id: "selftest".to_owned(), base: Some(base.clone()), policy }).await
 }
 
-/// What a probe printed, as far as the node let it, and how it ended.
+/// What a probe printed, as far as the node let it, and how it ended; a time-out of the node's own stands behind the
+/// command's.
 async fn probe(sandbox: &dyn Sandbox, words: &[&str]) -> Result<(Vec<u8>, Option<Exit>), Error> {
     let argv = ["/workspace/probe", "probe"].iter().chain(words).map(|word| (*word).to_owned()).collect();
     let command = Command { argv, timeout: Some(PATIENCE), ..Command::default() };
     let mut process = sandbox.exec(command).await?;
     let (mut said, mut exit) = (Vec::new(), None);
-    while let Some(event) = process.events.recv().await {
+    let until = tokio::time::Instant::now() + 2 * PATIENCE;
+    while let Ok(Some(event)) = tokio::time::timeout_at(until, process.events.recv()).await {
         match event {
             Event::Stdout(bytes) | Event::Stderr(bytes) => said.extend(bytes),
             Event::Exit(how) => exit = Some(how),
@@ -176,11 +199,7 @@ fn ended(ok: bool, most: u64, exit: Option<Exit>) -> String {
 
 /// Time, and the processor meanwhile.
 async fn try_wall(sandbox: Box<dyn Sandbox>, time: Duration) -> Result<Vec<Check>, Error> {
-    let burnt = tokio::time::timeout(PATIENCE, probe(&*sandbox, &["burn", "60000"])).await;
-    let exit = match burnt {
-        Ok(burnt) => burnt?.1,
-        Err(_) => None,
-    };
+    let (_, exit) = probe(&*sandbox, &["burn", "60000"]).await?;
     let usage = sandbox.destroy().await?;
     let in_time = exit == Some(Exit::Limit { limit: Limit::Wall }) && usage.wall_ms < millis(time) + LATE_MS;
     let wall =

@@ -116,10 +116,22 @@ async fn try_all(backend: &dyn Backend, folder: &Path) -> Result<Report, Error> 
     let started = Instant::now();
     let first = sandbox(backend, &base, policy()).await?;
     // A sandbox's time begins with its making.
-    let time = BURN + 2 * started.elapsed();
+    let mut time = BURN + 2 * started.elapsed();
     let mut checks = try_limits(first, folder).await?;
-    let second = sandbox(backend, &base, Policy { wall_ms: millis(time), ..policy() }).await?;
-    checks.extend(try_wall(second, time).await?);
+    for last in [false, false, true] {
+        match try_wall(backend, &base, time).await {
+            Ok(found) if last || found.iter().all(|check| check.ok) => {
+                checks.extend(found);
+                break;
+            }
+            // A host that is busy in this moment is late by itself; a sandbox that does not hold is late each time.
+            Ok(_) => {}
+            // Over before it began.
+            Err(Error::Gone(_)) if !last => {}
+            Err(why) => return Err(why),
+        }
+        time *= 2;
+    }
     Ok(Report { sandbox: backend.identity(), checks })
 }
 
@@ -198,7 +210,8 @@ fn ended(ok: bool, most: u64, exit: Option<Exit>) -> String {
 }
 
 /// Time, and the processor meanwhile.
-async fn try_wall(sandbox: Box<dyn Sandbox>, time: Duration) -> Result<Vec<Check>, Error> {
+async fn try_wall(backend: &dyn Backend, base: &Arc<dyn Tree>, time: Duration) -> Result<Vec<Check>, Error> {
+    let sandbox = sandbox(backend, base, Policy { wall_ms: millis(time), ..policy() }).await?;
     let (_, exit) = probe(&*sandbox, &["burn", "60000"]).await?;
     let usage = sandbox.destroy().await?;
     let in_time = exit == Some(Exit::Limit { limit: Limit::Wall }) && usage.wall_ms < millis(time) + LATE_MS;

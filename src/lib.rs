@@ -15,6 +15,7 @@ pub mod customer;
 pub mod demo;
 pub mod job;
 pub mod keys;
+pub mod ledger;
 pub mod market;
 pub mod net;
 pub mod node;

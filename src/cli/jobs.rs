@@ -353,5 +353,13 @@ fn record(entry: &Entry) -> String {
             format!("{} at {}: {}", output::short(event), output::tame(relay, 200), delivery(answer))
         }
         Record::Cursor { relay, until } => format!("{} read up to {until}", output::tame(relay, 200)),
+        Record::Transfer(transfer) => {
+            let moved: u64 = transfer.legs.iter().map(|leg| leg.msat).sum();
+            format!("{moved} msat moved: {}", output::tame(&transfer.id, 200))
+        }
+        Record::Quoted { amount_msat, .. } => format!("quoted at {amount_msat} msat"),
+        Record::Invoiced(invoice) => format!("invoice over {} msat", invoice.amount_msat),
+        Record::InvoiceClosed { reason, .. } => format!("invoice given up: {}", output::tame(reason, 200)),
+        Record::Sealed { seq, .. } => format!("signed the log's head at entry {seq}"),
     }
 }

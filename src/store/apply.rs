@@ -3,6 +3,7 @@
 //! nothing: the first acceptance and the first terminal answer of a job count.
 
 use super::Error;
+use super::books;
 use super::keys::{HISTORY_IN_ROW, Place, StoredEvent, StoredJob, key, later, listed, pair};
 use super::record::Record;
 use super::rows::JobState;
@@ -10,7 +11,7 @@ use super::shelf::{Slots, Tree};
 use super::tail::Placed;
 
 /// Changes whenever the same log would make another index; an older index is then rebuilt.
-pub(super) const INDEX_VERSION: u32 = 2;
+pub(super) const INDEX_VERSION: u32 = 3;
 
 /// In `meta`: the key that opened the log last.
 const OPENED_BY: &[u8] = b"opened by";
@@ -24,6 +25,7 @@ pub(super) fn opened_by(slots: &dyn Slots) -> Result<Option<String>, Error> {
 /// Takes a batch in, record by record.
 pub(super) fn apply(slots: &dyn Slots, at: &Placed, records: &[Record]) -> Result<(), Error> {
     let offset = u32::try_from(at.offset).map_err(|_| Error::Index { why: "a segment over 4 GiB".into() })?;
+    books::first_of_its_hour(slots, at.at_ms, Place { segment: at.segment, offset, nth: 0 })?;
     for (nth, record) in records.iter().enumerate() {
         let nth =
             u16::try_from(nth).map_err(|_| Error::Index { why: "a batch of too many records".into() })?;
@@ -91,6 +93,30 @@ impl Applier<'_> {
             }
             Record::Cursor { relay, until } => {
                 self.slots.put(Tree::Cursors, &key(relay), &until.to_be_bytes())
+            }
+            Record::Transfer(transfer) => {
+                if let Some(job) = books::job_of(transfer) {
+                    self.about(job, |_| {})?;
+                }
+                books::take_in(self.slots, self.place, transfer)
+            }
+            Record::Quoted { job, .. } => {
+                self.about(job, |_| {})?;
+                books::quote(self.slots, self.place, job)
+            }
+            Record::Invoiced(invoice) => {
+                if let Some(job) = &invoice.job {
+                    self.about(job, |_| {})?;
+                }
+                books::invoice(self.slots, self.place, invoice)
+            }
+            Record::InvoiceClosed { payment_hash, .. } => {
+                books::close_invoice(self.slots, payment_hash, books::InvoiceState::Closed)
+            }
+            Record::Sealed { seq, .. } => {
+                let mut value = Vec::with_capacity(14);
+                self.place.write(&mut value);
+                self.slots.put(Tree::Seals, &seq.to_be_bytes(), &value)
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -157,6 +157,13 @@ impl<'a> Segment<'a> {
         Ok(Segment { dir, first_seq, path, file, bytes, offset: SEGMENT_HEADER_BYTES as u64, position })
     }
 
+    /// Goes on reading at this byte.
+    fn skip_to(&mut self, offset: u64) -> Result<(), Error> {
+        self.file.seek(SeekFrom::Start(offset)).map_err(trouble("read", &self.path))?;
+        self.offset = offset;
+        Ok(())
+    }
+
     fn scan(mut self, last: bool, visit: &mut dyn FnMut(&Met) -> Result<(), Error>) -> Result<End, Error> {
         let mut whole = Vec::new();
         let torn = loop {
@@ -284,6 +291,72 @@ impl<'a> Segment<'a> {
             }
         }
         Ok(false)
+    }
+}
+
+/// The hash that the frame with this seq carries of the one before it; `None` when there is no such frame.
+pub(super) fn hash_before(dir: &Path, seq: u64) -> Result<Option<Hash>, Error> {
+    let Some(first) = segments(dir)?.into_iter().rfind(|first| *first <= seq) else { return Ok(None) };
+    let mut segment = Segment::open(dir, first, None)?;
+    let mut whole = Vec::new();
+    while let Next::Frame(header) = segment.next(&mut whole)? {
+        if header.seq == seq {
+            return Ok(Some(header.previous));
+        }
+        segment.offset += whole.len() as u64;
+    }
+    Ok(None)
+}
+
+/// Frames in order from a place that the index knows, each with its checksums, the chain left to `scan`.
+pub(super) struct Walk<'a> {
+    dir: &'a Path,
+    segment: Segment<'a>,
+    /// The last frame that is shown.
+    until_seq: u64,
+    whole: Vec<u8>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn open(dir: &'a Path, segment: u64, offset: u64, until_seq: u64) -> Result<Self, Error> {
+        let mut segment = Segment::open(dir, segment, None)?;
+        segment.skip_to(offset)?;
+        Ok(Walk { dir, segment, until_seq, whole: Vec::new() })
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Met<'_>>, Error> {
+        if self.segment.position.seq >= self.until_seq {
+            return Ok(None);
+        }
+        let header = loop {
+            match self.segment.next(&mut self.whole)? {
+                Next::Frame(header) => break header,
+                // The end of a segment; the next one begins with the seq that follows.
+                Next::Blank if self.segment.position.seq < self.until_seq => {
+                    let follows = self.segment.position.seq + 1;
+                    if follows == self.segment.first_seq {
+                        return Err(damage(self.dir, follows, self.segment.offset, follows, "the entry is missing"));
+                    }
+                    self.segment = Segment::open(self.dir, follows, None)?;
+                }
+                Next::Blank => return Ok(None),
+                Next::Half(why) | Next::Damaged(why) => {
+                    let (segment, at) = (self.segment.first_seq, self.segment.offset);
+                    return Err(damage(self.dir, segment, at, self.segment.position.seq + 1, why));
+                }
+            }
+        };
+        let offset = self.segment.offset;
+        self.segment.offset += self.whole.len() as u64;
+        self.segment.position.seq = header.seq;
+        Ok((header.seq <= self.until_seq).then(|| Met {
+            segment: self.segment.first_seq,
+            offset,
+            seq: header.seq,
+            at_ms: header.at_ms,
+            hash: Hash::default(),
+            body: self.whole.get(HEADER_BYTES..).unwrap_or_default(),
+        }))
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod apply;
 mod blob;
+mod books;
 mod disk;
 mod error;
 mod frame;
@@ -11,6 +12,8 @@ mod index;
 mod keys;
 mod lock;
 mod log;
+pub mod money;
+mod reading;
 pub mod record;
 mod rows;
 mod shelf;
@@ -35,9 +38,11 @@ use self::writer::{Applied, Writer};
 use crate::clock::{self, Clock};
 
 pub use self::blob::BLOB_MAX_BYTES;
+pub use self::books::{InvoiceState, OpenHold};
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
+pub use self::reading::{Posted, Quote};
 pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";
@@ -203,16 +208,27 @@ impl Store {
     /// [`Error::Full`], [`Error::Io`] or [`Error::Index`] also mean that no later append will be taken; the
     /// batch that failed is then in doubt until the store is opened again.
     pub async fn append(&self, records: Vec<Record>) -> Result<u64, Error> {
+        self.submit(records, Box::new(|_| {}))?.await
+    }
+
+    /// Hands a batch in at once, so that batches have the order of these calls; the future is [`Store::append`]'s.
+    /// `then` is called with the outcome, whether or not somebody still waits, from another thread or from this one.
+    pub fn submit(
+        &self,
+        records: Vec<Record>,
+        then: Box<dyn FnOnce(&Result<u64, Error>) + Send>,
+    ) -> Result<impl Future<Output = Result<u64, Error>> + use<>, Error> {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.writer()?.submit(
             records,
             Box::new(move |result| {
+                then(&result);
                 if let Err(Err(lost)) = tell.send(result) {
                     tracing::warn!(error = %lost, "a batch failed and nobody waited for it any more");
                 }
             }),
         );
-        told.await.unwrap_or(Err(Error::Closed))
+        Ok(async move { told.await.unwrap_or(Err(Error::Closed)) })
     }
 
     /// As [`Store::append`], for a thread that may wait.

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::money::Transfer;
+
 /// Lower-case hex of a 32-byte Nostr event id. A job is named by the id of its request.
 pub type EventId = String;
 /// Lower-case hex of a 32-byte x-only public key.
@@ -57,6 +59,46 @@ pub enum Record {
     Delivered { event: EventId, relay: String, answer: Answer },
     /// All stored events of this relay up to this Unix second have been handled.
     Cursor { relay: String, until: u64 },
+    /// Money moved in the books. Where it goes with a step of a job, both are in one batch.
+    Transfer(Transfer),
+    /// A request is to be paid before it becomes a job. Written before the customer is told the price.
+    Quoted {
+        job: EventId,
+        customer: PublicKey,
+        kind: u16,
+        skill: String,
+        /// The request event as received.
+        request: String,
+        relay: String,
+        /// What it may cost at most.
+        amount_msat: u64,
+        /// The invoice that was told with it, `None` when none could be made.
+        payment_hash: Option<String>,
+        /// Unix milliseconds after which the price does not hold any more.
+        expires_ms: u64,
+    },
+    /// An invoice of ours, written before anybody is told of it.
+    Invoiced(Invoice),
+    /// The invoice is not watched any more without having been paid.
+    InvoiceClosed { payment_hash: String, reason: String },
+    /// The node's signature over the head of this log: a Nostr event, which says seq and hash.
+    Sealed { seq: u64, event: String },
+}
+
+/// What we asked a customer to pay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invoice {
+    /// Lower-case hex.
+    pub payment_hash: String,
+    pub bolt11: String,
+    pub customer: PublicKey,
+    pub amount_msat: u64,
+    /// Unix milliseconds.
+    pub expires_ms: u64,
+    /// Name of the wallet that made it.
+    pub wallet: String,
+    /// The request that it pays for; `None`: it tops up credit.
+    pub job: Option<EventId>,
 }
 
 /// How a job ended.

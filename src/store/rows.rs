@@ -134,7 +134,7 @@ pub struct Owed {
 pub type Delivery = (String, Answer);
 
 /// The end of the chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// Seq of the last batch, 0 in an empty log.
     pub seq: u64,

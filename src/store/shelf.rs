@@ -31,10 +31,28 @@ pub(super) enum Tree {
     Delivered,
     /// relay → Unix seconds.
     Cursors,
+    /// account → msat, 16 bytes.
+    Balances,
+    /// transfer → place.
+    Transfers,
+    /// customer, place → nothing: transfers in that customer's books.
+    Postings,
+    /// job → customer, msat, expiry of a hold that is not resolved.
+    Holds,
+    /// payment hash → place of the invoice, and whether it is open.
+    Invoices,
+    /// payment hash → nothing: invoices that are watched.
+    Unpaid,
+    /// job → place of its quote.
+    Quotes,
+    /// hours since 1970 → place of the first frame in it.
+    Hours,
+    /// seq that was signed → place.
+    Seals,
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 10] = [
+    pub(super) const ALL: [Tree; 19] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -45,6 +63,15 @@ impl Tree {
         Tree::Owed,
         Tree::Delivered,
         Tree::Cursors,
+        Tree::Balances,
+        Tree::Transfers,
+        Tree::Postings,
+        Tree::Holds,
+        Tree::Invoices,
+        Tree::Unpaid,
+        Tree::Quotes,
+        Tree::Hours,
+        Tree::Seals,
     ];
 
     fn name(self) -> &'static str {
@@ -59,6 +86,15 @@ impl Tree {
             Tree::Owed => "owed",
             Tree::Delivered => "delivered",
             Tree::Cursors => "cursors",
+            Tree::Balances => "balances",
+            Tree::Transfers => "transfers",
+            Tree::Postings => "postings",
+            Tree::Holds => "holds",
+            Tree::Invoices => "invoices",
+            Tree::Unpaid => "unpaid",
+            Tree::Quotes => "quotes",
+            Tree::Hours => "hours",
+            Tree::Seals => "seals",
         }
     }
 }
@@ -90,7 +126,7 @@ pub(super) fn under(shelf: &dyn Shelf, tree: Tree, prefix: &[u8]) -> Result<Pair
 }
 
 /// The smallest key that is larger than every key with this prefix.
-fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut to = prefix.to_vec();
     while let Some(last) = to.pop() {
         if last < u8::MAX {

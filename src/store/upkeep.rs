@@ -6,11 +6,40 @@ use std::path::Path;
 
 use super::disk::{self, trouble};
 use super::log::{self, Position, segment_path, segments};
+use super::rows::Entry;
 use super::writer::Applied;
 use super::{BLOBS, Damage, Error, LOG};
 
 /// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum and the chain.
 pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position, Error> {
+    verify_with::<Error>(log_dir, known, &mut |_| Ok(()))
+}
+
+/// As [`verify`], and shows every record on the way, oldest first.
+pub(super) fn verify_with<E: From<Error>>(
+    log_dir: &Path,
+    known: Option<Applied>,
+    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+) -> Result<Position, E> {
+    // The scan knows the store's errors only; what the visitor says waits here.
+    let mut said = None;
+    let checked = check(log_dir, known, &mut |entry| {
+        visit(entry).map_err(|e| {
+            said = Some(e);
+            Error::Closed
+        })
+    });
+    match said {
+        Some(e) => Err(e),
+        None => Ok(checked?),
+    }
+}
+
+fn check(
+    log_dir: &Path,
+    known: Option<Applied>,
+    visit: &mut dyn FnMut(Entry) -> Result<(), Error>,
+) -> Result<Position, Error> {
     let mut met_known = known.is_none_or(|k| k.position.seq == 0);
     let end = log::scan(log_dir, false, &mut |met| {
         if let Some(known) = &known
@@ -22,7 +51,12 @@ pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position,
             }
             met_known = true;
         }
-        log::records(log_dir, met).map(drop)
+        if known.is_none_or(|known| met.seq <= known.position.seq) {
+            for record in log::records(log_dir, met)? {
+                visit(Entry { seq: met.seq, at_ms: met.at_ms, record })?;
+            }
+        }
+        Ok(())
     });
     match (end, known) {
         (Ok(end), None) => Ok(end.position),

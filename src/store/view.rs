@@ -10,7 +10,7 @@ use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair};
 use super::log::Reader;
 use super::record::Record;
 use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Owed, Refusal};
-use super::shelf::{Memory, Shelf, Tree, under};
+use super::shelf::{Memory, Pairs, Shelf, Tree, after_prefix, under};
 use super::tail::Placed;
 
 /// Where the rows come from.
@@ -64,6 +64,37 @@ impl View {
             Source::Index(index) => Some(index),
             Source::Memory(_) | Source::Closed => None,
         }
+    }
+
+    pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.read().shelf()?.get(tree, key)
+    }
+
+    /// All pairs of a tree.
+    pub(super) fn all(&self, tree: Tree) -> Result<Pairs, Error> {
+        under(self.read().shelf()?, tree, &[])
+    }
+
+    /// The last `limit` keys that begin with `prefix`, the last first.
+    pub(super) fn newest_under(&self, tree: Tree, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Error> {
+        let to = after_prefix(prefix).unwrap_or_else(|| vec![u8::MAX; 64]);
+        let found = self.read().shelf()?.downwards(tree, prefix, &to, limit)?;
+        Ok(found.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The value of the first key that is not below `from`.
+    pub(super) fn first_from(&self, tree: Tree, from: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.read().shelf()?.upwards(tree, from, None, 1)?.pop().map(|(_, value)| value))
+    }
+
+    /// The value of the last key.
+    pub(super) fn last(&self, tree: Tree) -> Result<Option<Vec<u8>>, Error> {
+        let found = self.read().shelf()?.downwards(tree, &[], &[u8::MAX; 64], 1)?;
+        Ok(found.into_iter().next().map(|(_, value)| value))
+    }
+
+    pub(super) fn record(&self, place: &Place) -> Result<Entry, Error> {
+        self.log.record(place)
     }
 
     /// The key that opened the log last.
@@ -205,6 +236,7 @@ impl View {
         let reading = self.read();
         let shelf = reading.shelf()?;
         Ok(shelf.get(Tree::Jobs, &key(request))?.is_some()
+            || shelf.get(Tree::Quotes, &key(request))?.is_some()
             || shelf.get(Tree::Refused, &key(request))?.is_some()
             || shelf.get(Tree::Cancelled, &pair(request, customer))?.is_some())
     }

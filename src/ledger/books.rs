@@ -1,0 +1,370 @@
+//! The rules of the books, in one place for the node that writes and for the check that reads: what a transfer of each
+//! kind must look like, and which balances it may leave. What is on its way to the disk is kept here until it arrives.
+
+use std::collections::HashMap;
+
+use super::Error;
+use crate::store::money::{Account, Transfer, Why};
+use crate::store::record::Record;
+use crate::store::{OpenHold, Store};
+
+/// What the rules ask about the past.
+pub(super) trait Past {
+    fn balance(&self, account: &Account) -> Result<i128, Error>;
+    fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error>;
+    /// The transfer of this id, if it was made.
+    fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error>;
+    fn was_made(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.transfer(id)?.is_some())
+    }
+}
+
+/// Whether this transfer may follow that past.
+///
+/// # Errors
+/// The first rule that it breaks. An id that was used before is the caller's to look for.
+pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
+    if let Some(why) = transfer.malformed() {
+        return Err(Error::Malformed { id: transfer.id.chars().take(200).collect(), why });
+    }
+    allow_kind(past, transfer)?;
+    for (account, net) in transfer.nets() {
+        let would_msat = past.balance(&account)? + net;
+        let fine = match &account {
+            Account::Credit(_) => credit_may_have(transfer, would_msat, net),
+            // These hold what is owed, so they are never above zero.
+            Account::Held(_) | Account::Refunding(_) => would_msat <= 0,
+            _ => true,
+        };
+        if fine {
+            continue;
+        }
+        if let Account::Credit(_) = account {
+            let line = i128::from(line_msat(transfer));
+            let available_msat = net - would_msat + line;
+            let wanted_msat = u64::try_from(net).unwrap_or(u64::MAX);
+            return Err(Error::Insufficient { available_msat, wanted_msat });
+        }
+        return Err(Error::Overdrawn { account: account.to_string(), would_msat });
+    }
+    Ok(())
+}
+
+/// A customer's credit sinks below zero by a hold under a credit line only, and comes up from there by anything.
+fn credit_may_have(transfer: &Transfer, would_msat: i128, net: i128) -> bool {
+    net <= 0 || would_msat <= i128::from(line_msat(transfer))
+}
+
+fn line_msat(transfer: &Transfer) -> u64 {
+    match &transfer.why {
+        Why::Hold { line_msat, .. } => *line_msat,
+        _ => 0,
+    }
+}
+
+fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
+    let shape = |fits: bool, why: &'static str| {
+        if fits { Ok(()) } else { Err(Error::Malformed { id: transfer.id.clone(), why }) }
+    };
+    let all = |from: fn(&Account) -> bool, to: fn(&Account) -> bool| {
+        transfer.legs.iter().all(|leg| from(&leg.from) && to(&leg.to))
+    };
+    match &transfer.why {
+        Why::Paid { payment_hash, wallet } => {
+            shape(transfer.id == super::transfer::paid_id(payment_hash), "a payment's id names its hash")?;
+            let named = transfer.legs.iter().all(|leg| leg.to == Account::Wallet(wallet.clone()));
+            let fits = named && all(|from| matches!(from, Account::Credit(_) | Account::Suspense), |_| true);
+            shape(fits, "a payment goes from credit to the wallet that has it")
+        }
+        Why::Grant { .. } => {
+            let fits = all(|from| matches!(from, Account::Credit(_)), |to| *to == Account::Grants);
+            shape(fits, "a grant goes from credit to grants")
+        }
+        Why::WrittenOff { .. } => {
+            let fits = all(|from| matches!(from, Account::Credit(_)), |to| *to == Account::WriteOff);
+            shape(fits, "a debt is written off from credit")
+        }
+        Why::Hold { job, .. } => {
+            shape(transfer.id == super::transfer::hold_id(job), "a hold's id names its job")?;
+            let [leg] = transfer.legs.as_slice() else { return shape(false, "a hold has one leg") };
+            let fits = match (&leg.from, &leg.to) {
+                (Account::Held(held), Account::Credit(credit)) => held == credit,
+                _ => false,
+            };
+            shape(fits, "a hold goes from held to credit of one customer")?;
+            match past.hold(job)? {
+                Some(_) => Err(Error::HoldOpen { job: job.clone() }),
+                None => Ok(()),
+            }
+        }
+        Why::Capture { job } => {
+            shape(transfer.id == super::transfer::resolve_id(job), "a hold is resolved by an id that names its job")?;
+            let fits = all(
+                |from| matches!(from, Account::Revenue { .. } | Account::Credit(_)),
+                |to| matches!(to, Account::Held(_)),
+            );
+            shape(fits, "a capture goes from revenue, and the rest from credit, to held")?;
+            resolves(past, transfer, job)
+        }
+        Why::Void { job, .. } => {
+            shape(transfer.id == super::transfer::resolve_id(job), "a hold is resolved by an id that names its job")?;
+            let fits = all(|from| matches!(from, Account::Credit(_)), |to| matches!(to, Account::Held(_)));
+            shape(fits, "a void goes from credit to held")?;
+            resolves(past, transfer, job)
+        }
+        Why::Cost { .. } => {
+            let fits = all(
+                |from| matches!(from, Account::Supplier(_)),
+                |to| matches!(to, Account::ModelCost(_) | Account::ContainerCost(_)),
+            );
+            shape(fits, "a cost goes from a supplier to costs")
+        }
+        Why::RefundBegun { .. } => {
+            let fits = all(|from| matches!(from, Account::Refunding(_)), |to| matches!(to, Account::Credit(_)));
+            shape(fits, "a refund begins from refunding to credit")
+        }
+        Why::RefundPaid { .. } => {
+            let fits = all(
+                |from| matches!(from, Account::Wallet(_)),
+                |to| matches!(to, Account::Refunding(_) | Account::Fees),
+            );
+            shape(fits, "a refund is paid from the wallet to refunding, its fee to fees")
+        }
+        Why::RefundFailed { .. } => {
+            let fits = all(|from| matches!(from, Account::Credit(_)), |to| matches!(to, Account::Refunding(_)));
+            shape(fits, "a refund that failed goes back from credit to refunding")
+        }
+        Why::Correction { of, .. } => corrects(past, transfer, of),
+        Why::Reconciled { .. } => {
+            let side = |a: &Account| matches!(a, Account::Wallet(_) | Account::Suspense | Account::Fees);
+            let fits = transfer.legs.iter().all(|leg| side(&leg.from) && side(&leg.to));
+            shape(fits, "what is reconciled stays between wallet, suspense and fees")
+        }
+    }
+}
+
+/// A hold is resolved once, and as a whole.
+fn resolves(past: &dyn Past, transfer: &Transfer, job: &str) -> Result<(), Error> {
+    let Some(hold) = past.hold(job)? else {
+        let resolved = past.was_made(&super::transfer::resolve_id(job))?;
+        return Err(Error::NoHold { job: job.to_owned(), resolved });
+    };
+    let resolved_msat = transfer.net_msat(&Account::Held(hold.customer.clone()));
+    let own = |account: &Account| account.customer().is_none_or(|key| key == hold.customer);
+    let others = transfer.legs.iter().any(|leg| !own(&leg.from) || !own(&leg.to));
+    if others || resolved_msat != i128::from(hold.msat) {
+        return Err(Error::NotTheHold { job: job.to_owned(), held_msat: hold.msat, resolved_msat });
+    }
+    Ok(())
+}
+
+fn corrects(past: &dyn Past, transfer: &Transfer, of: &str) -> Result<(), Error> {
+    let not = || Error::NotACorrection { id: transfer.id.clone(), of: of.to_owned() };
+    let first = past.transfer(of)?.ok_or_else(not)?;
+    let named = transfer.id == super::transfer::correction_id(of);
+    let fixed = !may_be_corrected(&first);
+    let undone = first.nets().into_iter().all(|(account, net)| transfer.net_msat(&account) == -net);
+    let touches_more = transfer.nets().len() != first.nets().len();
+    if !named || fixed || !undone || touches_more { Err(not()) } else { Ok(()) }
+}
+
+/// A hold's life ends by its own means, and what has left through the wallet is gone.
+pub(super) fn may_be_corrected(transfer: &Transfer) -> bool {
+    match transfer.why {
+        Why::Hold { .. } | Why::Capture { .. } | Why::Void { .. } => false,
+        Why::RefundBegun { .. } | Why::RefundPaid { .. } | Why::RefundFailed { .. } => false,
+        Why::Paid { .. } | Why::Grant { .. } | Why::Cost { .. } => true,
+        Why::WrittenOff { .. } | Why::Correction { .. } | Why::Reconciled { .. } => true,
+    }
+}
+
+/// What a transfer does to holds: the job, and its hold from now on.
+pub(super) fn hold_after(transfer: &Transfer) -> Option<(&str, Option<OpenHold>)> {
+    match &transfer.why {
+        Why::Hold { job, expires_ms, .. } => {
+            let customer = transfer.customer()?.to_owned();
+            let held = -transfer.net_msat(&Account::Held(customer.clone()));
+            let msat = u64::try_from(held).unwrap_or_default();
+            Some((job, Some(OpenHold { job: job.clone(), customer, msat, expires_ms: *expires_ms })))
+        }
+        Why::Capture { job } | Why::Void { job, .. } => Some((job, None)),
+        _ => None,
+    }
+}
+
+/// What is judged and on its way to the disk, over what the store has. Each value is known here until the last batch
+/// that touches it has arrived; then the store has it.
+#[derive(Default)]
+pub(super) struct Pending {
+    balances: HashMap<Account, (i128, usize)>,
+    holds: HashMap<String, (Option<OpenHold>, usize)>,
+    transfers: HashMap<String, (Transfer, usize)>,
+    ways: HashMap<u64, Plan>,
+    next: u64,
+}
+
+/// What one batch makes of what it touches.
+#[derive(Default)]
+pub(super) struct Plan {
+    balances: HashMap<Account, i128>,
+    holds: HashMap<String, Option<OpenHold>>,
+    transfers: HashMap<String, Transfer>,
+}
+
+pub(super) enum Judged {
+    New(Plan),
+    /// Made before, in this entry.
+    Again(u64),
+    /// Made before, and on its way to the disk.
+    OnItsWay,
+}
+
+impl Pending {
+    /// Judges the transfers of a batch in order, each after the ones before it.
+    pub(super) fn judge(&self, store: &Store, records: &[Record]) -> Result<Judged, Error> {
+        let transfers = || records.iter().filter_map(transfer_of);
+        let (mut made, mut made_in) = (0, None);
+        for transfer in transfers() {
+            let (seq, first) = match (self.transfers.get(&transfer.id), store.transfer(&transfer.id)?) {
+                (Some((first, _)), _) => (None, first.clone()),
+                (None, Some(posted)) => (Some(posted.seq), posted.transfer),
+                (None, None) => continue,
+            };
+            if first != *transfer {
+                return Err(Error::Conflict { id: transfer.id.clone() });
+            }
+            (made, made_in) = (made + 1, Some(seq));
+        }
+        match made_in {
+            Some(seq) if made == transfers().count() => {
+                return Ok(seq.map_or(Judged::OnItsWay, Judged::Again));
+            }
+            // Half of it was made before: not the same batch.
+            Some(_) => {
+                let id = transfers().map(|t| t.id.clone()).collect::<Vec<_>>().join(" + ");
+                return Err(Error::Conflict { id });
+            }
+            None => {}
+        }
+        let mut draft = Draft { store, pending: self, plan: Plan::default() };
+        for transfer in transfers() {
+            if draft.plan.transfers.contains_key(&transfer.id) {
+                return Err(Error::Conflict { id: transfer.id.clone() });
+            }
+            allow(&draft, transfer)?;
+            draft.take_in(transfer)?;
+        }
+        Ok(Judged::New(draft.plan))
+    }
+
+    /// A batch is on its way.
+    pub(super) fn begin(&mut self, plan: Plan) -> u64 {
+        for (account, msat) in &plan.balances {
+            let known = self.balances.entry(account.clone()).or_default();
+            *known = (*msat, known.1 + 1);
+        }
+        for (job, hold) in &plan.holds {
+            let known = self.holds.entry(job.clone()).or_default();
+            *known = (hold.clone(), known.1 + 1);
+        }
+        for (id, transfer) in &plan.transfers {
+            self.transfers.insert(id.clone(), (transfer.clone(), 1));
+        }
+        self.next += 1;
+        self.ways.insert(self.next, plan);
+        self.next
+    }
+
+    /// It has arrived, or will not; then the store takes nothing any more, and what is left here does not matter.
+    pub(super) fn end(&mut self, way: u64) {
+        let Some(plan) = self.ways.remove(&way) else { return };
+        for account in plan.balances.keys() {
+            release(&mut self.balances, account);
+        }
+        for job in plan.holds.keys() {
+            release(&mut self.holds, job);
+        }
+        for id in plan.transfers.keys() {
+            release(&mut self.transfers, id);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_small(&self) -> bool {
+        self.balances.len() + self.holds.len() + self.transfers.len() + self.ways.len() <= 8
+    }
+
+    pub(super) fn balance(&self, store: &Store, account: &Account) -> Result<i128, Error> {
+        match self.balances.get(account) {
+            Some((msat, _)) => Ok(*msat),
+            None => Ok(store.balance(account)?),
+        }
+    }
+
+    pub(super) fn hold(&self, store: &Store, job: &str) -> Result<Option<OpenHold>, Error> {
+        match self.holds.get(job) {
+            Some((hold, _)) => Ok(hold.clone()),
+            None => Ok(store.hold(job)?),
+        }
+    }
+}
+
+fn release<K: std::hash::Hash + Eq, V>(known: &mut HashMap<K, (V, usize)>, key: &K) {
+    let Some((_, ways)) = known.get_mut(key) else { return };
+    *ways -= 1;
+    if *ways == 0 {
+        known.remove(key);
+    }
+}
+
+fn transfer_of(record: &Record) -> Option<&Transfer> {
+    match record {
+        Record::Transfer(transfer) => Some(transfer),
+        _ => None,
+    }
+}
+
+/// A batch being judged, over what is on its way, over the store.
+struct Draft<'a> {
+    store: &'a Store,
+    pending: &'a Pending,
+    plan: Plan,
+}
+
+impl Draft<'_> {
+    fn take_in(&mut self, transfer: &Transfer) -> Result<(), Error> {
+        for (account, net) in transfer.nets() {
+            let msat = self.balance(&account)? + net;
+            self.plan.balances.insert(account, msat);
+        }
+        if let Some((job, hold)) = hold_after(transfer) {
+            self.plan.holds.insert(job.to_owned(), hold);
+        }
+        self.plan.transfers.insert(transfer.id.clone(), transfer.clone());
+        Ok(())
+    }
+}
+
+impl Past for Draft<'_> {
+    fn balance(&self, account: &Account) -> Result<i128, Error> {
+        match self.plan.balances.get(account) {
+            Some(msat) => Ok(*msat),
+            None => self.pending.balance(self.store, account),
+        }
+    }
+
+    fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        match self.plan.holds.get(job) {
+            Some(hold) => Ok(hold.clone()),
+            None => self.pending.hold(self.store, job),
+        }
+    }
+
+    fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error> {
+        let on_its_way = self.pending.transfers.get(id).map(|(transfer, _)| transfer);
+        if let Some(transfer) = self.plan.transfers.get(id).or(on_its_way) {
+            return Ok(Some(transfer.clone()));
+        }
+        Ok(self.store.transfer(id)?.map(|posted| posted.transfer))
+    }
+}

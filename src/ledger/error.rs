@@ -1,0 +1,41 @@
+//! Why a transfer is not made, and what is wrong with books that do not add up.
+
+use crate::store;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the transfer {id} is not well formed: {why}")]
+    Malformed { id: String, why: &'static str },
+    /// The same id with another body.
+    #[error("the transfer {id} was made before, and it was another one")]
+    Conflict { id: String },
+    #[error("{available_msat} msat are there, {wanted_msat} msat are wanted")]
+    Insufficient { available_msat: i128, wanted_msat: u64 },
+    #[error("the job {job} has no open hold: {}", if *.resolved { "it was resolved before" } else { "there never was one" })]
+    NoHold { job: String, resolved: bool },
+    #[error("the job {job} has an open hold already")]
+    HoldOpen { job: String },
+    /// Capture and rest must be the whole hold.
+    #[error("the hold of {job} is {held_msat} msat, and the transfer resolves {resolved_msat}")]
+    NotTheHold { job: String, held_msat: u64, resolved_msat: i128 },
+    #[error("the account {account} would have {would_msat} msat, which it cannot have")]
+    Overdrawn { account: String, would_msat: i128 },
+    /// A correction names what is not there, or does not undo it.
+    #[error("{id} does not undo {of}")]
+    NotACorrection { id: String, of: String },
+}
+
+/// The first entry of the log that breaks a rule of the books.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("entry {seq}: {source}")]
+    Entry { seq: u64, source: Error },
+    #[error("entry {seq}: the signed head of entry {of} is not the node's, or of another log")]
+    Seal { seq: u64, of: u64 },
+    #[error("the index says {indexed_msat} msat in {account}, the entries make {entries_msat}")]
+    Index { account: String, indexed_msat: i128, entries_msat: i128 },
+}

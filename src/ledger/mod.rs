@@ -1,0 +1,147 @@
+//! Money as records in the store: which transfers may be made, and what the accounts say. It moves no sats and knows
+//! no relay: what a wallet says is handed to it, and what a job costs is `market`'s to say. `docs/ledger.md` has the
+//! promises.
+//!
+//! A transfer is judged and handed to the store's writer under one lock, so the order of the judgements is the order
+//! of the log. What is on its way to the disk counts already; what the disk refuses ends the node.
+
+mod books;
+mod error;
+mod seal;
+pub mod transfer;
+mod verify;
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::store::money::{Account, Transfer};
+use crate::store::record::Record;
+use crate::store::{self, OpenHold, Posted, Store};
+
+pub use error::{Broken, Error};
+pub use seal::SealError;
+pub use verify::{Verified, verify};
+
+use books::{Judged, Pending};
+
+/// A cheap handle of the books.
+#[derive(Clone)]
+pub struct Ledger {
+    store: Store,
+    /// What is judged and on its way to the disk.
+    pending: Arc<Mutex<Pending>>,
+    /// Ways to the disk that have ended, to be taken out of `pending`. A lock of its own: the store may answer while
+    /// `pending` is locked.
+    ended: Arc<Mutex<Vec<u64>>>,
+    /// Told each time a batch has landed.
+    landed: Arc<Notify>,
+}
+
+/// How a batch came into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    /// It is durable, as this entry.
+    New(u64),
+    /// Its transfers were made before, the first of them in this entry; nothing was written now.
+    Again(u64),
+}
+
+/// What a customer has with us.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Purse {
+    /// What it may spend; below zero it owes us.
+    pub available_msat: i128,
+    /// What open jobs hold.
+    pub held_msat: i128,
+    /// What is on its way back.
+    pub refunding_msat: i128,
+}
+
+// === impl Ledger
+
+impl Ledger {
+    pub fn new(store: Store) -> Ledger {
+        Ledger { store, pending: Arc::default(), ended: Arc::default(), landed: Arc::default() }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Judges the transfers of a batch and makes the whole batch durable, or nothing of it. A batch without transfers
+    /// goes through as it is.
+    ///
+    /// # Errors
+    /// Why a transfer may not be made, or [`Error::Store`]: then the node must stop, as for any append.
+    pub async fn commit(&self, records: Vec<Record>) -> Result<Committed, Error> {
+        loop {
+            // Registered before the judgement, so that what lands in between is not missed.
+            let mut landed = pin!(self.landed.notified());
+            landed.as_mut().enable();
+            let durable = {
+                let mut pending = self.pending();
+                match pending.judge(&self.store, &records)? {
+                    Judged::Again(seq) => return Ok(Committed::Again(seq)),
+                    Judged::OnItsWay => None,
+                    Judged::New(plan) => {
+                        let way = pending.begin(plan);
+                        let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
+                        let then = Box::new(move |_: &Result<u64, store::Error>| {
+                            ended.lock().unwrap_or_else(PoisonError::into_inner).push(way);
+                            landed.notify_waiters();
+                        });
+                        Some(self.store.submit(records.clone(), then)?)
+                    }
+                }
+            };
+            match durable {
+                Some(durable) => return Ok(Committed::New(durable.await?)),
+                None => landed.await,
+            }
+        }
+    }
+
+    /// One transfer alone.
+    pub async fn post(&self, transfer: Transfer) -> Result<Committed, Error> {
+        self.commit(vec![Record::Transfer(transfer)]).await
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
+        for way in ended {
+            pending.end(way);
+        }
+        pending
+    }
+
+    /// Msat of an account, debits less credits, with what is on its way to the disk.
+    pub fn balance(&self, account: &Account) -> Result<i128, Error> {
+        self.pending().balance(&self.store, account)
+    }
+
+    pub fn purse(&self, customer: &str) -> Result<Purse, Error> {
+        let pending = self.pending();
+        let owed = |account: Account| pending.balance(&self.store, &account).map(|msat| -msat);
+        Ok(Purse {
+            available_msat: owed(Account::Credit(customer.to_owned()))?,
+            held_msat: owed(Account::Held(customer.to_owned()))?,
+            refunding_msat: owed(Account::Refunding(customer.to_owned()))?,
+        })
+    }
+
+    /// The hold of a job that is neither captured nor void.
+    pub fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        self.pending().hold(&self.store, job)
+    }
+
+    /// A transfer that is durable.
+    pub fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
+        Ok(self.store.transfer(id)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

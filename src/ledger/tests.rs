@@ -1,0 +1,341 @@
+//! The rules of the books on a real store: what is let through, what is refused and why, and what is left of it after
+//! a restart and a rebuild.
+
+use std::sync::Arc;
+
+use super::transfer::{self, capture, grant, hold, paid, refund_begun, refund_failed, refund_paid, void};
+use super::*;
+use crate::store::money::{About, Leg, Why};
+use crate::store::{Holder, Options};
+
+struct House {
+    dir: tempfile::TempDir,
+}
+
+impl House {
+    fn new() -> House {
+        House { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn open(&self) -> Ledger {
+        let locks = self.dir.path().join("locks");
+        std::fs::create_dir_all(&locks).unwrap();
+        let options = Options { key_locks: Some(locks), ..Options::default() };
+        let store = Store::open_with(&self.dir.path().join("data"), &Holder::new("a".repeat(64)), options);
+        Ledger::new(store.unwrap())
+    }
+}
+
+fn alice() -> String {
+    "a1".repeat(32)
+}
+
+fn about() -> About {
+    About { customer: alice(), skill: "code".into(), backend: "local".into(), ..About::default() }
+}
+
+fn revenue() -> Account {
+    Account::Revenue { skill: "code".into(), place: "local".into() }
+}
+
+fn sum(ledger: &Ledger) -> i128 {
+    ledger.store().balances().unwrap().iter().map(|(_, msat)| msat).sum()
+}
+
+#[tokio::test]
+async fn a_job_is_held_captured_and_the_rest_returned() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(paid("h1", "lnbits", Some(&alice()), 10_000)).await.unwrap();
+    ledger.post(hold("j1", &alice(), 4_000, 0, 99)).await.unwrap();
+    let purse = ledger.purse(&alice()).unwrap();
+    assert_eq!((purse.available_msat, purse.held_msat), (6_000, 4_000));
+    assert_eq!(ledger.hold("j1").unwrap().unwrap().expires_ms, 99);
+    ledger.post(capture("j1", 4_000, &[(revenue(), 1_500)], about())).await.unwrap();
+    let purse = ledger.purse(&alice()).unwrap();
+    assert_eq!((purse.available_msat, purse.held_msat), (8_500, 0));
+    assert_eq!(ledger.balance(&revenue()).unwrap(), -1_500);
+    assert_eq!(ledger.balance(&Account::Wallet("lnbits".into())).unwrap(), 10_000);
+    assert_eq!((ledger.hold("j1").unwrap(), sum(&ledger)), (None, 0));
+    assert_eq!(verify(ledger.store()).unwrap().transfers, 3);
+}
+
+#[tokio::test]
+async fn asking_twice_is_one_transfer_and_another_body_under_its_id_is_an_error() {
+    let house = House::new();
+    let ledger = house.open();
+    let first = ledger.post(grant("g", &alice(), 100, "hello")).await.unwrap();
+    let Committed::New(seq) = first else { panic!("{first:?}") };
+    assert_eq!(ledger.post(grant("g", &alice(), 100, "hello")).await.unwrap(), Committed::Again(seq));
+    let conflict = ledger.post(grant("g", &alice(), 101, "hello")).await.unwrap_err();
+    assert!(matches!(conflict, Error::Conflict { .. }), "{conflict}");
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 100);
+}
+
+#[tokio::test]
+async fn a_hold_is_resolved_once_and_wholly() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 1_000, "")).await.unwrap();
+    ledger.post(hold("j", &alice(), 1_000, 0, 0)).await.unwrap();
+    let again = Transfer { id: "hold:j".into(), ..hold("j", &alice(), 1, 0, 0) };
+    assert!(matches!(ledger.post(again).await, Err(Error::Conflict { .. })));
+    let short = capture("j", 900, &[(revenue(), 5)], about());
+    assert!(matches!(ledger.post(short).await, Err(Error::NotTheHold { held_msat: 1_000, .. })));
+    let bob = About { customer: "b2".repeat(32), ..about() };
+    assert!(ledger.post(capture("j", 1_000, &[(revenue(), 5)], bob)).await.is_err());
+    ledger.post(void("j", &alice(), 1_000, "cancelled")).await.unwrap();
+    let late = ledger.post(capture("j", 1_000, &[(revenue(), 5)], about())).await;
+    assert!(matches!(late, Err(Error::Conflict { .. })), "{late:?}");
+    let never = ledger.post(void("k", &alice(), 1, "")).await;
+    assert!(matches!(never, Err(Error::NoHold { resolved: false, .. })), "{never:?}");
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 1_000);
+}
+
+#[tokio::test]
+async fn nobody_spends_more_than_is_there_however_many_ask_at_once() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 1_000, "")).await.unwrap();
+    let asks = (0..64).map(|n| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move { ledger.post(hold(&format!("j{n}"), &alice(), 100, 0, 0)).await })
+    });
+    let (mut taken, mut refused) = (0, 0);
+    for ask in asks.collect::<Vec<_>>() {
+        match ask.await.unwrap() {
+            Ok(_) => taken += 1,
+            Err(Error::Insufficient { wanted_msat: 100, available_msat }) if available_msat < 100 => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!((taken, refused), (10, 54));
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 0);
+    assert!(ledger.pending().is_small(), "what has arrived is not kept");
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
+async fn the_same_transfer_asked_for_many_times_at_once_is_made_once() {
+    let house = House::new();
+    let ledger = house.open();
+    let asks: Vec<_> = (0..32)
+        .map(|_| {
+            let ledger = ledger.clone();
+            tokio::spawn(async move { ledger.post(paid("h", "w", Some(&alice()), 7)).await.unwrap() })
+        })
+        .collect();
+    let mut new = 0;
+    for ask in asks {
+        new += usize::from(matches!(ask.await.unwrap(), Committed::New(_)));
+    }
+    assert_eq!(new, 1);
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 7);
+}
+
+#[tokio::test]
+async fn a_credit_line_is_as_long_as_it_is() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(hold("j", &alice(), 300, 500, 0)).await.unwrap();
+    let over = ledger.post(hold("k", &alice(), 201, 500, 0)).await;
+    assert!(matches!(over, Err(Error::Insufficient { available_msat: 200, wanted_msat: 201 })), "{over:?}");
+    ledger.post(capture("j", 300, &[(revenue(), 300)], about())).await.unwrap();
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, -300);
+    ledger.post(paid("h", "w", Some(&alice()), 100)).await.unwrap();
+    ledger.post(transfer::written_off("x", &alice(), 200, "gone")).await.unwrap();
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 0);
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
+async fn a_refund_leaves_credit_before_it_leaves_the_wallet_and_ends_one_way() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(paid("h", "w", Some(&alice()), 1_000)).await.unwrap();
+    assert!(matches!(
+        ledger.post(refund_begun("out", &alice(), 1_001)).await,
+        Err(Error::Insufficient { .. })
+    ));
+    ledger.post(refund_begun("out", &alice(), 1_000)).await.unwrap();
+    let held = ledger.post(hold("j", &alice(), 1, 0, 0)).await;
+    assert!(matches!(held, Err(Error::Insufficient { .. })), "{held:?}");
+    ledger.post(refund_paid("out", &alice(), "w", 1_000, 3)).await.unwrap();
+    let failed = ledger.post(refund_failed("out", &alice(), 1_000, "no route")).await;
+    assert!(matches!(failed, Err(Error::Conflict { .. })), "{failed:?}");
+    assert_eq!(ledger.balance(&Account::Fees).unwrap(), 3);
+    assert_eq!(ledger.balance(&Account::Wallet("w".into())).unwrap(), -3);
+    assert_eq!(sum(&ledger), 0);
+}
+
+#[tokio::test]
+async fn a_correction_undoes_a_transfer_once_and_nothing_else() {
+    let house = House::new();
+    let ledger = house.open();
+    let gift = grant("g", &alice(), 100, "too much");
+    ledger.post(gift.clone()).await.unwrap();
+    let undo = transfer::correction(&gift, "a slip");
+    let mut half = undo.clone();
+    half.legs[0].msat = 50;
+    assert!(matches!(ledger.post(half).await, Err(Error::NotACorrection { .. })));
+    ledger.post(undo.clone()).await.unwrap();
+    assert!(matches!(ledger.post(undo).await, Ok(Committed::Again(_))));
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 0);
+    ledger.post(grant("g2", &alice(), 100, "")).await.unwrap();
+    ledger.post(hold("j", &alice(), 100, 0, 0)).await.unwrap();
+    let fixed = ledger.post(transfer::correction(&hold("j", &alice(), 100, 0, 0), "")).await;
+    assert!(matches!(fixed, Err(Error::NotACorrection { .. })), "{fixed:?}");
+}
+
+#[tokio::test]
+async fn legs_that_do_not_belong_to_their_kind_are_refused() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 1_000, "")).await.unwrap();
+    let leg = |from, to| vec![Leg { from, to, msat: 10 }];
+    let wallet = || Account::Wallet("w".into());
+    let credit = || Account::Credit(alice());
+    for (id, why, legs) in [
+        ("paid:x", Why::Paid { payment_hash: "x".into(), wallet: "w".into() }, leg(wallet(), credit())),
+        ("paid:y", Why::Paid { payment_hash: "x".into(), wallet: "w".into() }, leg(credit(), wallet())),
+        ("grant:z", Why::Grant { note: String::new() }, leg(Account::Grants, credit())),
+        ("hold:j", Why::Hold { job: "j".into(), expires_ms: 0, line_msat: 0 }, leg(revenue(), credit())),
+        ("resolve:j", Why::Capture { job: "j".into() }, leg(wallet(), Account::Held(alice()))),
+        ("r", Why::Reconciled { payment_hash: "x".into(), note: String::new() }, leg(credit(), wallet())),
+        ("g", Why::Grant { note: String::new() }, leg(credit(), credit())),
+        ("g", Why::Grant { note: String::new() }, Vec::new()),
+    ] {
+        let refused = ledger.post(Transfer { id: id.into(), why, legs, about: None }).await;
+        assert!(matches!(refused, Err(Error::Malformed { .. })), "{id}: {refused:?}");
+    }
+    let nothing = grant("n", &alice(), 0, "");
+    assert!(matches!(ledger.post(nothing).await, Err(Error::Malformed { .. })));
+}
+
+#[tokio::test]
+async fn a_batch_is_made_wholly_or_not_at_all() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 100, "")).await.unwrap();
+    let batch = |held| {
+        vec![
+            Record::Transfer(paid("h", "w", Some(&alice()), 50)),
+            Record::Transfer(hold("j", &alice(), held, 0, 0)),
+        ]
+    };
+    let over = ledger.commit(batch(151)).await;
+    assert!(matches!(over, Err(Error::Insufficient { available_msat: 150, .. })), "{over:?}");
+    assert!(ledger.transfer("paid:h").unwrap().is_none());
+    assert!(matches!(ledger.commit(batch(150)).await, Ok(Committed::New(_))));
+    assert!(matches!(ledger.commit(batch(150)).await, Ok(Committed::Again(_))));
+    let half = ledger.commit(vec![
+        Record::Transfer(paid("h", "w", Some(&alice()), 50)),
+        Record::Transfer(grant("new", &alice(), 1, "")),
+    ]);
+    assert!(matches!(half.await, Err(Error::Conflict { .. })));
+}
+
+#[tokio::test]
+async fn the_books_are_the_same_after_a_restart_and_after_a_rebuild() {
+    let house = House::new();
+    let ledger = house.open();
+    for n in 0..50 {
+        let hash = format!("h{n}");
+        ledger.post(paid(&hash, "w", Some(&alice()), 1_000)).await.unwrap();
+        ledger.post(hold(&format!("j{n}"), &alice(), 700, 0, 0)).await.unwrap();
+        if n % 3 > 0 {
+            let earned = [(revenue(), 300), (Account::Revenue { skill: "x".into(), place: "y".into() }, n)];
+            ledger.post(capture(&format!("j{n}"), 700, &earned, about())).await.unwrap();
+        }
+    }
+    let (balances, dump) = (ledger.store().balances().unwrap(), ledger.store().dump_index().unwrap());
+    let verified = verify(ledger.store()).unwrap();
+    assert_eq!((verified.transfers, verified.open_holds, verified.sum_msat), (133, 17, 0));
+    ledger.store().close().unwrap();
+    drop(ledger);
+    let again = house.open();
+    assert!(!again.store().was_rebuilt());
+    assert_eq!(again.store().balances().unwrap(), balances);
+    again.store().close().unwrap();
+    drop(again);
+    std::fs::remove_dir_all(house.dir.path().join("data/index")).unwrap();
+    let rebuilt = house.open();
+    assert!(rebuilt.store().was_rebuilt());
+    assert_eq!(rebuilt.store().dump_index().unwrap(), dump);
+    assert!(matches!(rebuilt.post(paid("h7", "w", Some(&alice()), 1_000)).await, Ok(Committed::Again(_))));
+    let postings = rebuilt.store().postings(&alice(), 3).unwrap();
+    assert_eq!(postings.len(), 3);
+    assert!(postings[0].seq > postings[2].seq, "newest first");
+}
+
+#[tokio::test]
+async fn a_signed_head_stands_for_everything_before_it() {
+    let house = House::new();
+    let ledger = house.open();
+    let keys = nostr_sdk::Keys::generate();
+    ledger.post(grant("g", &alice(), 1, "")).await.unwrap();
+    let opened = Record::Opened { node: keys.public_key().to_hex(), version: "1".into() };
+    ledger.commit(vec![opened]).await.unwrap();
+    let (head, event) = ledger.seal(&keys, 1_800_000_000).await.unwrap();
+    assert_eq!(ledger.store().last_seal().unwrap(), Some((head.seq, event)));
+    assert_eq!(verify(ledger.store()).unwrap().seals, 1);
+    let stranger = nostr_sdk::Keys::generate();
+    ledger.seal(&stranger, 1_800_000_001).await.unwrap();
+    let broken = verify(ledger.store()).unwrap_err();
+    assert!(matches!(broken, Broken::Seal { of, .. } if of == head.seq + 1), "{broken}");
+}
+
+#[tokio::test]
+async fn an_entry_against_the_rules_is_named_by_the_check() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 100, "")).await.unwrap();
+    // Past the ledger, straight into the log: what a fault of ours would leave.
+    let bad = Record::Transfer(hold("j", &alice(), 101, 0, 0));
+    let seq = ledger.store().append(vec![bad]).await.unwrap();
+    ledger.store().append(vec![Record::Transfer(grant("h", &alice(), 1, ""))]).await.unwrap();
+    let broken = verify(ledger.store()).unwrap_err();
+    let Broken::Entry { seq: named, source: Error::Insufficient { .. } } = broken else { panic!("{broken}") };
+    assert_eq!(named, seq);
+}
+
+#[tokio::test]
+async fn records_between_two_moments_are_found_over_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("locks")).unwrap();
+    let now = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let clock = {
+        let now = Arc::clone(&now);
+        Arc::new(move || now.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let options = Options {
+        key_locks: Some(dir.path().join("locks")),
+        segment_bytes: 2_000,
+        clock,
+        ..Options::default()
+    };
+    let store = Store::open_with(&dir.path().join("data"), &Holder::new("a".repeat(64)), options).unwrap();
+    let ledger = Ledger::new(store);
+    const HOUR: u64 = 3_600_000;
+    for n in 0..60_u64 {
+        now.store(n * HOUR / 2, std::sync::atomic::Ordering::Relaxed);
+        ledger.post(grant(&format!("g{n}"), &alice(), n + 1, "")).await.unwrap();
+        ledger.store().append(vec![Record::Cursor { relay: "ws://x".into(), until: n }]).await.unwrap();
+    }
+    let ids = |from: u64, to: u64| {
+        let mut ids = Vec::new();
+        let mut visit = |entry: crate::store::Entry| {
+            if let Record::Transfer(transfer) = entry.record {
+                ids.push(transfer.id);
+            }
+            Ok::<_, store::Error>(())
+        };
+        ledger.store().between(from, to, "\"transfer\"", &mut visit).unwrap();
+        ids
+    };
+    assert_eq!(ids(0, u64::MAX).len(), 60);
+    assert_eq!(ids(10 * HOUR, 11 * HOUR), ["grant:g20", "grant:g21"]);
+    assert_eq!(ids(10 * HOUR + 1, 11 * HOUR + 1), ["grant:g21", "grant:g22"]);
+    assert_eq!(ids(29 * HOUR, 29 * HOUR), [""; 0]);
+    assert_eq!(ids(40 * HOUR, u64::MAX), [""; 0]);
+}

@@ -1,0 +1,210 @@
+//! Making transfers: each kind with its legs and the id that follows from what it is about, so that asking twice is
+//! one transfer. Whether it may be made is `books`' to say.
+
+use crate::store::money::{About, Account, Leg, Transfer, Usd, Why};
+
+pub fn paid_id(payment_hash: &str) -> String {
+    format!("paid:{payment_hash}")
+}
+
+pub fn hold_id(job: &str) -> String {
+    format!("hold:{job}")
+}
+
+/// Capture and void share it: a hold is resolved once.
+pub fn resolve_id(job: &str) -> String {
+    format!("resolve:{job}")
+}
+
+pub fn correction_id(of: &str) -> String {
+    format!("correct:{of}")
+}
+
+fn leg(from: Account, to: Account, msat: u64) -> Leg {
+    Leg { from, to, msat }
+}
+
+/// What our wallet says was paid to an invoice of ours: into the customer's credit, or into suspense when no customer
+/// is known.
+pub fn paid(payment_hash: &str, wallet: &str, customer: Option<&str>, msat: u64) -> Transfer {
+    let from = customer.map_or(Account::Suspense, |key| Account::Credit(key.to_owned()));
+    Transfer {
+        id: paid_id(payment_hash),
+        why: Why::Paid { payment_hash: payment_hash.to_owned(), wallet: wallet.to_owned() },
+        legs: vec![leg(from, Account::Wallet(wallet.to_owned()), msat)],
+        about: None,
+    }
+}
+
+/// `id` is the giver's, so that a command that is repeated gives once.
+pub fn grant(id: &str, customer: &str, msat: u64, note: &str) -> Transfer {
+    Transfer {
+        id: format!("grant:{id}"),
+        why: Why::Grant { note: note.to_owned() },
+        legs: vec![leg(Account::Credit(customer.to_owned()), Account::Grants, msat)],
+        about: None,
+    }
+}
+
+pub fn hold(job: &str, customer: &str, msat: u64, line_msat: u64, expires_ms: u64) -> Transfer {
+    Transfer {
+        id: hold_id(job),
+        why: Why::Hold { job: job.to_owned(), expires_ms, line_msat },
+        legs: vec![leg(Account::Held(customer.to_owned()), Account::Credit(customer.to_owned()), msat)],
+        about: None,
+    }
+}
+
+/// `parts` are what is earned, by account; the rest of the hold goes back. More than the hold is cut at the hold, from
+/// the last part on.
+pub fn capture(job: &str, held_msat: u64, parts: &[(Account, u64)], about: About) -> Transfer {
+    let held = Account::Held(about.customer.clone());
+    let mut left = held_msat;
+    let mut legs = Vec::with_capacity(parts.len() + 1);
+    for (account, msat) in parts {
+        let msat = (*msat).min(left);
+        left -= msat;
+        if msat > 0 {
+            legs.push(leg(account.clone(), held.clone(), msat));
+        }
+    }
+    if left > 0 {
+        legs.push(leg(Account::Credit(about.customer.clone()), held, left));
+    }
+    Transfer { id: resolve_id(job), why: Why::Capture { job: job.to_owned() }, legs, about: Some(about) }
+}
+
+pub fn void(job: &str, customer: &str, held_msat: u64, reason: &str) -> Transfer {
+    Transfer {
+        id: resolve_id(job),
+        why: Why::Void { job: job.to_owned(), reason: reason.chars().take(200).collect() },
+        legs: vec![leg(Account::Credit(customer.to_owned()), Account::Held(customer.to_owned()), held_msat)],
+        about: None,
+    }
+}
+
+/// What a job cost us, on one account of costs and owed to one supplier. `nth` tells the costs of a job apart.
+pub fn cost(job: &str, nth: u32, cost: Account, supplier: &str, msat: u64, usd: Option<Usd>, about: About) -> Transfer {
+    Transfer {
+        id: format!("cost:{job}:{nth}"),
+        why: Why::Cost { job: job.to_owned(), usd },
+        legs: vec![leg(Account::Supplier(supplier.to_owned()), cost, msat)],
+        about: Some(about),
+    }
+}
+
+/// Sets credit aside before the wallet is asked to pay it out: amount and the most that the fee may be.
+pub fn refund_begun(payment_hash: &str, customer: &str, msat: u64) -> Transfer {
+    Transfer {
+        id: format!("refund:{payment_hash}"),
+        why: Why::RefundBegun { payment_hash: payment_hash.to_owned() },
+        legs: vec![leg(Account::Refunding(customer.to_owned()), Account::Credit(customer.to_owned()), msat)],
+        about: None,
+    }
+}
+
+/// The wallet has paid `msat` and `fee_msat` more, which is ours to bear.
+pub fn refund_paid(payment_hash: &str, customer: &str, wallet: &str, msat: u64, fee_msat: u64) -> Transfer {
+    let wallet = Account::Wallet(wallet.to_owned());
+    let mut legs = vec![leg(wallet.clone(), Account::Refunding(customer.to_owned()), msat)];
+    if fee_msat > 0 {
+        legs.push(leg(wallet, Account::Fees, fee_msat));
+    }
+    Transfer {
+        id: format!("refunded:{payment_hash}"),
+        why: Why::RefundPaid { payment_hash: payment_hash.to_owned(), fee_msat },
+        legs,
+        about: None,
+    }
+}
+
+pub fn refund_failed(payment_hash: &str, customer: &str, msat: u64, reason: &str) -> Transfer {
+    Transfer {
+        // The same id as a refund that was paid: it ends one way only.
+        id: format!("refunded:{payment_hash}"),
+        why: Why::RefundFailed {
+            payment_hash: payment_hash.to_owned(),
+            reason: reason.chars().take(200).collect(),
+        },
+        legs: vec![leg(Account::Credit(customer.to_owned()), Account::Refunding(customer.to_owned()), msat)],
+        about: None,
+    }
+}
+
+pub fn written_off(id: &str, customer: &str, msat: u64, note: &str) -> Transfer {
+    Transfer {
+        id: format!("write-off:{id}"),
+        why: Why::WrittenOff { note: note.to_owned() },
+        legs: vec![leg(Account::Credit(customer.to_owned()), Account::WriteOff, msat)],
+        about: None,
+    }
+}
+
+/// Undoes a transfer, leg by leg.
+pub fn correction(of: &Transfer, note: &str) -> Transfer {
+    let legs = of.legs.iter().map(|l| leg(l.to.clone(), l.from.clone(), l.msat)).collect();
+    Transfer {
+        id: correction_id(&of.id),
+        why: Why::Correction { of: of.id.clone(), note: note.to_owned() },
+        legs,
+        about: of.about.clone(),
+    }
+}
+
+/// Parts of an amount by weight: whole msat, together exactly the amount, no part more than one msat from its share.
+/// All to the first when there is no weight.
+pub fn split(msat: u64, weights: &[u32]) -> Vec<u64> {
+    let total: u128 = weights.iter().map(|w| u128::from(*w)).sum();
+    if total == 0 {
+        return weights.iter().enumerate().map(|(nth, _)| if nth == 0 { msat } else { 0 }).collect();
+    }
+    // What went to those before is the rounded share of their sum, so rounding never adds up.
+    let (mut weight, mut given) = (0_u128, 0_u64);
+    let part = |w: &u32| {
+        weight += u128::from(*w);
+        let upto = u64::try_from(u128::from(msat) * weight / total).unwrap_or(msat);
+        let part = upto - given;
+        given = upto;
+        part
+    };
+    weights.iter().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_split_gives_away_exactly_what_there_is(
+            msat in 0..u64::MAX,
+            weights in proptest::collection::vec(0..u32::MAX, 1..8),
+        ) {
+            let parts = split(msat, &weights);
+            prop_assert_eq!(parts.iter().map(|p| u128::from(*p)).sum::<u128>(), u128::from(msat));
+            let total: u128 = weights.iter().map(|w| u128::from(*w)).sum();
+            for (part, weight) in parts.iter().zip(&weights) {
+                if total > 0 {
+                    let share = (msat as f64) * (*weight as f64) / (total as f64);
+                    prop_assert!((*part as f64 - share).abs() <= 1.0 + share * 1e-9);
+                }
+            }
+        }
+
+        #[test]
+        fn a_capture_resolves_the_whole_hold_whatever_its_parts_are(
+            held in 1..1_000_000_u64,
+            parts in proptest::collection::vec(0..1_000_000_u64, 0..5),
+        ) {
+            let customer = "ab".repeat(32);
+            let about = About { customer: customer.clone(), ..About::default() };
+            let account = |n: usize| Account::Revenue { skill: format!("s{n}"), place: "local".into() };
+            let parts: Vec<_> = parts.iter().enumerate().map(|(n, msat)| (account(n), *msat)).collect();
+            let capture = capture("j", held, &parts, about);
+            prop_assert_eq!(capture.net_msat(&Account::Held(customer.clone())), i128::from(held));
+            prop_assert!(capture.net_msat(&Account::Credit(customer)) <= 0);
+            prop_assert_eq!(capture.malformed(), None);
+        }
+    }
+}

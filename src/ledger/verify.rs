@@ -1,0 +1,153 @@
+//! Checking the books from the entries alone: every rule that was asked when a transfer was made is asked again, every
+//! signed head is held against the chain, and the balances that come out against the index.
+
+use std::collections::{HashMap, HashSet};
+
+use nostr_sdk::prelude::{Event, JsonUtil};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::books::{self, Past};
+use super::{Broken, Error};
+use crate::store::money::{Account, Transfer};
+use crate::store::record::Record;
+use crate::store::{Entry, Head, OpenHold, Store};
+
+/// What was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    pub head: Head,
+    pub transfers: u64,
+    pub accounts: usize,
+    pub open_holds: usize,
+    /// Heads that the node has signed.
+    pub seals: u64,
+    /// Msat of all accounts together: 0.
+    pub sum_msat: i128,
+}
+
+/// Checks log, chain and books of a store from the first entry to its present head. Blocks.
+///
+/// # Errors
+/// The first entry that is not as it was written, or that breaks a rule.
+pub fn verify(store: &Store) -> Result<Verified, Broken> {
+    let mut books = Books::default();
+    let mut seals = Vec::new();
+    let head = store.verify_with(&mut |entry: Entry| books.take_in(entry, &mut seals))?;
+    for seal in &seals {
+        let node = books.nodes.iter().any(|node| *node == seal.by);
+        let hash = store.hash_of(seal.of)?;
+        if !node || hash.as_deref() != Some(seal.hash.as_str()) {
+            return Err(Broken::Seal { seq: seal.seq, of: seal.of });
+        }
+    }
+    for (account, indexed_msat) in store.balances()? {
+        let entries_msat = books.balances.get(&account).copied().unwrap_or_default();
+        // A node that runs has gone on since.
+        if indexed_msat != entries_msat && store.head().seq == head.seq {
+            return Err(Broken::Index { account: account.to_string(), indexed_msat, entries_msat });
+        }
+    }
+    Ok(Verified {
+        transfers: books.count,
+        accounts: books.balances.len(),
+        open_holds: books.holds.len(),
+        seals: seals.len() as u64,
+        sum_msat: books.balances.values().sum(),
+        head,
+    })
+}
+
+/// The books as the entries make them.
+#[derive(Default)]
+struct Books {
+    balances: HashMap<Account, i128>,
+    holds: HashMap<String, OpenHold>,
+    /// Half of the hash of each id: a million of them must fit.
+    ids: HashSet<[u8; 16]>,
+    /// Bodies that a later entry may ask for.
+    correctable: HashMap<String, Transfer>,
+    nodes: Vec<String>,
+    count: u64,
+}
+
+struct Seal {
+    seq: u64,
+    of: u64,
+    hash: String,
+    by: String,
+}
+
+impl Books {
+    fn take_in(&mut self, entry: Entry, seals: &mut Vec<Seal>) -> Result<(), Broken> {
+        let seq = entry.seq;
+        match entry.record {
+            Record::Opened { node, .. } if !self.nodes.contains(&node) => {
+                self.nodes.push(node);
+                Ok(())
+            }
+            Record::Transfer(transfer) => {
+                self.transfer(transfer).map_err(|source| Broken::Entry { seq, source })
+            }
+            Record::Sealed { seq: of, event } => {
+                seals.push(seal(seq, of, &event).ok_or(Broken::Seal { seq, of })?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn transfer(&mut self, transfer: Transfer) -> Result<(), Error> {
+        if self.ids.contains(&short(&transfer.id)) {
+            return Err(Error::Conflict { id: transfer.id });
+        }
+        books::allow(self, &transfer)?;
+        for (account, net) in transfer.nets() {
+            *self.balances.entry(account).or_default() += net;
+        }
+        match books::hold_after(&transfer) {
+            Some((job, Some(hold))) => drop(self.holds.insert(job.to_owned(), hold)),
+            Some((job, None)) => drop(self.holds.remove(job)),
+            None => {}
+        }
+        self.ids.insert(short(&transfer.id));
+        self.count += 1;
+        if books::may_be_corrected(&transfer) {
+            self.correctable.insert(transfer.id.clone(), transfer);
+        }
+        Ok(())
+    }
+}
+
+fn short(id: &str) -> [u8; 16] {
+    let hash: [u8; 32] = Sha256::digest(id.as_bytes()).into();
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash[..16]);
+    short
+}
+
+impl Past for Books {
+    fn balance(&self, account: &Account) -> Result<i128, Error> {
+        Ok(self.balances.get(account).copied().unwrap_or_default())
+    }
+
+    fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        Ok(self.holds.get(job).cloned())
+    }
+
+    fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error> {
+        Ok(self.correctable.get(id).cloned())
+    }
+
+    fn was_made(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.ids.contains(&short(id)))
+    }
+}
+
+/// A signed head as `seal` writes it; `None` when it is not signed, or says something else.
+fn seal(seq: u64, of: u64, event: &str) -> Option<Seal> {
+    let event = Event::from_json(event).ok()?;
+    event.verify().ok()?;
+    let head: Head = serde_json::from_str(&event.content).ok()?;
+    (head.seq == of).then(|| Seal { seq, of, hash: head.hash, by: event.pubkey.to_hex() })
+}

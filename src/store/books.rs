@@ -1,0 +1,151 @@
+//! What records of money do to the index: balances, open holds, invoices that are watched, and where a span of time
+//! begins in the log. Whether a transfer may be made was judged before it was written, by `ledger`; here the first
+//! transfer of an id counts, and a second changes nothing.
+
+use serde::Serialize;
+
+use super::Error;
+use super::keys::{Bytes, Place, key, later};
+use super::money::{Account, Transfer, Why};
+use super::record::{EventId, Invoice, PublicKey};
+use super::shelf::{Slots, Tree};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// A hold that is neither captured nor void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OpenHold {
+    pub job: EventId,
+    pub customer: PublicKey,
+    pub msat: u64,
+    /// Unix milliseconds.
+    pub expires_ms: u64,
+}
+
+/// Where an invoice stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvoiceState {
+    /// Watched.
+    Open,
+    Paid,
+    /// Given up unpaid; a payment that comes after all still counts.
+    Closed,
+}
+
+pub(super) fn account_key(account: &Account) -> Vec<u8> {
+    account.to_string().into_bytes()
+}
+
+/// The job that a transfer belongs to.
+pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
+    match &transfer.why {
+        Why::Hold { job, .. } | Why::Capture { job } | Why::Void { job, .. } | Why::Cost { job, .. } => Some(job),
+        _ => None,
+    }
+}
+
+pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> Result<(), Error> {
+    let id = key(&transfer.id);
+    if slots.get(Tree::Transfers, &id)?.is_some() {
+        return Ok(());
+    }
+    let mut at = Vec::with_capacity(14);
+    place.write(&mut at);
+    slots.put(Tree::Transfers, &id, &at)?;
+    for (account, net) in transfer.nets() {
+        let account = account_key(&account);
+        let balance = balance(slots.get(Tree::Balances, &account)?.as_deref())?;
+        let balance = balance.checked_add(net).ok_or_else(|| Error::Index { why: "a balance overflows".into() })?;
+        slots.put(Tree::Balances, &account, &balance.to_be_bytes())?;
+    }
+    if let Some(customer) = transfer.customer() {
+        slots.put(Tree::Postings, &later(customer, place), &[])?;
+    }
+    match &transfer.why {
+        Why::Hold { job, expires_ms, .. } => {
+            let Some(customer) = transfer.customer() else { return Ok(()) };
+            let held = -transfer.net_msat(&Account::Held(customer.to_owned()));
+            let mut value = expires_ms.to_be_bytes().to_vec();
+            value.extend_from_slice(&u64::try_from(held).unwrap_or_default().to_be_bytes());
+            value.extend_from_slice(&key(customer));
+            slots.put(Tree::Holds, &key(job), &value)
+        }
+        Why::Capture { job } | Why::Void { job, .. } => slots.remove(Tree::Holds, &key(job)),
+        Why::Paid { payment_hash, .. } => close_invoice(slots, payment_hash, InvoiceState::Paid),
+        _ => Ok(()),
+    }
+}
+
+/// The balance as it is stored; 0 where there is none.
+pub(super) fn balance(stored: Option<&[u8]>) -> Result<i128, Error> {
+    let Some(bytes) = stored else { return Ok(0) };
+    let bytes = bytes.try_into().map_err(|_| Error::Index { why: "a balance is cut short".into() })?;
+    Ok(i128::from_be_bytes(bytes))
+}
+
+pub(super) fn open_hold(job: &[u8], value: &[u8]) -> Result<OpenHold, Error> {
+    let mut value = Bytes(value);
+    let (expires_ms, msat) = (value.u64()?, value.u64()?);
+    Ok(OpenHold { job: Bytes(job).name()?, customer: value.name()?, msat, expires_ms })
+}
+
+pub(super) fn quote(slots: &dyn Slots, place: Place, job: &str) -> Result<(), Error> {
+    if slots.get(Tree::Quotes, &key(job))?.is_some() {
+        return Ok(());
+    }
+    let mut at = Vec::with_capacity(14);
+    place.write(&mut at);
+    slots.put(Tree::Quotes, &key(job), &at)
+}
+
+pub(super) fn invoice(slots: &dyn Slots, place: Place, invoice: &Invoice) -> Result<(), Error> {
+    let hash = key(&invoice.payment_hash);
+    if slots.get(Tree::Invoices, &hash)?.is_some() {
+        return Ok(());
+    }
+    let mut value = Vec::with_capacity(15);
+    place.write(&mut value);
+    value.push(InvoiceState::Open as u8);
+    slots.put(Tree::Invoices, &hash, &value)?;
+    slots.put(Tree::Unpaid, &hash, &[])
+}
+
+pub(super) fn close_invoice(slots: &dyn Slots, payment_hash: &str, state: InvoiceState) -> Result<(), Error> {
+    let hash = key(payment_hash);
+    let Some(mut value) = slots.get(Tree::Invoices, &hash)? else { return Ok(()) };
+    if let Some(last) = value.last_mut() {
+        // Paid is the last word.
+        if *last != InvoiceState::Paid as u8 {
+            *last = state as u8;
+        }
+    }
+    slots.put(Tree::Invoices, &hash, &value)?;
+    slots.remove(Tree::Unpaid, &hash)
+}
+
+/// Place and state of an invoice.
+pub(super) fn stored_invoice(value: &[u8]) -> Result<(Place, InvoiceState), Error> {
+    let place = Bytes(value).place()?;
+    let state = match value.last() {
+        Some(1) => InvoiceState::Paid,
+        Some(2) => InvoiceState::Closed,
+        _ => InvoiceState::Open,
+    };
+    Ok((place, state))
+}
+
+/// Remembers where an hour begins in the log: a report reads from there.
+pub(super) fn first_of_its_hour(slots: &dyn Slots, at_ms: u64, place: Place) -> Result<(), Error> {
+    let hour = (at_ms / HOUR_MS).to_be_bytes();
+    if slots.get(Tree::Hours, &hour)?.is_some() {
+        return Ok(());
+    }
+    let mut value = Vec::with_capacity(14);
+    place.write(&mut value);
+    slots.put(Tree::Hours, &hour, &value)
+}
+
+pub(super) fn hour_key(at_ms: u64) -> [u8; 8] {
+    (at_ms / HOUR_MS).to_be_bytes()
+}

@@ -1,0 +1,247 @@
+//! Reading money and spans of time out of the store: balances, transfers, holds, invoices, quotes, and every record
+//! between two moments. What they mean is `ledger`'s.
+
+use super::books::{self, InvoiceState, OpenHold};
+use super::keys::{Bytes, Place, key};
+use super::log;
+use super::money::{Account, Transfer};
+use super::record::{Invoice, Record};
+use super::rows::{Entry, Head};
+use super::shelf::Tree;
+use super::view::View;
+use super::{Error, LOG, Store, upkeep};
+
+/// A transfer as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Posted {
+    /// Seq of the entry that it is in.
+    pub seq: u64,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    pub transfer: Transfer,
+}
+
+/// A request that is to be paid before it is a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quote {
+    pub customer: String,
+    pub kind: u16,
+    pub skill: String,
+    /// The request event as JSON, as received.
+    pub request: String,
+    pub relay: String,
+    pub amount_msat: u64,
+    pub payment_hash: Option<String>,
+    /// Unix milliseconds.
+    pub quoted_ms: u64,
+    /// Unix milliseconds.
+    pub expires_ms: u64,
+}
+
+// === impl Store: money
+
+impl Store {
+    /// Msat of an account, debits less credits.
+    pub fn balance(&self, account: &Account) -> Result<i128, Error> {
+        self.inner.view.balance(account)
+    }
+
+    /// Every account that was ever used, with its msat, by name.
+    pub fn balances(&self) -> Result<Vec<(Account, i128)>, Error> {
+        self.inner.view.balances()
+    }
+
+    /// A transfer by its id.
+    pub fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
+        self.inner.view.transfer(id)
+    }
+
+    /// The newest `limit` transfers in a customer's books, newest first.
+    pub fn postings(&self, customer: &str, limit: usize) -> Result<Vec<Posted>, Error> {
+        self.inner.view.postings(customer, limit)
+    }
+
+    /// The open hold of a job.
+    pub fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        self.inner.view.hold(job)
+    }
+
+    /// All open holds.
+    pub fn holds(&self) -> Result<Vec<OpenHold>, Error> {
+        self.inner.view.holds()
+    }
+
+    /// An invoice of ours by its payment hash.
+    pub fn invoice(&self, payment_hash: &str) -> Result<Option<(Invoice, InvoiceState)>, Error> {
+        self.inner.view.invoice(payment_hash)
+    }
+
+    /// Invoices that are watched.
+    pub fn unpaid(&self) -> Result<Vec<Invoice>, Error> {
+        self.inner.view.unpaid()
+    }
+
+    /// What a request was quoted.
+    pub fn quote(&self, job: &str) -> Result<Option<Quote>, Error> {
+        self.inner.view.quote(job)
+    }
+
+    /// As [`Store::verify`], and shows every record on the way, oldest first.
+    pub fn verify_with<E: From<Error>>(
+        &self,
+        visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+    ) -> Result<Head, E> {
+        let position = upkeep::verify_with(&self.inner.dir.join(LOG), Some(self.inner.applied()), visit)?;
+        Ok(super::head(&position))
+    }
+
+    /// Lower-case hex of the hash of an entry, read from the one that follows it. `None`: it is not there.
+    pub fn hash_of(&self, seq: u64) -> Result<Option<String>, Error> {
+        let head = self.head();
+        if seq >= head.seq {
+            return Ok((seq == head.seq).then_some(head.hash));
+        }
+        log::hash_before(&self.inner.dir.join(LOG), seq + 1).map(|hash| hash.map(hex::encode))
+    }
+
+    /// The last head that was signed: its seq and the event.
+    pub fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
+        self.inner.view.last_seal()
+    }
+
+    /// Shows each record written in `[from_ms, to_ms)`, oldest first, up to the present head. Only batches in which
+    /// `needle` occurs as text are looked into; an empty one lets all through. Reads the log from the first hour
+    /// that counts, not from its beginning. Blocks.
+    ///
+    /// # Errors
+    /// The visitor's, and the store's as for any reading.
+    pub fn between<E: From<Error>>(
+        &self,
+        from_ms: u64,
+        to_ms: u64,
+        needle: &str,
+        visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(start) = self.inner.view.first_frame_since(from_ms)? else { return Ok(()) };
+        let until = self.inner.applied();
+        let dir = self.inner.dir.join(LOG);
+        let finder = memchr::memmem::Finder::new(needle.as_bytes());
+        let mut walk = log::Walk::open(&dir, start.segment, u64::from(start.offset), until.position.seq)?;
+        while let Some(met) = walk.next()? {
+            if met.at_ms >= to_ms {
+                break;
+            }
+            if met.at_ms < from_ms || finder.find(met.body).is_none() {
+                continue;
+            }
+            for record in log::records(&dir, &met)? {
+                visit(Entry { seq: met.seq, at_ms: met.at_ms, record })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl View: money
+
+impl View {
+    fn balance(&self, account: &Account) -> Result<i128, Error> {
+        books::balance(self.get(Tree::Balances, &books::account_key(account))?.as_deref())
+    }
+
+    fn balances(&self) -> Result<Vec<(Account, i128)>, Error> {
+        let stored = self.all(Tree::Balances)?;
+        let read = |(name, value): (Vec<u8>, Vec<u8>)| {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            let account = Account::try_from(name).map_err(|e| Error::Index { why: e.to_string() })?;
+            Ok((account, books::balance(Some(&value))?))
+        };
+        stored.into_iter().map(read).collect()
+    }
+
+    fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
+        let Some(at) = self.get(Tree::Transfers, &key(id))? else { return Ok(None) };
+        self.posted(&Bytes(&at).place()?).map(Some)
+    }
+
+    fn posted(&self, place: &Place) -> Result<Posted, Error> {
+        let Entry { seq, at_ms, record } = self.record(place)?;
+        match record {
+            Record::Transfer(transfer) => Ok(Posted { seq, at_ms, transfer }),
+            _ => Err(strays("a transfer", place)),
+        }
+    }
+
+    fn postings(&self, customer: &str, limit: usize) -> Result<Vec<Posted>, Error> {
+        let prefix = key(customer);
+        let keys = self.newest_under(Tree::Postings, &prefix, limit)?;
+        let place = |key: &Vec<u8>| Bytes(key.get(prefix.len()..).unwrap_or_default()).place();
+        keys.iter().map(|key| self.posted(&place(key)?)).collect()
+    }
+
+    fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        let key = key(job);
+        self.get(Tree::Holds, &key)?.map(|value| books::open_hold(&key, &value)).transpose()
+    }
+
+    fn holds(&self) -> Result<Vec<OpenHold>, Error> {
+        self.all(Tree::Holds)?.iter().map(|(job, value)| books::open_hold(job, value)).collect()
+    }
+
+    fn invoice(&self, payment_hash: &str) -> Result<Option<(Invoice, InvoiceState)>, Error> {
+        let Some(value) = self.get(Tree::Invoices, &key(payment_hash))? else { return Ok(None) };
+        let (place, state) = books::stored_invoice(&value)?;
+        match self.record(&place)?.record {
+            Record::Invoiced(invoice) => Ok(Some((invoice, state))),
+            _ => Err(strays("an invoice", &place)),
+        }
+    }
+
+    fn unpaid(&self) -> Result<Vec<Invoice>, Error> {
+        let mut unpaid = Vec::new();
+        for (hash, _) in self.all(Tree::Unpaid)? {
+            unpaid.extend(self.invoice(&Bytes(&hash).name()?)?.map(|(invoice, _)| invoice));
+        }
+        Ok(unpaid)
+    }
+
+    fn quote(&self, job: &str) -> Result<Option<Quote>, Error> {
+        let Some(at) = self.get(Tree::Quotes, &key(job))? else { return Ok(None) };
+        let place = Bytes(&at).place()?;
+        let Entry { at_ms, record, .. } = self.record(&place)?;
+        let Record::Quoted {
+            customer,
+            kind,
+            skill,
+            request,
+            relay,
+            amount_msat,
+            payment_hash,
+            expires_ms,
+            ..
+        } = record
+        else {
+            return Err(strays("a quote", &place));
+        };
+        let quoted_ms = at_ms;
+        Ok(Some(Quote { customer, kind, skill, request, relay, amount_msat, payment_hash, quoted_ms, expires_ms }))
+    }
+
+    fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
+        let Some(at) = self.last(Tree::Seals)? else { return Ok(None) };
+        let place = Bytes(&at).place()?;
+        match self.record(&place)?.record {
+            Record::Sealed { seq, event } => Ok(Some((seq, event))),
+            _ => Err(strays("a signed head", &place)),
+        }
+    }
+
+    fn first_frame_since(&self, from_ms: u64) -> Result<Option<Place>, Error> {
+        let found = self.first_from(Tree::Hours, &books::hour_key(from_ms))?;
+        found.map(|at| Bytes(&at).place()).transpose()
+    }
+}
+
+fn strays(wanted: &str, place: &Place) -> Error {
+    Error::Index { why: format!("{place:?} should be {wanted} and is not") }
+}

@@ -330,7 +330,7 @@ async fn records_between_two_moments_are_found_over_segments() {
             }
             Ok::<_, store::Error>(())
         };
-        ledger.store().between(from, to, "\"transfer\"", &mut visit).unwrap();
+        store::between(&dir.path().join("data"), from, to, "\"transfer\"", &mut visit).unwrap();
         ids
     };
     assert_eq!(ids(0, u64::MAX).len(), 60);

@@ -25,7 +25,6 @@ pub(super) fn opened_by(slots: &dyn Slots) -> Result<Option<String>, Error> {
 /// Takes a batch in, record by record.
 pub(super) fn apply(slots: &dyn Slots, at: &Placed, records: &[Record]) -> Result<(), Error> {
     let offset = u32::try_from(at.offset).map_err(|_| Error::Index { why: "a segment over 4 GiB".into() })?;
-    books::first_of_its_hour(slots, at.at_ms, Place { segment: at.segment, offset, nth: 0 })?;
     for (nth, record) in records.iter().enumerate() {
         let nth =
             u16::try_from(nth).map_err(|_| Error::Index { why: "a batch of too many records".into() })?;

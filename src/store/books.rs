@@ -1,5 +1,5 @@
-//! What records of money do to the index: balances, open holds, invoices that are watched, and where a span of time
-//! begins in the log. Whether a transfer may be made was judged before it was written, by `ledger`; here the first
+//! What records of money do to the index: balances, open holds, quotes, and invoices that are watched. Whether a
+//! transfer may be made was judged before it was written, by `ledger`; here the first
 //! transfer of an id counts, and a second changes nothing.
 
 use serde::Serialize;
@@ -9,8 +9,6 @@ use super::keys::{Bytes, Place, key, later};
 use super::money::{Account, Transfer, Why};
 use super::record::{EventId, Invoice, PublicKey};
 use super::shelf::{Slots, Tree};
-
-const HOUR_MS: u64 = 3_600_000;
 
 /// A hold that is neither captured nor void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -133,19 +131,4 @@ pub(super) fn stored_invoice(value: &[u8]) -> Result<(Place, InvoiceState), Erro
         _ => InvoiceState::Open,
     };
     Ok((place, state))
-}
-
-/// Remembers where an hour begins in the log: a report reads from there.
-pub(super) fn first_of_its_hour(slots: &dyn Slots, at_ms: u64, place: Place) -> Result<(), Error> {
-    let hour = (at_ms / HOUR_MS).to_be_bytes();
-    if slots.get(Tree::Hours, &hour)?.is_some() {
-        return Ok(());
-    }
-    let mut value = Vec::with_capacity(14);
-    place.write(&mut value);
-    slots.put(Tree::Hours, &hour, &value)
-}
-
-pub(super) fn hour_key(at_ms: u64) -> [u8; 8] {
-    (at_ms / HOUR_MS).to_be_bytes()
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -157,13 +157,6 @@ impl<'a> Segment<'a> {
         Ok(Segment { dir, first_seq, path, file, bytes, offset: SEGMENT_HEADER_BYTES as u64, position })
     }
 
-    /// Goes on reading at this byte.
-    fn skip_to(&mut self, offset: u64) -> Result<(), Error> {
-        self.file.seek(SeekFrom::Start(offset)).map_err(trouble("read", &self.path))?;
-        self.offset = offset;
-        Ok(())
-    }
-
     fn scan(mut self, last: bool, visit: &mut dyn FnMut(&Met) -> Result<(), Error>) -> Result<End, Error> {
         let mut whole = Vec::new();
         let torn = loop {
@@ -308,39 +301,40 @@ pub(super) fn hash_before(dir: &Path, seq: u64) -> Result<Option<Hash>, Error> {
     Ok(None)
 }
 
-/// Frames in order from a place that the index knows, each with its checksums, the chain left to `scan`.
+/// Frames in order, each with its checksums, the chain left to `scan`. Ends before what is not whole: another process
+/// may be writing it.
 pub(super) struct Walk<'a> {
     dir: &'a Path,
+    segments: std::vec::IntoIter<u64>,
     segment: Segment<'a>,
-    /// The last frame that is shown.
-    until_seq: u64,
     whole: Vec<u8>,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn open(dir: &'a Path, segment: u64, offset: u64, until_seq: u64) -> Result<Self, Error> {
-        let mut segment = Segment::open(dir, segment, None)?;
-        segment.skip_to(offset)?;
-        Ok(Walk { dir, segment, until_seq, whole: Vec::new() })
+    /// From the last segment that begins before `from_ms`; `None` when there is no log.
+    pub(super) fn since(dir: &'a Path, from_ms: u64) -> Result<Option<Self>, Error> {
+        let all = segments(dir)?;
+        // Times never go back, so segments are in the order of their times, too.
+        let (mut low, mut high) = (0, all.len());
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let first = all.get(middle).map(|first| begins_ms(dir, *first)).transpose()?;
+            if first.flatten().is_some_and(|at_ms| at_ms < from_ms) { low = middle } else { high = middle }
+        }
+        let mut segments = all.into_iter().skip(low).collect::<Vec<_>>().into_iter();
+        let Some(first) = segments.next() else { return Ok(None) };
+        Ok(Some(Walk { dir, segments, segment: Segment::open(dir, first, None)?, whole: Vec::new() }))
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Met<'_>>, Error> {
-        if self.segment.position.seq >= self.until_seq {
-            return Ok(None);
-        }
         let header = loop {
             match self.segment.next(&mut self.whole)? {
                 Next::Frame(header) => break header,
-                // The end of a segment; the next one begins with the seq that follows.
-                Next::Blank if self.segment.position.seq < self.until_seq => {
-                    let follows = self.segment.position.seq + 1;
-                    if follows == self.segment.first_seq {
-                        return Err(damage(self.dir, follows, self.segment.offset, follows, "the entry is missing"));
-                    }
-                    self.segment = Segment::open(self.dir, follows, None)?;
-                }
-                Next::Blank => return Ok(None),
-                Next::Half(why) | Next::Damaged(why) => {
+                Next::Blank | Next::Half(_) => match self.segments.next() {
+                    Some(following) => self.segment = Segment::open(self.dir, following, None)?,
+                    None => return Ok(None),
+                },
+                Next::Damaged(why) => {
                     let (segment, at) = (self.segment.first_seq, self.segment.offset);
                     return Err(damage(self.dir, segment, at, self.segment.position.seq + 1, why));
                 }
@@ -349,7 +343,7 @@ impl<'a> Walk<'a> {
         let offset = self.segment.offset;
         self.segment.offset += self.whole.len() as u64;
         self.segment.position.seq = header.seq;
-        Ok((header.seq <= self.until_seq).then(|| Met {
+        Ok(Some(Met {
             segment: self.segment.first_seq,
             offset,
             seq: header.seq,
@@ -358,6 +352,14 @@ impl<'a> Walk<'a> {
             body: self.whole.get(HEADER_BYTES..).unwrap_or_default(),
         }))
     }
+}
+
+/// Unix milliseconds of a segment's first frame.
+fn begins_ms(dir: &Path, first_seq: u64) -> Result<Option<u64>, Error> {
+    let mut segment = Segment::open(dir, first_seq, None)?;
+    let mut head = Vec::with_capacity(HEADER_BYTES);
+    segment.fill(&mut head, HEADER_BYTES)?;
+    Ok(frame::header(&head).ok().map(|header| header.at_ms))
 }
 
 /// True when the part of `bytes` (which begin at `offset` of the file) inside some sector is all zero.

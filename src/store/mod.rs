@@ -42,7 +42,7 @@ pub use self::books::{InvoiceState, OpenHold};
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
-pub use self::reading::{Posted, Quote};
+pub use self::reading::{Posted, Quote, between};
 pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";

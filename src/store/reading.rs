@@ -1,6 +1,8 @@
 //! Reading money and spans of time out of the store: balances, transfers, holds, invoices, quotes, and every record
 //! between two moments. What they mean is `ledger`'s.
 
+use std::path::Path;
+
 use super::books::{self, InvoiceState, OpenHold};
 use super::keys::{Bytes, Place, key};
 use super::log;
@@ -108,38 +110,39 @@ impl Store {
     pub fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
         self.inner.view.last_seal()
     }
+}
 
-    /// Shows each record written in `[from_ms, to_ms)`, oldest first, up to the present head. Only batches in which
-    /// `needle` occurs as text are looked into; an empty one lets all through. Reads the log from the first hour
-    /// that counts, not from its beginning. Blocks.
-    ///
-    /// # Errors
-    /// The visitor's, and the store's as for any reading.
-    pub fn between<E: From<Error>>(
-        &self,
-        from_ms: u64,
-        to_ms: u64,
-        needle: &str,
-        visit: &mut dyn FnMut(Entry) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let Some(start) = self.inner.view.first_frame_since(from_ms)? else { return Ok(()) };
-        let until = self.inner.applied();
-        let dir = self.inner.dir.join(LOG);
-        let finder = memchr::memmem::Finder::new(needle.as_bytes());
-        let mut walk = log::Walk::open(&dir, start.segment, u64::from(start.offset), until.position.seq)?;
-        while let Some(met) = walk.next()? {
-            if met.at_ms >= to_ms {
-                break;
-            }
-            if met.at_ms < from_ms || finder.find(met.body).is_none() {
-                continue;
-            }
-            for record in log::records(&dir, &met)? {
-                visit(Entry { seq: met.seq, at_ms: met.at_ms, record })?;
-            }
-        }
-        Ok(())
+/// Shows each record written in `[from_ms, to_ms)` to the log of a data folder, oldest first, whether a node runs on it
+/// or not. Only batches in which `needle` occurs as text are looked into; an empty one lets all through. Begins at the
+/// segment that counts, not at the beginning of the log. Blocks.
+///
+/// # Errors
+/// The visitor's, and the store's as for any reading.
+pub fn between<E: From<Error>>(
+    data_dir: &Path,
+    from_ms: u64,
+    to_ms: u64,
+    needle: &str,
+    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let dir = data_dir.join(LOG);
+    if !dir.is_dir() {
+        return Err(Error::Missing { dir: data_dir.to_path_buf() }.into());
     }
+    let Some(mut walk) = log::Walk::since(&dir, from_ms)? else { return Ok(()) };
+    let finder = memchr::memmem::Finder::new(needle.as_bytes());
+    while let Some(met) = walk.next()? {
+        if met.at_ms >= to_ms {
+            break;
+        }
+        if met.at_ms < from_ms || finder.find(met.body).is_none() {
+            continue;
+        }
+        for record in log::records(&dir, &met)? {
+            visit(Entry { seq: met.seq, at_ms: met.at_ms, record })?;
+        }
+    }
+    Ok(())
 }
 
 // === impl View: money
@@ -234,11 +237,6 @@ impl View {
             Record::Sealed { seq, event } => Ok(Some((seq, event))),
             _ => Err(strays("a signed head", &place)),
         }
-    }
-
-    fn first_frame_since(&self, from_ms: u64) -> Result<Option<Place>, Error> {
-        let found = self.first_from(Tree::Hours, &books::hour_key(from_ms))?;
-        found.map(|at| Bytes(&at).place()).transpose()
     }
 }
 

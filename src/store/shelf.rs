@@ -45,14 +45,12 @@ pub(super) enum Tree {
     Unpaid,
     /// job → place of its quote.
     Quotes,
-    /// hours since 1970 → place of the first frame in it.
-    Hours,
     /// seq that was signed → place.
     Seals,
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 19] = [
+    pub(super) const ALL: [Tree; 18] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -70,7 +68,6 @@ impl Tree {
         Tree::Invoices,
         Tree::Unpaid,
         Tree::Quotes,
-        Tree::Hours,
         Tree::Seals,
     ];
 
@@ -93,7 +90,6 @@ impl Tree {
             Tree::Invoices => "invoices",
             Tree::Unpaid => "unpaid",
             Tree::Quotes => "quotes",
-            Tree::Hours => "hours",
             Tree::Seals => "seals",
         }
     }

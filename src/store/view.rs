@@ -82,11 +82,6 @@ impl View {
         Ok(found.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// The value of the first key that is not below `from`.
-    pub(super) fn first_from(&self, tree: Tree, from: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        Ok(self.read().shelf()?.upwards(tree, from, None, 1)?.pop().map(|(_, value)| value))
-    }
-
     /// The value of the last key.
     pub(super) fn last(&self, tree: Tree) -> Result<Option<Vec<u8>>, Error> {
         let found = self.read().shelf()?.downwards(tree, &[], &[u8::MAX; 64], 1)?;

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::{Config, SandboxChoice};
 use crate::control;
 use crate::job::{self, Engine, Offer, Rooms};
+use crate::ledger::Ledger;
 use crate::market::{Catalog, Rules, catalog};
 use crate::protocol::announcement::Announcement;
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
@@ -136,6 +137,11 @@ pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) 
         max_age_s: admission.max_request_age_ms / 1000,
         max_ahead_s: admission.max_future_skew_ms / 1000,
         ceiling: config.limits.policy(),
+        terms: config.payment.terms.clone(),
+        backend: match config.sandbox {
+            SandboxChoice::Docker => "docker".into(),
+            SandboxChoice::Auto | SandboxChoice::Local => "local".into(),
+        },
     }
 }
 
@@ -264,10 +270,12 @@ impl Node {
         };
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
+        let ledger = Ledger::new(store.clone());
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
             store: store.clone(),
+            ledger: ledger.clone(),
             repos: Arc::clone(&repos),
             backend,
             keys: keys.clone(),

@@ -175,7 +175,7 @@ fn to_json(one: &Seen) -> serde_json::Value {
         "reason": refusal.map(|r| r.reason.as_str()),
         "past": one.past,
         "skill": admission.map(|a| a.job_type.manifest.name.as_str()),
-        "price_msat": admission.map(|a| a.price_msat),
+        "most_msat": admission.map(|a| a.most_msat),
         "policy": admission.map(|a| &a.policy),
         "repo": order.and_then(|o| o.repo.as_deref()),
         "git_ref": order.and_then(|o| o.git_ref.as_deref()),

@@ -6,7 +6,9 @@
 
 mod layers;
 mod pattern;
+pub mod price;
 mod settings;
+pub mod terms;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,9 @@ use crate::{repo, sandbox};
 
 pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
+pub use price::{Metered, Price};
 pub use settings::Value;
+pub use terms::{Payment, Terms, WalletChoice, Way};
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -47,6 +51,7 @@ pub struct Config {
     pub log_level: String,
     pub announce: Announce,
     pub admission: Admission,
+    pub payment: Payment,
     pub queue: Queue,
     pub limits: Limits,
     pub docker: Docker,
@@ -354,7 +359,7 @@ fn settle(mut stack: layers::Stack, sources: &Sources, file: Option<PathBuf>) ->
     if !stack.problems.is_empty() {
         return Err(Error::Bad(stack.problems));
     }
-    for key in ["data_dir", "jobs_dir", "key_file"] {
+    for key in ["data_dir", "jobs_dir", "key_file", "payment.wallet_key_file"] {
         stack.make_absolute(key, sources);
     }
     if stack.text("data_dir").is_empty() {

@@ -3,6 +3,7 @@
 
 use nostr_sdk::prelude::PublicKey;
 
+use super::terms::{Rule, priced};
 use super::{Fault, RepoPattern};
 use crate::net::without_user;
 
@@ -49,6 +50,7 @@ pub(super) enum Kind {
     },
     Path,
     Sandbox,
+    Wallet,
     LogLevel,
     /// Each item by this check, which returns the item as it is kept.
     List(fn(&str) -> Result<String, String>),
@@ -99,6 +101,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("admission.max_request_age_ms", 60_000, 30 * DAY_MS),
     number("admission.max_future_skew_ms", 0, DAY_MS),
     number("admission.refusals_per_minute", 0, 100_000),
+    list("payment.rules", payment_rule),
+    list("payment.prices", price),
+    number("payment.quote_ms", 60_000, DAY_MS),
+    of("payment.wallet", Kind::Wallet),
+    of("payment.wallet_url", Kind::Text { max_bytes: 1_000 }),
+    of("payment.wallet_key_file", Kind::Path),
     number("queue.max_open_jobs", 1, 100_000),
     number("queue.max_open_jobs_per_customer", 1, 100_000),
     number("queue.max_running_per_customer", 1, 1_024),
@@ -158,7 +166,7 @@ impl Kind {
         match self {
             Kind::Flag => "true or false",
             Kind::Number { .. } => "whole number",
-            Kind::Text { .. } | Kind::Path | Kind::Sandbox | Kind::LogLevel => "text in quotes",
+            Kind::Text { .. } | Kind::Path | Kind::Sandbox | Kind::Wallet | Kind::LogLevel => "text in quotes",
             Kind::List(_) => "list of texts",
         }
     }
@@ -183,6 +191,14 @@ pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
             _ => Err(Fault::OutOfBounds {
                 key: key(),
                 bounds: "\"auto\", \"local\" or \"docker\"".into(),
+                got: format!("{text:?}"),
+            }),
+        },
+        (Kind::Wallet, Value::Text(text)) => match text.as_str() {
+            "none" | "lnbits" | "nwc" => Ok(value.clone()),
+            _ => Err(Fault::OutOfBounds {
+                key: key(),
+                bounds: "\"none\", \"lnbits\" or \"nwc\"".into(),
                 got: format!("{text:?}"),
             }),
         },
@@ -232,6 +248,14 @@ fn public_key(text: &str) -> Result<String, String> {
             if text.starts_with("nsec") { "a secret key".into() } else { format!("{text:?}") };
         format!("{shown} is not a public key (npub1… or 64 hex digits)")
     })
+}
+
+fn payment_rule(text: &str) -> Result<String, String> {
+    text.parse::<Rule>().map(|_| text.to_string())
+}
+
+fn price(text: &str) -> Result<String, String> {
+    priced(text).map(|_| text.to_string())
 }
 
 fn repo_pattern(text: &str) -> Result<String, String> {

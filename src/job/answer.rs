@@ -62,7 +62,7 @@ pub fn unreadable(
     Ok(vec![refused, queued])
 }
 
-/// The terminal `error` feedback of an accepted job, in one batch with its end.
+/// The terminal `error` feedback of an accepted job, in one batch with its end and the way back of its hold.
 pub fn failed(
     rooms: &Rooms,
     request: &Request,
@@ -161,7 +161,11 @@ fn add(all: &mut Vec<String>, relay: &str) {
 
 fn sign_error(rooms: &Rooms, request: &Request, relay: &str, failure: &Failure) -> Result<Event, Failure> {
     let reason = super::content::cut(failure.reason.as_bytes(), 900);
-    sign_feedback(rooms, request, relay, &Feedback::error(failure.code, &reason))
+    let feedback = match failure.quote_msat {
+        Some(msat) => Feedback::payment_required(msat, None, &format!("{}: {reason}", failure.code)),
+        None => Feedback::error(failure.code, &reason),
+    };
+    sign_feedback(rooms, request, relay, &feedback)
 }
 
 fn sign_feedback(

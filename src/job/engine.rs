@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::runner;
 use super::ticket::{End, Stop, Ticket};
 use super::{Failure, Rooms};
+use crate::ledger;
 use crate::market::Code;
 use crate::store;
 
@@ -74,8 +75,8 @@ pub(super) enum Message {
     Offer(Offer),
     Recorded {
         job: String,
-        result: Result<(), store::Error>,
-        done: Box<dyn FnOnce() + Send>,
+        result: Result<(), ledger::Error>,
+        offer: Offer,
     },
     Ended {
         job: String,
@@ -294,7 +295,7 @@ impl Dispatcher {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Offer(offer) => self.offered(offer),
-            Message::Recorded { job, result, done } => self.recorded(job, result, done),
+            Message::Recorded { job, result, offer } => self.recorded(job, result, offer),
             Message::Ended { job, result } => {
                 self.running -= 1;
                 self.close(&job, result);

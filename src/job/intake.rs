@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
 use super::ticket::{Stop, Ticket};
 use super::{Failure, Rooms, answer};
-use crate::market::{Admission, Code, judge};
+use crate::ledger::{self, transfer};
+use crate::market::{Admission, Code, Way, judge};
 use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
@@ -86,6 +87,15 @@ impl Dispatcher {
         let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
         let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
         let mut records = vec![accepted];
+        let most_msat = ticket.admission.most_msat;
+        if most_msat > 0 {
+            let line_msat = match ticket.admission.way {
+                Way::Line { cap_msat } => cap_msat,
+                Way::Free | Way::Credit | Way::Invoice => 0,
+            };
+            let hold = transfer::hold(&job, &customer, most_msat, line_msat, ticket.deadline_ms);
+            records.push(Record::Transfer(hold));
+        }
         match answer::processing(&self.rooms, &ticket.request, &offer.relay, &extra) {
             Ok(feedback) => records.push(feedback),
             Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
@@ -96,24 +106,30 @@ impl Dispatcher {
         self.tell_progress();
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         self.begin(async move {
-            let result = rooms.record(records).await;
-            report(&inbox, Message::Recorded { job, result, done: offer.done }).await;
+            let result = rooms.commit(records).await.map(drop);
+            report(&inbox, Message::Recorded { job, result, offer }).await;
         });
     }
 
     pub(super) fn recorded(
         &mut self,
         job: String,
-        result: Result<(), store::Error>,
-        done: Box<dyn FnOnce() + Send>,
+        result: Result<(), ledger::Error>,
+        offer: Offer,
     ) {
-        if let Err(error) = result {
-            self.open.remove(&job);
-            self.tell_progress();
-            return self.fail(error);
-        }
-        done();
         let Some(open) = self.open.remove(&job) else { return };
+        match result {
+            Ok(()) => (offer.done)(),
+            Err(ledger::Error::Store(error)) => {
+                self.tell_progress();
+                return self.fail(error);
+            }
+            Err(error) => {
+                self.tell_progress();
+                let Phase::Recording(ticket, _) = open.phase else { return };
+                return self.unpaid(*ticket, &error, offer);
+            }
+        }
         match open.phase {
             Phase::Recording(ticket, None) => self.wait(job, open.customer, ticket),
             Phase::Recording(ticket, Some(stop)) => self.end_unrun(job, open.customer, ticket, stopped(stop)),
@@ -122,6 +138,19 @@ impl Dispatcher {
             }
         }
         self.pump();
+    }
+
+    /// The customer's credit does not cover what the job may cost.
+    fn unpaid(&mut self, ticket: Ticket, error: &ledger::Error, offer: Offer) {
+        let most_msat = ticket.admission.most_msat;
+        let refusal = match error {
+            ledger::Error::Insufficient { available_msat, .. } => {
+                let reason = format!("the job may cost {most_msat} msat, and your credit here is {available_msat}");
+                Failure::quote(Code::PaymentRequired, most_msat, reason)
+            }
+            other => Failure::new(Code::Internal, other.to_string()),
+        };
+        self.refuse(&ticket.request, &refusal, offer);
     }
 
     pub(super) fn wait(&mut self, job: String, customer: String, ticket: Box<Ticket>) {

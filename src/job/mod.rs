@@ -17,6 +17,7 @@ use std::sync::Arc;
 use nostr_sdk::prelude::{Keys, PublicKey};
 
 use crate::clock::Clock;
+use crate::ledger::{self, Committed, Ledger};
 use crate::market::{self, Rules};
 use crate::repo::Repos;
 use crate::sandbox::Backend;
@@ -35,6 +36,7 @@ pub type ReadRelays = Arc<dyn Fn(&PublicKey) -> Vec<String> + Send + Sync>;
 #[derive(Clone)]
 pub struct Rooms {
     pub store: Store,
+    pub ledger: Ledger,
     pub repos: Arc<Repos>,
     pub backend: Arc<dyn Backend>,
     pub keys: Keys,
@@ -87,6 +89,16 @@ pub struct Options {
 impl Rooms {
     pub(crate) fn now_ms(&self) -> u64 {
         (self.clock)()
+    }
+
+    /// As [`Rooms::record`], for a batch with transfers: nothing of it is written when one may not be made.
+    pub(crate) async fn commit(&self, batch: Vec<Record>) -> Result<Committed, ledger::Error> {
+        let owed: Vec<Outgoing> = batch.iter().filter_map(owed).collect();
+        let committed = self.ledger.commit(batch).await?;
+        for outgoing in owed {
+            (self.owe)(outgoing);
+        }
+        Ok(committed)
     }
 
     /// Makes a batch durable, then lets the outbox have what it owes.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Price;
 use crate::sandbox::{Network, Policy};
 
 /// A job type: what stands in its `job.toml`, and the other files of its folder.
@@ -153,17 +154,6 @@ impl Limits {
     }
 }
 
-/// What a job costs. This version cannot collect, so every figure must be 0.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Price {
-    pub base_msat: u64,
-    pub per_second_msat: u64,
-    pub minimum_msat: u64,
-    /// The most that a job may cost; 0 = no ceiling.
-    pub ceiling_msat: u64,
-}
-
 impl Manifest {
     /// Reads and checks a `job.toml`.
     ///
@@ -214,9 +204,7 @@ impl Manifest {
         ensure(l.inodes >= 16, "inodes", "must be 16 or more")?;
         ensure((16..=1_048_576).contains(&l.open_files), "open_files", "must be 16 to 1048576")?;
         ensure((1..=64 * MIB).contains(&l.output_bytes), "output_bytes", "must be 1 byte to 64 MiB")?;
-        let p = &self.price;
-        let figures = [p.base_msat, p.per_second_msat, p.minimum_msat, p.ceiling_msat];
-        ensure(figures == [0; 4], "price", "must be 0: this version has no way to be paid")
+        self.price.fault().map_or(Ok(()), Err)
     }
 }
 
@@ -296,12 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn a_price_is_refused_as_long_as_nothing_can_be_collected() {
-        for figure in ["base_msat", "per_second_msat", "minimum_msat", "ceiling_msat"] {
-            let fault = fault(&format!("{GOOD}[price]\n{figure} = 1000\n"));
-            assert_eq!(fault.line, Some(6));
-            assert!(fault.reason.contains("no way to be paid"), "{figure}");
-        }
+    fn a_price_that_contradicts_itself_is_refused_with_its_line() {
+        let good = Manifest::parse(&format!("{GOOD}[price]\nbase_msat = 1000\n")).unwrap();
+        assert_eq!(good.price.base_msat, 1_000);
+        let fault = fault(&format!("{GOOD}[price]\nminimum_msat = 1000\nceiling_msat = 999\n"));
+        assert_eq!((fault.line, fault.reason.as_str()), (Some(7), "minimum_msat: above ceiling_msat"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nostr_sdk::prelude::PublicKey;
 
 use super::job_type::{Limits, Need, Output};
-use super::{Catalog, Code, JobType, Refusal};
+use super::{Catalog, Code, JobType, Metered, Price, Refusal, Terms, Way};
 use crate::config::RepoPattern;
 use crate::protocol::{Order, Request};
 use crate::sandbox::Policy;
@@ -27,6 +27,9 @@ pub struct Rules {
     pub max_ahead_s: u64,
     /// The most that any job may use, whatever its type allows.
     pub ceiling: Policy,
+    pub terms: Terms,
+    /// What runs the jobs.
+    pub backend: String,
 }
 
 /// A request that is taken, and on which terms.
@@ -35,8 +38,10 @@ pub struct Admission {
     pub job_type: Arc<JobType>,
     pub order: Order,
     pub policy: Policy,
-    /// What the job costs at most. 0 as long as the node cannot be paid.
-    pub price_msat: u64,
+    pub price: Price,
+    /// What the job costs at most; 0: nothing is asked.
+    pub most_msat: u64,
+    pub way: Way,
 }
 
 /// Judges one request at `now_s` (Unix seconds, our clock).
@@ -61,7 +66,34 @@ pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, 
     let order = order?;
     judge_order(rules, job_type, &order)?;
     let policy = policy(&job_type.manifest.limits, &rules.ceiling, &order)?;
-    Ok(Admission { job_type: Arc::clone(job_type), order, policy, price_msat: 0 })
+    let skill = &job_type.manifest.name;
+    let way = rules.terms.way(&request.customer, skill, &rules.backend);
+    let price = rules.terms.price(skill, &job_type.manifest.price).clone();
+    let most_msat = if way == Way::Free { 0 } else { price.of(&metered(&policy, policy.wall_ms)) };
+    judge_bid(request, most_msat)?;
+    Ok(Admission { job_type: Arc::clone(job_type), order, policy, price, most_msat, way })
+}
+
+/// What is charged for a job that ran for `wall_ms`.
+fn metered(policy: &Policy, wall_ms: u64) -> Metered {
+    Metered { wall_ms, memory_bytes: policy.memory_bytes, ..Metered::default() }
+}
+
+impl Admission {
+    /// The charge for a delivered job, never more than was agreed.
+    pub fn charge_msat(&self, wall_ms: u64) -> u64 {
+        self.price.of(&metered(&self.policy, wall_ms)).min(self.most_msat)
+    }
+}
+
+fn judge_bid(request: &Request, most_msat: u64) -> Result<(), Refusal> {
+    match request.bid_msat {
+        Some(bid) if bid < most_msat => {
+            let reason = format!("the job may cost {most_msat} msat, the bid is {bid}");
+            Err(Refusal::quote(Code::OverBid, most_msat, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Kinds of the public registry that we serve too: code, image and video work, content discovery.
@@ -195,6 +227,8 @@ mod tests {
                 output_bytes: 1000,
                 network: Network::None,
             },
+            terms: Terms::default(),
+            backend: "local".into(),
         }
     }
 
@@ -318,6 +352,26 @@ mod tests {
             let refusal = judge(&rules(&provider), &request, NOW).expect_err("must be refused");
             assert_eq!(refusal.code, Code::Unsupported, "{input:?}: {}", refusal.reason);
         }
+    }
+
+    #[test]
+    fn the_price_is_the_operators_and_a_bid_under_it_is_told_the_price() {
+        let priced = |draft: &Draft, rule: &str| {
+            let rule = rule.parse().unwrap();
+            judged_at(draft, NOW, |r, _| {
+                let (skill, price) = crate::config::terms::priced("generic base_msat=500 per_second_msat=10").unwrap();
+                r.terms.prices.insert(skill, price);
+                r.terms.rules = vec![rule];
+            })
+        };
+        let ten_seconds = Draft { time_secs: Some(10), ..draft(5000) };
+        let admission = priced(&ten_seconds, "credit").unwrap();
+        assert_eq!((admission.most_msat, admission.way), (600, Way::Credit));
+        assert_eq!((admission.charge_msat(2_500), admission.charge_msat(99_000)), (525, 600));
+        assert_eq!(priced(&ten_seconds, "free").unwrap().most_msat, 0);
+        assert!(priced(&Draft { bid_msat: Some(600), ..ten_seconds.clone() }, "credit").is_ok());
+        let over = priced(&Draft { bid_msat: Some(599), ..ten_seconds }, "credit").unwrap_err();
+        assert_eq!((over.code, over.quote_msat), (Code::OverBid, Some(600)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who may order what: job types, admission rules and typed refusals. Pure judgement over a decoded
+//! Who may order what: job types, prices, admission rules and typed refusals. Pure judgement over a decoded
 //! request; it starts nothing and writes nothing.
 
 pub mod catalog;
@@ -10,3 +10,5 @@ pub use catalog::Catalog;
 pub use job_type::JobType;
 pub use judge::{Admission, Rules, judge};
 pub use refusal::{Code, Refusal};
+
+pub use crate::config::{Metered, Price, Terms, Way};

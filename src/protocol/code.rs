@@ -27,6 +27,10 @@ pub enum Code {
     FromTheFuture,
     /// Taken back by its author before it was taken.
     Cancelled,
+    /// The job may cost more than the customer bids.
+    OverBid,
+    /// The customer's credit does not cover what the job may cost.
+    PaymentRequired,
     /// Asks for more than the node or the job type allows, or used more.
     ResourceLimit,
     /// Too many open jobs, of this customer or of all, or their repositories take all room.
@@ -46,7 +50,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::InvalidInput,
         Self::Undecryptable,
         Self::Unsupported,
@@ -57,6 +61,8 @@ impl Code {
         Self::TooOld,
         Self::FromTheFuture,
         Self::Cancelled,
+        Self::OverBid,
+        Self::PaymentRequired,
         Self::ResourceLimit,
         Self::RateLimited,
         Self::RepoRefused,
@@ -82,6 +88,8 @@ impl Code {
             Code::TooOld => "too_old",
             Code::FromTheFuture => "from_the_future",
             Code::Cancelled => "cancelled",
+            Code::OverBid => "over_bid",
+            Code::PaymentRequired => "payment_required",
             Code::ResourceLimit => "resource_limit",
             Code::RateLimited => "rate_limited",
             Code::RepoRefused => "repo_refused",

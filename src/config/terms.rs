@@ -1,0 +1,224 @@
+//! Who pays how: the operator's rules by customer, skill and backend, his prices over those of the job types, and his
+//! wallet. Whether the money is there is the ledger's to say.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nostr_sdk::prelude::PublicKey;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::price::{MOST_MSAT, Price};
+
+/// How a job is paid for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Not at all.
+    Free,
+    /// From credit paid ahead; without enough of it there is no job.
+    Credit,
+    /// From credit; what is missing is asked for by an invoice before the job begins.
+    Invoice,
+    /// From credit, which may go this far below zero.
+    Line { cap_msat: u64 },
+}
+
+/// One rule: the way, and whom and what it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub way: Way,
+    pub customer: Option<PublicKey>,
+    pub skill: Option<String>,
+    pub backend: Option<String>,
+}
+
+/// The operator's word on money: the table `[payment]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Payment {
+    #[serde(flatten)]
+    pub terms: Terms,
+    /// How long a quote and its invoice hold.
+    pub quote_ms: u64,
+    pub wallet: WalletChoice,
+    /// Where LNbits answers.
+    #[serde(deserialize_with = "super::some_text")]
+    pub wallet_url: Option<String>,
+    /// The file with the wallet's secret: an LNbits admin key, or a `nostr+walletconnect://` address.
+    #[serde(deserialize_with = "super::some_path")]
+    pub wallet_key_file: Option<PathBuf>,
+}
+
+/// Where sats come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WalletChoice {
+    /// From nowhere: credit is granted by the owner.
+    None,
+    Lnbits,
+    Nwc,
+}
+
+/// Prices and ways to pay.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Terms {
+    /// The first that fits holds; none: [`Way::Invoice`].
+    #[serde(deserialize_with = "rules")]
+    pub rules: Vec<Rule>,
+    /// By skill, `*` for all others; over the job type's own.
+    #[serde(deserialize_with = "prices")]
+    pub prices: BTreeMap<String, Price>,
+}
+
+fn rules<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Rule>, D::Error> {
+    let lines = Vec::<String>::deserialize(from)?;
+    lines.iter().map(|line| line.parse().map_err(D::Error::custom)).collect()
+}
+
+fn prices<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Price>, D::Error> {
+    let lines = Vec::<String>::deserialize(from)?;
+    lines.iter().map(|line| priced(line).map_err(D::Error::custom)).collect()
+}
+
+impl Terms {
+    pub fn way(&self, customer: &PublicKey, skill: &str, backend: &str) -> Way {
+        let fits = |rule: &&Rule| {
+            rule.customer.is_none_or(|key| key == *customer)
+                && rule.skill.as_deref().is_none_or(|name| name == skill)
+                && rule.backend.as_deref().is_none_or(|name| name == backend)
+        };
+        self.rules.iter().find(fits).map_or(Way::Invoice, |rule| rule.way)
+    }
+
+    /// What a job of this type costs here.
+    pub fn price<'a>(&'a self, skill: &str, own: &'a Price) -> &'a Price {
+        self.prices.get(skill).or_else(|| self.prices.get("*")).unwrap_or(own)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    /// `free`, `credit`, `invoice` or `line`, then `key=value`: customer, skill, backend, and cap_msat for a line.
+    fn from_str(text: &str) -> Result<Rule, String> {
+        let bad = |why: &str| format!("{text:?} is no way to pay: {why}");
+        let mut words = text.split_whitespace();
+        let name = words.next().ok_or_else(|| bad("it says nothing"))?;
+        let (mut customer, mut skill, mut backend, mut cap_msat) = (None, None, None, None);
+        for word in words {
+            let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the way"))?;
+            let twice = match key {
+                "customer" => {
+                    let key = PublicKey::parse(value).map_err(|_| bad("the customer is no npub or hex key"))?;
+                    customer.replace(key).is_some()
+                }
+                "skill" => skill.replace(value.to_owned()).is_some(),
+                "backend" => backend.replace(value.to_owned()).is_some(),
+                "cap_msat" => {
+                    let cap = number(value).filter(|cap| *cap <= MOST_MSAT);
+                    cap_msat.replace(cap.ok_or_else(|| bad("cap_msat is no number up to one bitcoin"))?).is_some()
+                }
+                _ => return Err(bad("the keys are customer, skill, backend and cap_msat")),
+            };
+            if twice {
+                return Err(bad("a key stands there twice"));
+            }
+        }
+        let way = match (name, cap_msat) {
+            ("free", None) => Way::Free,
+            ("credit", None) => Way::Credit,
+            ("invoice", None) => Way::Invoice,
+            ("line", Some(cap_msat)) => Way::Line { cap_msat },
+            ("line", None) => return Err(bad("a line needs cap_msat=…")),
+            ("free" | "credit" | "invoice", Some(_)) => return Err(bad("cap_msat is for a line")),
+            _ => return Err(bad("the ways are free, credit, invoice and line")),
+        };
+        Ok(Rule { way, customer, skill, backend })
+    }
+}
+
+/// `skill key=value …` with the keys of `[price]` in a `job.toml`.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn priced(text: &str) -> Result<(String, Price), String> {
+    let bad = |why: &str| format!("{text:?} is no price: {why}");
+    let mut words = text.split_whitespace();
+    let skill = words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a skill, or *, first"))?;
+    let mut price = Price::default();
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the skill"))?;
+        let value = number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?;
+        *match key {
+            "base_msat" => &mut price.base_msat,
+            "per_second_msat" => &mut price.per_second_msat,
+            "per_1k_tokens_in_msat" => &mut price.per_1k_tokens_in_msat,
+            "per_1k_tokens_out_msat" => &mut price.per_1k_tokens_out_msat,
+            "per_gib_hour_msat" => &mut price.per_gib_hour_msat,
+            "minimum_msat" => &mut price.minimum_msat,
+            "ceiling_msat" => &mut price.ceiling_msat,
+            _ => return Err(bad(&format!("{key} is not one of its keys"))),
+        } = value;
+    }
+    match price.fault() {
+        Some((key, why)) => Err(bad(&format!("{key}: {why}"))),
+        None => Ok((skill.to_owned(), price)),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.replace('_', "").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nostr_sdk::Keys;
+
+    #[test]
+    fn the_first_rule_that_fits_holds_and_an_invoice_without_one() {
+        let (alice, bob) = (Keys::generate().public_key(), Keys::generate().public_key());
+        let rules = [
+            format!("line customer={} cap_msat=5_000 skill=code", alice.to_hex()),
+            format!("free customer={}", alice.to_hex()),
+            "credit backend=docker".to_owned(),
+        ];
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let terms = Terms { rules, prices: BTreeMap::new() };
+        assert_eq!(terms.way(&alice, "code", "local"), Way::Line { cap_msat: 5_000 });
+        assert_eq!(terms.way(&alice, "docs", "local"), Way::Free);
+        assert_eq!(terms.way(&bob, "docs", "docker"), Way::Credit);
+        assert_eq!(terms.way(&bob, "docs", "local"), Way::Invoice);
+    }
+
+    #[test]
+    fn what_is_no_rule_says_what_it_lacks() {
+        for (text, why) in [
+            ("", "says nothing"),
+            ("gratis", "the ways are"),
+            ("line", "needs cap_msat"),
+            ("free cap_msat=1", "is for a line"),
+            ("line cap_msat=-1", "no number"),
+            ("free customer=x", "no npub"),
+            ("free skill", "key=value"),
+            ("free skill=a skill=b", "twice"),
+            ("free colour=red", "the keys are"),
+        ] {
+            let refused = text.parse::<Rule>().unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn an_operators_price_stands_over_the_types_own() {
+        let (skill, price) = priced("generic base_msat=1_000 per_second_msat=10 ceiling_msat=50000").unwrap();
+        assert_eq!((skill.as_str(), price.base_msat, price.ceiling_msat), ("generic", 1_000, 50_000));
+        let own = Price { base_msat: 1, ..Price::default() };
+        let terms = Terms { rules: Vec::new(), prices: [(skill, price.clone())].into() };
+        assert_eq!(terms.price("generic", &own), &price);
+        assert_eq!(terms.price("code", &own), &own);
+        for text in ["", "base_msat=1", "x y", "x base=1", "x base_msat=a", "x minimum_msat=2 ceiling_msat=1"] {
+            assert!(priced(text).is_err(), "{text}");
+        }
+    }
+}

@@ -23,3 +23,4 @@ pub mod relay;
 pub mod repo;
 pub mod sandbox;
 pub mod store;
+pub mod wallet;

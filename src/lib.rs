@@ -24,3 +24,4 @@ pub mod relay;
 pub mod repo;
 pub mod sandbox;
 pub mod store;
+pub mod wallet;

@@ -1,0 +1,231 @@
+//! One transaction in a wallet's answer, read strictly where it is money and leniently where wallets differ: `state`
+//! is newer than most of them, and unset times come as absent, null or 0.
+
+use serde_json::Value;
+
+use crate::wallet::{
+    Direction, Error, MAX_MSAT, Movement, Outgoing, Payment, PaymentHash, Preimage, State, bolt11, brief,
+};
+
+/// A payment of either direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Transaction {
+    pub payment_hash: PaymentHash,
+    pub direction: Direction,
+    progress: Progress,
+    amount_msat: Option<u64>,
+    fee_msat: Option<u64>,
+    preimage: Option<Preimage>,
+    created_at_s: u64,
+    settled_at_s: Option<u64>,
+    expires_at_s: Option<u64>,
+    memo: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Pending,
+    /// Locked, not taken.
+    Accepted,
+    Settled,
+    Expired,
+    Failed,
+}
+
+impl Transaction {
+    pub fn read(value: &Value) -> Result<Self, Error> {
+        let nonsense = |why: String| Error::Nonsense(why);
+        let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let time = |name: &str| match value.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(at) => match at.as_u64() {
+                Some(at) => Ok(Some(at).filter(|at| *at != 0)),
+                None => Err(nonsense(format!("a transaction whose {name} is no time"))),
+            },
+        };
+        let payment_hash: PaymentHash = text("payment_hash").unwrap_or_default().parse()?;
+        let direction = match text("type") {
+            Some("incoming") => Direction::In,
+            Some("outgoing") => Direction::Out,
+            other => return Err(nonsense(format!("a transaction of the type {other:?}"))),
+        };
+        let settled_at_s = time("settled_at")?;
+        let progress = match text("state").map(str::to_ascii_lowercase).as_deref() {
+            None if settled_at_s.is_some() => Progress::Settled,
+            None | Some("pending") => Progress::Pending,
+            Some("accepted") => Progress::Accepted,
+            Some("settled") => Progress::Settled,
+            Some("expired") => Progress::Expired,
+            Some("failed" | "cancelled" | "canceled") => Progress::Failed,
+            Some(other) => return Err(nonsense(format!("a transaction in the state {:?}", brief(other)))),
+        };
+        let terms = text("invoice").and_then(|bolt11| bolt11::read(bolt11).ok());
+        let terms = terms.filter(|terms| terms.payment_hash == payment_hash);
+        let preimage = text("preimage").and_then(Preimage::from_hex);
+        Ok(Self {
+            payment_hash,
+            direction,
+            progress,
+            amount_msat: amount(value, "amount")?.or(terms.as_ref().and_then(|terms| terms.amount_msat)),
+            fee_msat: amount(value, "fees_paid")?,
+            preimage: preimage.filter(|preimage| preimage.payment_hash() == payment_hash),
+            created_at_s: time("created_at")?
+                .or(terms.as_ref().map(|terms| terms.created_at_s))
+                .unwrap_or_default(),
+            settled_at_s,
+            expires_at_s: time("expires_at")?.or(terms.map(|terms| terms.expires_at_s)),
+            memo: brief(text("description").unwrap_or_default()),
+        })
+    }
+
+    /// As an invoice of ours.
+    pub fn state(&self, now_s: u64) -> State {
+        match self.progress {
+            Progress::Settled => State::Settled {
+                received_msat: self.amount_msat,
+                settled_at_s: self.settled_at_s,
+                fee_msat: self.fee_msat,
+            },
+            Progress::Accepted => State::Held { amount_msat: self.amount_msat },
+            Progress::Expired => State::Expired,
+            Progress::Failed => State::Failed,
+            Progress::Pending if self.expires_at_s.is_some_and(|at| at <= now_s) => State::Expired,
+            Progress::Pending => State::Pending,
+        }
+    }
+
+    /// As a payment of ours.
+    pub fn outgoing(&self) -> Outgoing {
+        match (self.progress, self.amount_msat) {
+            (Progress::Settled, Some(amount_msat)) => Outgoing::Paid(Payment {
+                payment_hash: self.payment_hash,
+                amount_msat,
+                fee_msat: self.fee_msat.unwrap_or_default(),
+                preimage: self.preimage,
+            }),
+            (Progress::Failed | Progress::Expired, _) => Outgoing::Failed,
+            // Settled without any amount is not an end that books can be kept by.
+            (Progress::Pending | Progress::Accepted | Progress::Settled, _) => Outgoing::Pending,
+        }
+    }
+
+    pub fn movement(&self, now_s: u64) -> Movement {
+        let state = match (self.direction, self.outgoing()) {
+            (Direction::Out, Outgoing::Pending | Outgoing::Unknown) => State::Pending,
+            (Direction::Out, Outgoing::Failed) => State::Failed,
+            _ => self.state(now_s),
+        };
+        Movement {
+            direction: self.direction,
+            payment_hash: self.payment_hash,
+            amount_msat: self.amount_msat.unwrap_or_default(),
+            fee_msat: self.fee_msat.unwrap_or_default(),
+            state,
+            created_at_s: self.created_at_s,
+            settled_at_s: self.settled_at_s,
+            memo: self.memo.clone(),
+        }
+    }
+}
+
+/// A field in msat; `None` where it is absent or null.
+pub(super) fn amount(value: &Value, name: &str) -> Result<Option<u64>, Error> {
+    match value.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(number) => match number.as_u64().filter(|amount| *amount <= MAX_MSAT) {
+            Some(amount) => Ok(Some(amount)),
+            None => Err(Error::Nonsense(format!("its {name} is no amount"))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::super::testing::{NOW_S, invoice};
+    use super::*;
+
+    fn read(change: Value) -> Result<Transaction, Error> {
+        let made = invoice(21_500, NOW_S, 600);
+        let mut value = json!({
+            "type": "incoming", "payment_hash": made.hash, "invoice": made.bolt11, "amount": 21_500,
+            "created_at": NOW_S, "description": "a job",
+        });
+        for (name, change) in change.as_object().unwrap() {
+            value[name] = change.clone();
+        }
+        Transaction::read(&value)
+    }
+
+    #[test]
+    fn an_invoice_goes_through_its_states_in_both_dialects() {
+        let state = |change| read(change).unwrap().state(NOW_S);
+        let settled = |at| State::Settled { received_msat: Some(21_500), settled_at_s: at, fee_msat: None };
+        assert_eq!(state(json!({})), State::Pending);
+        assert_eq!(state(json!({ "settled_at": 0, "state": null })), State::Pending);
+        assert_eq!(state(json!({ "settled_at": NOW_S })), settled(Some(NOW_S)));
+        assert_eq!(state(json!({ "state": "settled" })), settled(None));
+        assert_eq!(
+            state(json!({ "state": "pending", "settled_at": NOW_S })),
+            State::Pending,
+            "the newer field counts"
+        );
+        assert_eq!(state(json!({ "state": "accepted" })), State::Held { amount_msat: Some(21_500) });
+        assert_eq!(state(json!({ "state": "failed" })), State::Failed);
+        assert_eq!(read(json!({})).unwrap().state(NOW_S + 600), State::Expired);
+        assert_eq!(state(json!({ "expires_at": NOW_S - 1 })), State::Expired);
+    }
+
+    #[test]
+    fn paid_without_an_amount_is_good_for_the_invoices_amount_or_for_none() {
+        let settled = |change| match read(change).unwrap().state(NOW_S) {
+            State::Settled { received_msat, .. } => received_msat,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            settled(json!({ "state": "settled", "amount": 30_000 })),
+            Some(30_000),
+            "more than was asked for"
+        );
+        assert_eq!(settled(json!({ "state": "settled", "amount": null })), Some(21_500));
+        assert_eq!(settled(json!({ "state": "settled", "amount": null, "invoice": "" })), None);
+        let other = invoice(99_000, NOW_S, 600);
+        let other = json!({ "state": "settled", "amount": null, "invoice": other.bolt11, "payment_hash": "ab".repeat(32) });
+        assert_eq!(settled(other), None, "another payment's invoice says nothing");
+    }
+
+    #[test]
+    fn a_payment_of_ours_is_read() {
+        let out =
+            json!({ "type": "outgoing", "state": "settled", "fees_paid": 7, "preimage": "07".repeat(32) });
+        let Outgoing::Paid(payment) = read(out).unwrap().outgoing() else { panic!("not paid") };
+        assert_eq!((payment.amount_msat, payment.fee_msat), (21_500, 7));
+        assert_eq!(payment.preimage, Some(Preimage::from_bytes([7; 32])));
+        let of = |change| read(change).unwrap().outgoing();
+        assert_eq!(of(json!({ "type": "outgoing", "state": "failed" })), Outgoing::Failed);
+        assert_eq!(
+            of(json!({ "type": "outgoing", "expires_at": NOW_S - 9 })),
+            Outgoing::Pending,
+            "an HTLC can hang"
+        );
+    }
+
+    #[test]
+    fn what_is_no_transaction_is_nonsense() {
+        for change in [
+            json!({ "amount": 1.5 }),
+            json!({ "amount": "21500" }),
+            json!({ "amount": -1 }),
+            json!({ "amount": u64::MAX }),
+            json!({ "fees_paid": [] }),
+            json!({ "settled_at": "now" }),
+            json!({ "type": "sideways" }),
+            json!({ "state": "paid?" }),
+            json!({ "payment_hash": "ab" }),
+            json!({ "payment_hash": null }),
+        ] {
+            assert!(matches!(read(change.clone()), Err(Error::Nonsense(_))), "{change}");
+        }
+    }
+}

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::announcer::{self, Announcer};
 use crate::clock;
-use crate::config::{Config, SandboxChoice};
+use crate::config::{Config, SandboxChoice, WalletChoice};
 use crate::control;
-use crate::job::{self, Engine, Offer, Rooms};
+use crate::job::{self, Engine, Offer, Rooms, Till};
 use crate::ledger::Ledger;
 use crate::market::{Catalog, Rules, catalog};
 use crate::protocol::announcement::Announcement;
@@ -26,6 +26,7 @@ use crate::repo::{self, Repos};
 use crate::sandbox::docker::{self, Docker};
 use crate::sandbox::{self, Backend, Check, Identity, local::Local, selftest};
 use crate::store::{self, Holder, Store};
+use crate::wallet::{self, Wallet};
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
@@ -47,6 +48,8 @@ pub enum Error {
     #[error(transparent)]
     Control(#[from] control::Error),
     #[error(transparent)]
+    Wallet(#[from] wallet::Error),
+    #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
     /// Law 6: what cannot run here is not announced, and a node that can run nothing does not start.
     #[error("no skill can run in a sandbox here: {}; `coinop doctor` says how to mend it", .0.join("; "))]
@@ -61,6 +64,7 @@ pub struct Node {
     engine: Engine,
     relays: relay::Handle,
     store: Store,
+    ledger: Ledger,
     repos: Arc<Repos>,
     provider: String,
     config: Config,
@@ -123,6 +127,24 @@ pub fn catalog(config: &Config) -> Result<Catalog, Error> {
         None => Catalog::built_in()?,
     };
     Ok(all.only(&config.skills)?)
+}
+
+/// The wallet that the configuration names.
+///
+/// # Errors
+/// A setup that cannot be used. Nothing is dialled here: a wallet may be away for a while.
+pub fn wallet(config: &Config) -> Result<Option<Arc<dyn Wallet>>, Error> {
+    let kind = match config.payment.wallet {
+        WalletChoice::None => return Ok(None),
+        WalletChoice::Lnbits => wallet::Kind::Lnbits,
+        WalletChoice::Nwc => wallet::Kind::Nwc,
+    };
+    let Some(file) = config.payment.wallet_key_file.clone() else {
+        let why = format!("payment.wallet is {kind}, and payment.wallet_key_file names no file");
+        return Err(wallet::Error::Setup(why).into());
+    };
+    let setup = wallet::Setup::new(kind, config.payment.wallet_url.clone(), wallet::Key::File(file));
+    Ok(Some(wallet::open(&setup)?))
 }
 
 /// The admission rules for this provider.
@@ -271,11 +293,16 @@ impl Node {
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
         let ledger = Ledger::new(store.clone());
+        let till = match wallet(&config)? {
+            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
+            None => None,
+        };
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
             store: store.clone(),
             ledger: ledger.clone(),
+            till: till.as_ref().map(|(till, _)| Arc::clone(till)),
             repos: Arc::clone(&repos),
             backend,
             keys: keys.clone(),
@@ -290,6 +317,10 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(hand_over(events, engine.clone()));
         tasks.spawn(tell_relays(engine.clone(), relays.clone()));
+        if let Some((till, found)) = till {
+            let (engine, ledger, clock) = (engine.clone(), ledger.clone(), Arc::clone(&clock));
+            tasks.spawn(job::till::watch(till, ledger, found, clock, engine));
+        }
         let announcer = Arc::new(Announcer {
             store: store.clone(),
             relays: relays.clone(),
@@ -311,6 +342,7 @@ impl Node {
             engine,
             relays,
             store,
+            ledger,
             repos,
             provider: keys.public_key().to_hex(),
             config,
@@ -341,6 +373,10 @@ impl Node {
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     pub fn relays(&self) -> &relay::Handle {

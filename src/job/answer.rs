@@ -7,7 +7,7 @@ use super::content::Content;
 use super::{Failure, Rooms};
 use crate::market::Code;
 use crate::protocol::{self, Feedback, Proof, Request, Status, feedback, result};
-use crate::store::record::{Record, Summary, Verdict};
+use crate::store::record::{Invoice, Record, Summary, Verdict};
 
 /// The `processing` feedback, owed. It does not wait for the look-up of the customer's read relays, which begins
 /// here at the latest, so that the answer finds it done.
@@ -15,6 +15,24 @@ pub fn processing(rooms: &Rooms, request: &Request, relay: &str, extra: &str) ->
     let feedback = Feedback::new(Status::Processing, extra);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
     Ok(queued(rooms, request, relay, &event, &read_relays(rooms, request)))
+}
+
+/// What is to be paid before the request becomes a job, owed.
+pub fn quote(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    invoice: &Invoice,
+    most_msat: u64,
+) -> Result<Record, Failure> {
+    let (pay_msat, until_s) = (invoice.amount_msat, invoice.expires_ms / 1_000);
+    let words = format!(
+        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and what is not used \
+         is your credit here"
+    );
+    let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
+    let event = sign_feedback(rooms, request, relay, &feedback)?;
+    Ok(queued(rooms, request, relay, &event, &[]))
 }
 
 /// The signed refusal of a request that is not taken, owed.

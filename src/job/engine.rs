@@ -17,6 +17,7 @@ use super::ending;
 use super::queue::Queue;
 use super::runner;
 use super::ticket::{End, Stop, Ticket};
+use super::till::Paid;
 use super::{Failure, Rooms};
 use crate::ledger;
 use crate::market::Code;
@@ -77,7 +78,15 @@ pub(super) enum Message {
         job: String,
         result: Result<(), ledger::Error>,
         offer: Offer,
+        /// The payment that it came by, when there was one.
+        paid: Option<Paid>,
     },
+    /// An invoice is on its way to the customer, or will not be.
+    Quoted {
+        job: String,
+        result: Result<(), store::Error>,
+    },
+    Paid(Paid),
     Ended {
         job: String,
         result: Result<End, store::Error>,
@@ -139,6 +148,7 @@ impl Engine {
             refusals: Bucket::default(),
             tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
+            quoting: HashSet::new(),
             untaken: Vec::new(),
             answered: 0,
             tell,
@@ -153,6 +163,13 @@ impl Engine {
     pub async fn offer(&self, offer: Offer) {
         if self.inbox.send(Message::Offer(offer)).await.is_err() {
             tracing::error!("an event was dropped: the dispatcher is gone");
+        }
+    }
+
+    /// Our wallet says that an invoice of ours was settled.
+    pub async fn paid(&self, paid: Paid) {
+        if self.inbox.send(Message::Paid(paid)).await.is_err() {
+            tracing::debug!("the dispatcher is gone; the payment is seen at the next start");
         }
     }
 
@@ -257,6 +274,8 @@ pub(super) struct Dispatcher {
     pub(super) tombstones: Tombstones,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
     pub(super) withdrawing: HashSet<(String, String)>,
+    /// Requests that an invoice is being made for.
+    pub(super) quoting: HashSet<String>,
     /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
     pub(super) untaken: Vec<Offer>,
     answered: u64,
@@ -295,7 +314,9 @@ impl Dispatcher {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Offer(offer) => self.offered(offer),
-            Message::Recorded { job, result, offer } => self.recorded(job, result, offer),
+            Message::Recorded { job, result, offer, paid } => self.recorded(job, result, offer, paid),
+            Message::Quoted { job, result } => self.quoted(&job, result),
+            Message::Paid(paid) => self.paid(paid),
             Message::Ended { job, result } => {
                 self.running -= 1;
                 self.close(&job, result);

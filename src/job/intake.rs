@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
 use super::ticket::{Stop, Ticket};
+use super::till::Paid;
 use super::{Failure, Rooms, answer};
 use crate::ledger::{self, transfer};
 use crate::market::{Admission, Code, Way, judge};
@@ -33,7 +34,7 @@ impl Dispatcher {
         }
         let (id, customer) = (offer.event.id.to_hex(), offer.event.pubkey.to_hex());
         match self.rooms.store.knows(&id, &customer) {
-            _ if self.open.contains_key(&id) => return (offer.done)(),
+            _ if self.open.contains_key(&id) || self.quoting.contains(&id) => return (offer.done)(),
             _ if self.withdrawing.contains(&(id, customer)) => return (offer.done)(),
             Ok(true) => return (offer.done)(),
             Ok(false) => {}
@@ -45,28 +46,40 @@ impl Dispatcher {
         };
         let now_s = self.rooms.now_ms() / 1000;
         match self.admit(&request, now_s) {
-            Ok(admission) => self.accept(request, admission, offer),
+            Ok(admission) => self.accept(request, admission, offer, None),
             Err(refusal) => self.refuse(&request, &refusal, offer),
         }
     }
 
     fn admit(&self, request: &Request, now_s: u64) -> Result<Admission, Failure> {
         let admission = judge(&self.rooms.rules, request, now_s)?;
+        self.room_for(&admission, &request.customer.to_hex())?;
+        Ok(admission)
+    }
+
+    /// Whether a job on these terms could begin now.
+    pub(super) fn room_for(&self, admission: &Admission, customer: &str) -> Result<(), Failure> {
         let unenforceable = |e: crate::sandbox::Error| Failure::new(Code::Unsupported, e.to_string());
         self.rooms.backend.admit(&admission.policy).map_err(unenforceable)?;
         let open = self.open.len();
         if open >= self.rooms.options.max_open {
             return Err(Failure::new(Code::RateLimited, format!("{open} jobs are open here already")));
         }
-        let customer = request.customer.to_hex();
         let own = self.open.values().filter(|o| o.customer == customer).count();
         if own >= self.rooms.options.max_open_per_customer {
             return Err(Failure::new(Code::RateLimited, format!("{own} of your jobs are open already")));
         }
-        Ok(admission)
+        Ok(())
     }
 
-    fn accept(&mut self, request: Request, admission: Admission, offer: Offer) {
+    /// With `paid`, the payment that makes the job possible goes into the same batch.
+    pub(super) fn accept(
+        &mut self,
+        request: Request,
+        admission: Admission,
+        offer: Offer,
+        paid: Option<Paid>,
+    ) {
         let job = request.id.to_hex();
         let customer = request.customer.to_hex();
         let options = &self.rooms.options;
@@ -87,6 +100,7 @@ impl Dispatcher {
         let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
         let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
         let mut records = vec![accepted];
+        records.extend(paid.as_ref().map(|paid| Record::Transfer(paid.transfer())));
         let most_msat = ticket.admission.most_msat;
         if most_msat > 0 {
             let line_msat = match ticket.admission.way {
@@ -107,7 +121,7 @@ impl Dispatcher {
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         self.begin(async move {
             let result = rooms.commit(records).await.map(drop);
-            report(&inbox, Message::Recorded { job, result, offer }).await;
+            report(&inbox, Message::Recorded { job, result, offer, paid }).await;
         });
     }
 
@@ -116,6 +130,7 @@ impl Dispatcher {
         job: String,
         result: Result<(), ledger::Error>,
         offer: Offer,
+        paid: Option<Paid>,
     ) {
         let Some(open) = self.open.remove(&job) else { return };
         match result {
@@ -127,7 +142,7 @@ impl Dispatcher {
             Err(error) => {
                 self.tell_progress();
                 let Phase::Recording(ticket, _) = open.phase else { return };
-                return self.unpaid(*ticket, &error, offer);
+                return self.unpaid(*ticket, &error, offer, paid);
             }
         }
         match open.phase {
@@ -138,19 +153,6 @@ impl Dispatcher {
             }
         }
         self.pump();
-    }
-
-    /// The customer's credit does not cover what the job may cost.
-    fn unpaid(&mut self, ticket: Ticket, error: &ledger::Error, offer: Offer) {
-        let most_msat = ticket.admission.most_msat;
-        let refusal = match error {
-            ledger::Error::Insufficient { available_msat, .. } => {
-                let reason = format!("the job may cost {most_msat} msat, and your credit here is {available_msat}");
-                Failure::quote(Code::PaymentRequired, most_msat, reason)
-            }
-            other => Failure::new(Code::Internal, other.to_string()),
-        };
-        self.refuse(&ticket.request, &refusal, offer);
     }
 
     pub(super) fn wait(&mut self, job: String, customer: String, ticket: Box<Ticket>) {
@@ -166,7 +168,7 @@ impl Dispatcher {
         self.refused(targeted, &refusal, offer, |rooms| answer::unreadable(rooms, &event, &relay, &refusal));
     }
 
-    fn refuse(&mut self, request: &Request, refusal: &Failure, offer: Offer) {
+    pub(super) fn refuse(&mut self, request: &Request, refusal: &Failure, offer: Offer) {
         let targeted = request.is_targeted(&self.rooms.keys.public_key());
         let relay = offer.relay.clone();
         self.refused(targeted, refusal, offer, |rooms| answer::refusal(rooms, request, &relay, refusal));

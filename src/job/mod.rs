@@ -7,10 +7,12 @@ pub mod content;
 mod ending;
 pub mod engine;
 mod intake;
+mod paying;
 pub mod queue;
 mod recovery;
 pub mod runner;
 pub mod ticket;
+pub mod till;
 
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ use crate::store::record::Record;
 use crate::store::{self, Outgoing, Store};
 
 pub use engine::{Engine, Error, Offer, Progress, Status};
+pub use till::{Paid, Till};
 
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
 pub type Failure = market::Refusal;
@@ -37,6 +40,8 @@ pub type ReadRelays = Arc<dyn Fn(&PublicKey) -> Vec<String> + Send + Sync>;
 pub struct Rooms {
     pub store: Store,
     pub ledger: Ledger,
+    /// Where customers pay; `None`: the node has no wallet.
+    pub till: Option<Arc<Till>>,
     pub repos: Arc<Repos>,
     pub backend: Arc<dyn Backend>,
     pub keys: Keys,

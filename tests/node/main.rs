@@ -10,6 +10,7 @@ mod engine;
 mod events;
 mod limits;
 mod lives;
+mod money;
 mod papers;
 mod queue;
 mod refusals;

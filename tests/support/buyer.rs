@@ -164,6 +164,12 @@ impl Buyer {
         }
     }
 
+    /// Waits for a feedback of this kind.
+    pub async fn feedback(&self, request: &Event, wanted: Status) -> Feedback {
+        let what = format!("{} about {}", wanted.as_str(), request.id);
+        until(&what, async || self.feedbacks(request).await.into_iter().find(|f| f.status == wanted)).await
+    }
+
     /// Waits until the node has said that it took the job.
     pub async fn accepted(&self, request: &Event) {
         until(&format!("the acceptance of {}", request.id), async || {

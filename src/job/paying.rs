@@ -1,0 +1,222 @@
+//! What the dispatcher does about money before a job begins: asks for what is missing, takes up the job when it has
+//! come, and gives it to the customer's credit when there is no job for it any more. A quote and its invoice are
+//! written down before the customer is told; a payment, the hold and the job are one batch.
+
+use nostr_sdk::prelude::{Event, JsonUtil};
+
+use super::engine::{Dispatcher, Message, Offer, report};
+use super::ticket::Ticket;
+use super::till::{self, Paid};
+use super::{Failure, Rooms, answer};
+use crate::ledger;
+use crate::market::{Admission, Code, Way, judge};
+use crate::protocol::request::Request;
+use crate::store;
+use crate::store::Quote;
+use crate::store::record::Record;
+
+impl Dispatcher {
+    /// The batch of an acceptance was not written, because of the books.
+    pub(super) fn unpaid(&mut self, ticket: Ticket, error: &ledger::Error, offer: Offer, paid: Option<Paid>) {
+        let most_msat = ticket.admission.most_msat;
+        let ledger::Error::Insufficient { available_msat, .. } = error else {
+            tracing::error!(job = %ticket.request.id, %error, "the job does not fit the books");
+            let refusal = Failure::new(Code::Internal, error.to_string());
+            return self.turn_down(&ticket.request, &refusal, offer, paid);
+        };
+        let missing_msat = i128::from(most_msat) - available_msat;
+        let missing_msat = u64::try_from(missing_msat).unwrap_or(most_msat);
+        let asks = matches!(ticket.admission.way, Way::Invoice) && paid.is_none();
+        match self.rooms.till.clone() {
+            Some(till) if asks => self.ask_for(till, ticket, missing_msat, offer),
+            _ => {
+                let have = if paid.is_some() { "with what you have paid, " } else { "" };
+                let reason =
+                    format!("the job may cost {most_msat} msat; {have}your credit here is {available_msat}");
+                let refusal = Failure::quote(Code::PaymentRequired, most_msat, reason);
+                self.turn_down(&ticket.request, &refusal, offer, paid);
+            }
+        }
+    }
+
+    /// A refusal; what was paid for the job goes to its customer's credit first.
+    fn turn_down(&mut self, request: &Request, refusal: &Failure, offer: Offer, paid: Option<Paid>) {
+        match paid {
+            Some(paid) => self.credit(paid, Some((request.clone(), offer.relay, refusal.clone()))),
+            None => self.refuse(request, refusal, offer),
+        }
+    }
+
+    // === asking
+
+    fn ask_for(&mut self, till: std::sync::Arc<super::Till>, ticket: Ticket, missing_msat: u64, offer: Offer) {
+        let job = ticket.request.id.to_hex();
+        // A quote costs us an invoice, a signature and a record: no more of them a minute than refusals.
+        if !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
+            return (offer.done)();
+        }
+        self.quoting.insert(job.clone());
+        let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
+        let Offer { event, relay, done } = offer;
+        self.begin(async move {
+            let result = quote(&rooms, &till, &ticket, missing_msat, event.as_json(), &relay).await;
+            if result.is_ok() {
+                done();
+            }
+            report(&inbox, Message::Quoted { job, result }).await;
+        });
+    }
+
+    pub(super) fn quoted(&mut self, job: &str, result: Result<(), store::Error>) {
+        self.quoting.remove(job);
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    // === being paid
+
+    /// Our wallet says that an invoice of ours was settled.
+    pub(super) fn paid(&mut self, paid: Paid) {
+        if self.stopped.is_some() || self.draining || self.ending {
+            // The invoice stays open in the log: the next start looks again.
+            return;
+        }
+        let Some(job) = paid.invoice.job.clone() else { return self.credit(paid, None) };
+        if self.open.contains_key(&job) {
+            return;
+        }
+        let quote = match self.rooms.store.quote(&job) {
+            Ok(quote) => quote,
+            Err(error) => return self.fail(error),
+        };
+        let Some((quote, event, request)) = quote.and_then(|quote| self.read(quote)) else {
+            tracing::error!(%job, "a payment came for a request that is not there");
+            return self.credit(paid, None);
+        };
+        match self.still_wanted(&job, &quote, &request) {
+            Ok(Some(admission)) => {
+                let offer = Offer { event, relay: quote.relay, done: Box::new(|| ()) };
+                self.accept(request, admission, offer, Some(paid));
+            }
+            // It was answered before: a job is run once, and the money is the customer's.
+            Ok(None) => self.credit(paid, None),
+            Err(Some(refusal)) => self.credit(paid, Some((request, quote.relay, refusal))),
+            Err(None) => {}
+        }
+    }
+
+    fn read(&self, quote: Quote) -> Option<(Quote, Event, Request)> {
+        let event = Event::from_json(&quote.request).ok()?;
+        let request = Request::decode(&event, &self.rooms.keys).ok()?;
+        Some((quote, event, request))
+    }
+
+    /// Whether a quoted request may become a job now. `Err(None)`: the store has failed.
+    fn still_wanted(
+        &mut self,
+        job: &str,
+        quote: &Quote,
+        request: &Request,
+    ) -> Result<Option<Admission>, Option<Failure>> {
+        let store = self.rooms.store.clone();
+        let looked = (|| {
+            let known = store.job(job)?.is_some() || store.refusal(job)?.is_some();
+            Ok((known, store.is_cancelled(job, &quote.customer)?))
+        })();
+        let (known, cancelled) = looked.map_err(|error| {
+            self.fail(error);
+            None
+        })?;
+        if known {
+            return Ok(None);
+        }
+        let credited = "what you paid is in your credit here";
+        if cancelled {
+            return Err(Some(Failure::new(Code::Cancelled, format!("taken back before it was paid; {credited}"))));
+        }
+        let now_ms = self.rooms.now_ms();
+        if now_ms > quote.expires_ms || request.is_expired(now_ms / 1_000) {
+            return Err(Some(Failure::new(Code::Expired, format!("paid after the quote had expired; {credited}"))));
+        }
+        let refused = |failure: Failure| {
+            Some(Failure { reason: format!("{}; {credited}", failure.reason), ..failure })
+        };
+        let mut admission =
+            judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(|e| refused(e))?;
+        self.room_for(&admission, &quote.customer).map_err(refused)?;
+        // What was quoted holds, whatever the price is now.
+        admission.most_msat = admission.most_msat.min(quote.amount_msat);
+        Ok(Some(admission))
+    }
+
+    /// What was paid becomes credit; who waits for a job that does not come is told why.
+    fn credit(&mut self, paid: Paid, turned_down: Option<(Request, String, Failure)>) {
+        let mut records = vec![Record::Transfer(paid.transfer())];
+        if let Some((request, relay, refusal)) = turned_down {
+            match answer::refusal(&self.rooms, &request, &relay, &refusal) {
+                Ok(refusal) => records.extend(refusal),
+                Err(error) => tracing::error!(%error, "a refusal could not be signed"),
+            }
+        }
+        let rooms = self.rooms.clone();
+        self.begin(async move {
+            match rooms.commit(records).await {
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(hash = %paid.invoice.payment_hash, %error, "a payment is not in the books yet");
+                }
+            }
+        });
+    }
+}
+
+/// Makes the invoice, writes it down with the quote, and owes both to the customer.
+async fn quote(
+    rooms: &Rooms,
+    till: &super::Till,
+    ticket: &Ticket,
+    missing_msat: u64,
+    event: String,
+    relay: &str,
+) -> Result<(), store::Error> {
+    let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
+    let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job)).await {
+        Ok(invoice) => invoice,
+        Err(till::Error::Store(error)) => return Err(error),
+        Err(error) => {
+            // The wallet is not there: no price without a way to pay it. The customer may try again.
+            tracing::warn!(%job, %error, "no invoice could be made");
+            let most_msat = ticket.admission.most_msat;
+            let reason = "no invoice can be made at the moment; try again later, or pay credit ahead";
+            let refusal = Failure::quote(Code::PaymentRequired, most_msat, reason);
+            return match answer::refusal(rooms, &ticket.request, relay, &refusal) {
+                Ok(records) => rooms.record(records).await,
+                Err(error) => {
+                    tracing::error!(%job, %error, "the refusal could not be signed");
+                    Ok(())
+                }
+            };
+        }
+    };
+    let quoted = Record::Quoted {
+        job: job.clone(),
+        customer,
+        kind: ticket.request.kind,
+        skill: ticket.admission.job_type.manifest.name.clone(),
+        request: event,
+        relay: relay.to_owned(),
+        amount_msat: ticket.admission.most_msat,
+        payment_hash: Some(invoice.payment_hash.clone()),
+        expires_ms: invoice.expires_ms,
+    };
+    match answer::quote(rooms, &ticket.request, relay, &invoice, ticket.admission.most_msat) {
+        Ok(owed) => {
+            rooms.record(vec![Record::Invoiced(invoice.clone()), quoted, owed]).await?;
+            till.follow(&invoice);
+            tracing::info!(%job, amount_msat = invoice.amount_msat, "quoted, and waiting to be paid");
+        }
+        Err(error) => tracing::error!(%job, %error, "the quote could not be signed"),
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! The till: asks the wallet for invoices, follows those that are open, and says what was paid. A payment counts when
+//! our wallet says that our invoice is settled, and never before; what it pays for is the dispatcher's business, the
+//! books are the ledger's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Engine;
+use crate::ledger::{self, Ledger, transfer};
+use crate::store::record::{self, Record};
+use crate::store::{self, InvoiceState, Store};
+use crate::wallet::{self, Found, LookupOptions, Lookups, NewInvoice, PaymentHash, State, Wallet};
+
+/// An invoice that has expired is followed for so long: wallets settle late.
+const AFTER_EXPIRY_MS: u64 = 24 * 3_600_000;
+/// Invoices that may be open at once; further customers are told to come back.
+const MOST_OPEN: usize = 1_000;
+const SWEEP: Duration = Duration::from_secs(60);
+/// Changes of invoices that may wait to be dealt with.
+const INBOX: usize = 64;
+
+/// The node's side of one wallet.
+pub struct Till {
+    wallet: Arc<dyn Wallet>,
+    /// Names the wallet in the books.
+    name: String,
+    lookups: Lookups,
+    /// How long an invoice holds.
+    pub quote_ms: u64,
+}
+
+/// What the till has found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paid {
+    pub invoice: record::Invoice,
+    /// What has come, msat; the invoice's amount where the wallet does not say.
+    pub received_msat: u64,
+}
+
+impl Paid {
+    /// The entry of the books that it makes.
+    pub fn transfer(&self) -> store::money::Transfer {
+        let Paid { invoice, received_msat } = self;
+        transfer::paid(&invoice.payment_hash, &invoice.wallet, Some(&invoice.customer), *received_msat)
+    }
+}
+
+/// Why there is no invoice.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Wallet(#[from] wallet::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("{MOST_OPEN} invoices are open already")]
+    Busy,
+}
+
+impl Till {
+    /// Begins to follow what an earlier life left open. The second value is to be given to [`watch`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn open(
+        wallet: Arc<dyn Wallet>,
+        quote_ms: u64,
+        store: &Store,
+    ) -> Result<(Arc<Till>, mpsc::Receiver<Found>), store::Error> {
+        let (tell, found) = mpsc::channel(INBOX);
+        let lookups = Lookups::start(Arc::clone(&wallet), LookupOptions::default(), tell);
+        let name = wallet.identity().kind.to_string();
+        let till = Till { wallet, name, lookups, quote_ms };
+        for invoice in store.unpaid()? {
+            till.follow(&invoice);
+        }
+        Ok((Arc::new(till), found))
+    }
+
+    pub fn wallet(&self) -> &Arc<dyn Wallet> {
+        &self.wallet
+    }
+
+    /// The wallet's name in the books.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Asks for an invoice over at least `msat`: wallets count in sats, so it is rounded up to a whole one. It is to be
+    /// recorded before anybody is told of it, and followed after that.
+    ///
+    /// # Errors
+    /// The wallet's.
+    pub async fn invoice(
+        &self,
+        store: &Store,
+        customer: &str,
+        msat: u64,
+        job: Option<&str>,
+    ) -> Result<record::Invoice, Error> {
+        if store.unpaid()?.len() >= MOST_OPEN {
+            return Err(Error::Busy);
+        }
+        let amount_msat = msat.div_ceil(1_000).saturating_mul(1_000);
+        let what = job.map_or("credit".to_owned(), |job| format!("job {}", job.get(..12).unwrap_or(job)));
+        let new = NewInvoice {
+            amount_msat,
+            memo: format!("coinop: {what}"),
+            expiry_s: u32::try_from(self.quote_ms / 1_000).unwrap_or(u32::MAX),
+            description_hash: None,
+        };
+        let made = self.wallet.make_invoice(&new).await?;
+        Ok(record::Invoice {
+            payment_hash: made.payment_hash.to_hex(),
+            bolt11: made.bolt11,
+            customer: customer.to_owned(),
+            amount_msat: made.amount_msat,
+            expires_ms: made.expires_at_s.saturating_mul(1_000),
+            wallet: self.name.clone(),
+            job: job.map(str::to_owned),
+        })
+    }
+
+    /// Looks at this invoice until it is paid or given up.
+    pub fn follow(&self, invoice: &record::Invoice) {
+        match invoice.payment_hash.parse::<PaymentHash>() {
+            Ok(hash) => {
+                if let Err(error) = self.lookups.follow(hash) {
+                    // It is open in the store: the sweep names it again.
+                    tracing::warn!(hash = %invoice.payment_hash, %error, "an invoice is not followed yet");
+                }
+            }
+            Err(error) => tracing::error!(hash = %invoice.payment_hash, %error, "not a payment hash"),
+        }
+    }
+
+    /// Somebody says that an invoice may be paid (a zap receipt, a notification): look soon. Proves nothing.
+    pub fn nudge(&self, payment_hash: &str) {
+        if let Ok(hash) = payment_hash.parse() {
+            self.lookups.nudge(hash);
+        }
+    }
+}
+
+/// Takes what the wallet says about our invoices to the dispatcher, and gives up those that are long dead. Ends with the
+/// look-ups.
+pub async fn watch(
+    till: Arc<Till>,
+    ledger: Ledger,
+    mut found: mpsc::Receiver<Found>,
+    clock: crate::clock::Clock,
+    engine: Engine,
+) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            change = found.recv() => match change {
+                Some(change) => learn(&ledger, change, &engine).await,
+                None => return,
+            },
+            _ = sweep.tick() => {
+                if let Err(error) = give_up(&till, &ledger, clock()).await {
+                    tracing::warn!(%error, "dead invoices were not given up");
+                }
+            }
+        }
+    }
+}
+
+async fn learn(ledger: &Ledger, change: Found, engine: &Engine) {
+    let State::Settled { received_msat, .. } = change.state else { return };
+    let hash = change.payment_hash.to_hex();
+    match ledger.store().invoice(&hash) {
+        Ok(Some((_, InvoiceState::Paid))) => {}
+        // One that was given up counts as well: the money has come.
+        Ok(Some((invoice, InvoiceState::Open | InvoiceState::Closed))) => {
+            let received_msat = received_msat.unwrap_or(invoice.amount_msat);
+            tracing::info!(%hash, received_msat, customer = %invoice.customer, "an invoice was paid");
+            engine.paid(Paid { invoice, received_msat }).await;
+        }
+        Ok(None) => tracing::error!(%hash, "the wallet speaks of an invoice that is not ours"),
+        Err(error) => tracing::error!(%hash, %error, "a payment waits for the next start"),
+    }
+}
+
+async fn give_up(till: &Till, ledger: &Ledger, now_ms: u64) -> Result<(), ledger::Error> {
+    for invoice in ledger.store().unpaid()? {
+        if invoice.expires_ms.saturating_add(AFTER_EXPIRY_MS) > now_ms {
+            till.follow(&invoice);
+            continue;
+        }
+        let Ok(hash) = invoice.payment_hash.parse::<PaymentHash>() else { continue };
+        let (payment_hash, reason) = (invoice.payment_hash, "it expired a day ago".to_owned());
+        ledger.commit(vec![Record::InvoiceClosed { payment_hash, reason }]).await?;
+        till.lookups.forget(hash).await;
+    }
+    Ok(())
+}

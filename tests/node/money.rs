@@ -1,0 +1,150 @@
+//! Jobs that cost something, paid from credit: held before they run, charged for what they used, and given back whole
+//! when they are not delivered.
+
+use super::support::backend::{Backstage, Step};
+use super::support::buyer::Buyer;
+use super::support::stage::{Stage, job};
+use super::support::until;
+use coinop::ledger::{self, transfer};
+use coinop::node::Node;
+use coinop::protocol::{Code, Status};
+use coinop::relay::local::LocalRelay;
+use coinop::store::money::Account;
+use coinop::store::{JobState, Posted};
+
+const PRICE: &str = "generic base_msat=5000 per_second_msat=10";
+
+async fn stage(settings: &[(&str, &str)]) -> (LocalRelay, Stage, Buyer) {
+    let relay = LocalRelay::start().await.expect("a relay");
+    let stage = Stage::new(&[&relay.url()], settings);
+    let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    (relay, stage, buyer)
+}
+
+async fn give(node: &Node, buyer: &Buyer, msat: u64) {
+    let gift = transfer::grant("test", &buyer.keys.public_key().to_hex(), msat, "to begin with");
+    node.ledger().post(gift).await.expect("a grant");
+}
+
+fn available(node: &Node, buyer: &Buyer) -> i128 {
+    let purse = node.ledger().purse(&buyer.keys.public_key().to_hex()).expect("readable");
+    assert_eq!(purse.held_msat, 0, "nothing stays held");
+    purse.available_msat
+}
+
+fn postings(node: &Node, buyer: &Buyer) -> Vec<Posted> {
+    node.store().postings(&buyer.keys.public_key().to_hex(), 100).expect("readable")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivered_job_is_charged_for_what_it_used_and_the_rest_of_its_hold_returns() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", PRICE)]).await;
+    let node = stage.start().await;
+    give(&node, &buyer, 100_000).await;
+    let request = buyer.post(&buyer.order(None, &["sleep 0.3"])).await;
+    let answer = buyer.result(&request).await;
+    let row = job(node.store(), &request).expect("the job");
+    let used = row.summary.expect("a summary");
+    assert!(used.wall_ms >= 300, "{used:?}");
+    assert_eq!(used.price_msat, 5_000 + used.wall_ms / 100);
+    assert_eq!(answer.reply.proof.expect("a proof").price_msat, used.price_msat);
+    assert_eq!(available(&node, &buyer), 100_000 - i128::from(used.price_msat));
+    let revenue = Account::Revenue { skill: "generic".into(), place: "local".into() };
+    assert_eq!(node.ledger().balance(&revenue).expect("readable"), -i128::from(used.price_msat));
+    // Hold and acceptance are one entry of the log, capture and end another.
+    let all = postings(&node, &buyer);
+    let history = node.store().history(&request.id.to_hex()).expect("readable");
+    let seq_of = |id: &str| all.iter().find(|p| p.transfer.id.starts_with(id)).expect("posted").seq;
+    let entry = |tag: &str| {
+        let found = history.iter().find(|e| serde_json::to_value(&e.record).unwrap()["record"] == tag);
+        found.expect("recorded").seq
+    };
+    assert_eq!((seq_of("hold:"), seq_of("resolve:")), (entry("accepted"), entry("closed")));
+    ledger::verify(node.store()).expect("books that add up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_fails_or_is_cancelled_costs_nothing() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000"), ("queue.max_attempts", "1")]).await;
+    let backend = Backstage::new(&[Step::Dies, Step::HostFails, Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    give(&node, &buyer, 9_000).await;
+    for _ in 0..2 {
+        let request = buyer.post(&buyer.order(None, &["true"])).await;
+        buyer.error(&request, Code::Internal).await;
+        assert_eq!(available(&node, &buyer), 9_000);
+    }
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the job runs", async || (backend.living() == 1).then_some(())).await;
+    let held = node.ledger().purse(&buyer.keys.public_key().to_hex()).expect("readable");
+    assert_eq!((held.available_msat, held.held_msat), (4_000, 5_000));
+    buyer.cancel(&request).await;
+    buyer.error(&request, Code::Cancelled).await;
+    assert_eq!(available(&node, &buyer), 9_000);
+    assert_eq!(job(node.store(), &request).expect("the job").state, JobState::Cancelled);
+    ledger::verify(node.store()).expect("books that add up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_enough_credit_a_customer_is_told_the_price_and_nothing_runs() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000")]).await;
+    let backend = Backstage::new(&[]);
+    let node = stage.start_on(backend.clone()).await;
+    give(&node, &buyer, 4_999).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    let told = buyer.feedback(&request, Status::PaymentRequired).await;
+    assert_eq!(told.amount, Some((5_000, None)));
+    assert!(told.extra.expect("words").contains("your credit here is 4999"));
+    assert!(job(node.store(), &request).is_none());
+    assert_eq!((backend.made(), available(&node, &buyer)), (0, 4_999));
+    // One more msat, and another request is taken: exactly what it costs is enough.
+    let more = transfer::grant("more", &buyer.keys.public_key().to_hex(), 1, "");
+    node.ledger().post(more).await.expect("a grant");
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.result(&request).await;
+    assert_eq!(available(&node, &buyer), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bid_under_the_price_gets_a_quote_and_not_silence() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000"), ("payment.rules", "credit")]).await;
+    let node = stage.start_on(Backstage::new(&[])).await;
+    give(&node, &buyer, 100_000).await;
+    let low = coinop::protocol::draft::Draft { bid_msat: Some(4_999), ..buyer.order(None, &["true"]) };
+    let request = buyer.post(&low).await;
+    let told = buyer.feedback(&request, Status::PaymentRequired).await;
+    assert_eq!(told.amount, Some((5_000, None)));
+    assert!(told.extra.expect("words").starts_with("over_bid"));
+    assert_eq!(available(&node, &buyer), 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trusted_customer_works_on_a_line_and_no_further() {
+    let rule = "line skill=generic cap_msat=5000";
+    let (_relay, stage, buyer) =
+        stage(&[("payment.prices", "* base_msat=3000"), ("payment.rules", rule)]).await;
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let first = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.result(&first).await;
+    assert_eq!(available(&node, &buyer), -3_000);
+    let second = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.feedback(&second, Status::PaymentRequired).await;
+    assert_eq!(available(&node, &buyer), -3_000);
+    ledger::verify(node.store()).expect("books that add up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_the_node_dies_under_is_charged_once() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000")]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    give(&node, &buyer, 9_000).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the job runs", async || (backend.living() == 1).then_some(())).await;
+    node.drain().await.expect("an end");
+    let node = stage.start_on(Backstage::new(&[])).await;
+    buyer.result(&request).await;
+    assert_eq!(available(&node, &buyer), 4_000);
+    assert_eq!(postings(&node, &buyer).len(), 3, "grant, hold, capture");
+    ledger::verify(node.store()).expect("books that add up");
+}

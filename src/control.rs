@@ -27,7 +27,8 @@ pub const SOCKET: &str = "control.sock";
 const MAX_LINE_BYTES: u64 = 4 << 20;
 /// Questions answered at once; more wait in the kernel's queue.
 const MAX_AT_ONCE: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than a wallet may take to pay.
+const PATIENCE: Duration = Duration::from_secs(75);
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,8 @@ pub enum Ask {
     /// Stop this job; the id of its request in full.
     Cancel(String),
     Status,
+    /// An order about money, as `desk` spells it.
+    Desk(serde_json::Value),
 }
 
 /// The node's side.
@@ -43,6 +46,8 @@ pub enum Ask {
 pub trait Handler: Send + Sync {
     /// Stops an open job in the owner's name. `Err` says why not, in a sentence.
     async fn cancel(&self, job: &str) -> Result<(), String>;
+    /// Carries out an order about money. `Err` says why not, in a sentence.
+    async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String>;
     /// What the node is doing, as an object.
     async fn status(&self) -> serde_json::Value;
 }
@@ -143,6 +148,10 @@ async fn answer(stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()
                 Err(why) => Answer::Error(why),
             },
             Ok(Ask::Status) => Answer::Ok(handler.status().await),
+            Ok(Ask::Desk(order)) => match handler.desk(order).await {
+                Ok(answer) => Answer::Ok(answer),
+                Err(why) => Answer::Error(why),
+            },
             Err(error) => Answer::Error(format!("not understood: {error}")),
         }
     };
@@ -193,6 +202,9 @@ mod tests {
     impl Handler for Node {
         async fn cancel(&self, job: &str) -> Result<(), String> {
             if job == "known" { Ok(()) } else { Err(format!("there is no open job {job}")) }
+        }
+        async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String> {
+            Ok(order)
         }
         async fn status(&self) -> serde_json::Value {
             serde_json::json!({ "running": 2 })

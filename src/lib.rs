@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod customer;
 pub mod demo;
+pub mod desk;
 pub mod job;
 pub mod keys;
 pub mod ledger;

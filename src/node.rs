@@ -17,6 +17,7 @@ use crate::announcer::{self, Announcer};
 use crate::clock;
 use crate::config::{Config, SandboxChoice, WalletChoice};
 use crate::control;
+use crate::desk::{Desk, Order};
 use crate::job::{self, Engine, Offer, Rooms, Till};
 use crate::ledger::Ledger;
 use crate::market::{Catalog, Rules, catalog};
@@ -32,6 +33,8 @@ use crate::wallet::{self, Wallet};
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
 /// How long a clone that nobody waits for any more may take to notice.
 const REPO_GRACE: Duration = Duration::from_secs(5);
+/// How often refunds in doubt and the day's signature are looked at.
+const BOOKS_TICK: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +68,7 @@ pub struct Node {
     relays: relay::Handle,
     store: Store,
     ledger: Ledger,
+    desk: Desk,
     repos: Arc<Repos>,
     provider: String,
     config: Config,
@@ -297,12 +301,13 @@ impl Node {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
             None => None,
         };
+        let desk = Desk::new(ledger.clone(), till.as_ref().map(|(till, _)| Arc::clone(till)), Arc::clone(&clock));
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
             store: store.clone(),
             ledger: ledger.clone(),
-            till: till.as_ref().map(|(till, _)| Arc::clone(till)),
+            till: desk.till.clone(),
             repos: Arc::clone(&repos),
             backend,
             keys: keys.clone(),
@@ -321,6 +326,7 @@ impl Node {
             let (engine, ledger, clock) = (engine.clone(), ledger.clone(), Arc::clone(&clock));
             tasks.spawn(job::till::watch(till, ledger, found, clock, engine));
         }
+        tasks.spawn(keep_books(desk.clone(), keys.clone()));
         let announcer = Arc::new(Announcer {
             store: store.clone(),
             relays: relays.clone(),
@@ -343,6 +349,7 @@ impl Node {
             relays,
             store,
             ledger,
+            desk,
             repos,
             provider: keys.public_key().to_hex(),
             config,
@@ -434,6 +441,7 @@ impl Node {
             skills: self.skills.clone(),
             kinds: self.kinds.clone(),
             sandbox: self.identity.clone(),
+            desk: self.desk.clone(),
         }
     }
 }
@@ -488,6 +496,25 @@ async fn tell_relays(engine: Engine, relays: relay::Handle) {
     }
 }
 
+/// Refunds that were left in doubt are ended, and once a day the head of the log is signed.
+async fn keep_books(desk: Desk, keys: Keys) {
+    let mut tick = tokio::time::interval(BOOKS_TICK);
+    loop {
+        tick.tick().await;
+        desk.resume().await;
+        let now_s = (desk.clock)() / 1_000;
+        match desk.ledger.seal_due(now_s) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Err(error) = desk.ledger.seal(&keys, now_s).await {
+                    tracing::warn!(%error, "the head of the log was not signed");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the head of the log was not signed"),
+        }
+    }
+}
+
 /// What the owner may ask and order over the control socket.
 struct OwnerSide {
     engine: Engine,
@@ -496,12 +523,21 @@ struct OwnerSide {
     skills: Vec<String>,
     kinds: Vec<u16>,
     sandbox: Identity,
+    desk: Desk,
 }
 
 #[async_trait]
 impl control::Handler for OwnerSide {
     async fn cancel(&self, job: &str) -> Result<(), String> {
         self.engine.cancel(job).await.map_err(|failure| failure.reason)
+    }
+
+    async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String> {
+        let order: Order = serde_json::from_value(order).map_err(|e| format!("not understood: {e}"))?;
+        let desk = self.desk.clone();
+        // On its own: who asked may go away, and a payment must not be left half way.
+        let served = tokio::spawn(async move { desk.serve(order).await }).await;
+        served.map_err(|_| "a fault of this program; the log says where".to_owned())?.map_err(|e| e.to_string())
     }
 
     async fn status(&self) -> serde_json::Value {

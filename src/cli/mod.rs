@@ -6,16 +6,20 @@ pub mod common;
 pub mod completions;
 pub mod config;
 pub mod connect;
+pub mod credits;
 pub mod demo;
 pub mod doctor;
+pub mod earnings;
 pub mod exit;
 pub mod follow;
 pub mod image;
 pub mod jobs;
 pub mod keys;
+pub mod ledger;
 pub mod output;
 pub mod request;
 pub mod scan;
+pub mod span;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +49,12 @@ pub enum Command {
     Scan(scan::Args),
     /// The jobs of this node
     Jobs(jobs::Args),
+    /// What customers have with this node, and their payments
+    Credits(credits::Args),
+    /// Revenue, costs and profit of a span of time
+    Earnings(earnings::Args),
+    /// The books: balances, check, export, backup
+    Ledger(ledger::Args),
     /// Check a result event: signature, hashes, and that its patch applies
     Verify(verify::Args),
     /// The node's key
@@ -71,6 +81,9 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Request(args) => request::run(*args, &common),
         Command::Scan(args) => scan::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
+        Command::Credits(args) => credits::run(args, &common),
+        Command::Earnings(args) => earnings::run(args, &common),
+        Command::Ledger(args) => ledger::run(args, &common),
         Command::Verify(args) => verify::run(args, &common),
         Command::Keys(args) => keys::run(args, &common),
         Command::Doctor(args) => doctor::run(args, &common),

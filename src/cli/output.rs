@@ -191,6 +191,12 @@ pub fn sats(msat: u64) -> String {
     }
 }
 
+/// As [`sats`], below zero as well.
+pub fn signed_sats(msat: i128) -> String {
+    let size = sats(u64::try_from(msat.unsigned_abs()).unwrap_or(u64::MAX));
+    if msat < 0 { format!("-{size}") } else { size }
+}
+
 /// A span of time in its largest useful unit: `340 ms`, `12.3 s`, `4 min 5 s`, `3 h 20 min`, `2 d 3 h`.
 pub fn span(ms: u64) -> String {
     let s = ms / 1000;

@@ -39,3 +39,14 @@ pub enum Broken {
     #[error("the index says {indexed_msat} msat in {account}, the entries make {entries_msat}")]
     Index { account: String, indexed_msat: i128, entries_msat: i128 },
 }
+
+impl Broken {
+    /// The entry that it is about, where there is one.
+    pub fn entry(&self) -> Option<u64> {
+        match self {
+            Broken::Store(store::Error::Corrupt(damage)) => Some(damage.seq),
+            Broken::Entry { seq, .. } | Broken::Seal { seq, .. } => Some(*seq),
+            Broken::Store(_) | Broken::Index { .. } => None,
+        }
+    }
+}

@@ -7,6 +7,8 @@
 
 mod books;
 mod error;
+pub mod export;
+pub mod report;
 mod seal;
 pub mod transfer;
 mod verify;
@@ -22,7 +24,7 @@ use crate::store::{self, OpenHold, Posted, Store};
 
 pub use error::{Broken, Error};
 pub use seal::SealError;
-pub use verify::{Verified, verify};
+pub use verify::{Verified, verify, verify_log};
 
 use books::{Judged, Pending};
 

@@ -1,7 +1,7 @@
 //! The node's signature over the head of its log: whoever has noted one can tell later that nothing before it was
 //! changed. An event of kind 30078 (NIP-78) that is kept in the log and published nowhere by itself.
 
-use nostr_sdk::prelude::{EventBuilder, JsonUtil, Keys, Kind, Tag, Timestamp};
+use nostr_sdk::prelude::{Event, EventBuilder, JsonUtil, Keys, Kind, Tag, Timestamp};
 
 use super::{Error, Ledger};
 use crate::store::Head;
@@ -9,6 +9,7 @@ use crate::store::record::Record;
 
 /// NIP-78: data of one application.
 const KIND: u16 = 30_078;
+const DAY_S: u64 = 86_400;
 const NAME: &str = "coinop-ledger-head";
 
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,15 @@ pub enum SealError {
 }
 
 impl Ledger {
+    /// Whether money has moved since the last signature, and that is a day old.
+    pub fn seal_due(&self, now_s: u64) -> Result<bool, Error> {
+        let Some((_, event)) = self.store().last_seal()? else {
+            return Ok(!self.store().balances()?.is_empty());
+        };
+        let signed_s = Event::from_json(&event).map_or(0, |event| event.created_at.as_secs());
+        Ok(signed_s.saturating_add(DAY_S) <= now_s)
+    }
+
     /// Signs the present head and writes the signature down; the signed event as JSON.
     ///
     /// # Errors

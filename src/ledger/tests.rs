@@ -154,10 +154,10 @@ async fn a_refund_leaves_credit_before_it_leaves_the_wallet_and_ends_one_way() {
     let ledger = house.open();
     ledger.post(paid("h", "w", Some(&alice()), 1_000)).await.unwrap();
     assert!(matches!(
-        ledger.post(refund_begun("out", &alice(), 1_001)).await,
+        ledger.post(refund_begun("out", &alice(), 1_001, "lnbc", 9)).await,
         Err(Error::Insufficient { .. })
     ));
-    ledger.post(refund_begun("out", &alice(), 1_000)).await.unwrap();
+    ledger.post(refund_begun("out", &alice(), 1_000, "lnbc", 9)).await.unwrap();
     let held = ledger.post(hold("j", &alice(), 1, 0, 0)).await;
     assert!(matches!(held, Err(Error::Insufficient { .. })), "{held:?}");
     ledger.post(refund_paid("out", &alice(), "w", 1_000, 3)).await.unwrap();

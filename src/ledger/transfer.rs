@@ -93,11 +93,15 @@ pub fn cost(job: &str, nth: u32, cost: Account, supplier: &str, msat: u64, usd: 
     }
 }
 
-/// Sets credit aside before the wallet is asked to pay it out: amount and the most that the fee may be.
-pub fn refund_begun(payment_hash: &str, customer: &str, msat: u64) -> Transfer {
+/// Sets credit aside before the wallet is asked to pay it out. The fee, at most `max_fee_msat`, is ours to bear.
+pub fn refund_begun(payment_hash: &str, customer: &str, msat: u64, bolt11: &str, max_fee_msat: u64) -> Transfer {
     Transfer {
         id: format!("refund:{payment_hash}"),
-        why: Why::RefundBegun { payment_hash: payment_hash.to_owned() },
+        why: Why::RefundBegun {
+            payment_hash: payment_hash.to_owned(),
+            bolt11: bolt11.to_owned(),
+            max_fee_msat,
+        },
         legs: vec![leg(Account::Refunding(customer.to_owned()), Account::Credit(customer.to_owned()), msat)],
         about: None,
     }

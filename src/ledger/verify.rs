@@ -2,6 +2,7 @@
 //! signed head is held against the chain, and the balances that come out against the index.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use nostr_sdk::prelude::{Event, JsonUtil};
 use serde::Serialize;
@@ -11,7 +12,7 @@ use super::books::{self, Past};
 use super::{Broken, Error};
 use crate::store::money::{Account, Transfer};
 use crate::store::record::Record;
-use crate::store::{Entry, Head, OpenHold, Store};
+use crate::store::{self, Entry, Head, OpenHold, Store};
 
 /// What was checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,15 +33,8 @@ pub struct Verified {
 /// The first entry that is not as it was written, or that breaks a rule.
 pub fn verify(store: &Store) -> Result<Verified, Broken> {
     let mut books = Books::default();
-    let mut seals = Vec::new();
-    let head = store.verify_with(&mut |entry: Entry| books.take_in(entry, &mut seals))?;
-    for seal in &seals {
-        let node = books.nodes.iter().any(|node| *node == seal.by);
-        let hash = store.hash_of(seal.of)?;
-        if !node || hash.as_deref() != Some(seal.hash.as_str()) {
-            return Err(Broken::Seal { seq: seal.seq, of: seal.of });
-        }
-    }
+    let head = store.verify_with(&mut |entry: Entry| books.take_in(entry))?;
+    books.check_seals(store.dir())?;
     for (account, indexed_msat) in store.balances()? {
         let entries_msat = books.balances.get(&account).copied().unwrap_or_default();
         // A node that runs has gone on since.
@@ -48,14 +42,18 @@ pub fn verify(store: &Store) -> Result<Verified, Broken> {
             return Err(Broken::Index { account: account.to_string(), indexed_msat, entries_msat });
         }
     }
-    Ok(Verified {
-        transfers: books.count,
-        accounts: books.balances.len(),
-        open_holds: books.holds.len(),
-        seals: seals.len() as u64,
-        sum_msat: books.balances.values().sum(),
-        head,
-    })
+    Ok(books.verified(head))
+}
+
+/// As [`verify`], from the log of a data folder alone, whether a node runs on it or not. Blocks.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_log(data_dir: &Path) -> Result<Verified, Broken> {
+    let mut books = Books::default();
+    let head = store::verify_log(data_dir, &mut |entry: Entry| books.take_in(entry))?;
+    books.check_seals(data_dir)?;
+    Ok(books.verified(head))
 }
 
 /// The books as the entries make them.
@@ -68,6 +66,7 @@ struct Books {
     /// Bodies that a later entry may ask for.
     correctable: HashMap<String, Transfer>,
     nodes: Vec<String>,
+    seals: Vec<Seal>,
     count: u64,
 }
 
@@ -79,7 +78,29 @@ struct Seal {
 }
 
 impl Books {
-    fn take_in(&mut self, entry: Entry, seals: &mut Vec<Seal>) -> Result<(), Broken> {
+    fn check_seals(&self, data_dir: &Path) -> Result<(), Broken> {
+        for seal in &self.seals {
+            let node = self.nodes.iter().any(|node| *node == seal.by);
+            let hash = store::hash_of(data_dir, seal.of)?;
+            if !node || hash.as_deref() != Some(seal.hash.as_str()) {
+                return Err(Broken::Seal { seq: seal.seq, of: seal.of });
+            }
+        }
+        Ok(())
+    }
+
+    fn verified(&self, head: Head) -> Verified {
+        Verified {
+            transfers: self.count,
+            accounts: self.balances.len(),
+            open_holds: self.holds.len(),
+            seals: self.seals.len() as u64,
+            sum_msat: self.balances.values().sum(),
+            head,
+        }
+    }
+
+    fn take_in(&mut self, entry: Entry) -> Result<(), Broken> {
         let seq = entry.seq;
         match entry.record {
             Record::Opened { node, .. } if !self.nodes.contains(&node) => {
@@ -90,7 +111,7 @@ impl Books {
                 self.transfer(transfer).map_err(|source| Broken::Entry { seq, source })
             }
             Record::Sealed { seq: of, event } => {
-                seals.push(seal(seq, of, &event).ok_or(Broken::Seal { seq, of })?);
+                self.seals.push(seal(seq, of, &event).ok_or(Broken::Seal { seq, of })?);
                 Ok(())
             }
             _ => Ok(()),

@@ -70,6 +70,10 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> R
             slots.put(Tree::Holds, &key(job), &value)
         }
         Why::Capture { job } | Why::Void { job, .. } => slots.remove(Tree::Holds, &key(job)),
+        Why::RefundBegun { payment_hash, .. } => slots.put(Tree::Refunds, &key(payment_hash), &at),
+        Why::RefundPaid { payment_hash, .. } | Why::RefundFailed { payment_hash, .. } => {
+            slots.remove(Tree::Refunds, &key(payment_hash))
+        }
         Why::Paid { payment_hash, .. } => close_invoice(slots, payment_hash, InvoiceState::Paid),
         _ => Ok(()),
     }

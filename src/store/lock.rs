@@ -46,6 +46,20 @@ pub struct HeldBy {
     pub version: String,
 }
 
+impl HeldBy {
+    fn me(dir: &Path, holder: &Holder, now_ms: u64) -> Result<HeldBy, Error> {
+        let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned());
+        Ok(HeldBy {
+            pid: std::process::id(),
+            started_ms: now_ms,
+            host: host.unwrap_or_else(|_| "unknown host".into()),
+            node: holder.pubkey.clone(),
+            dir: std::path::absolute(dir).map_err(trouble("resolve", dir))?,
+            version: holder.version.clone(),
+        })
+    }
+}
+
 impl std::fmt::Display for HeldBy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let HeldBy { pid, started_ms, host, node, dir, version } = self;
@@ -66,17 +80,16 @@ pub(super) struct Locks {
 }
 
 impl Locks {
+    /// The folder's lock alone, for work on a node that stands still.
+    pub(super) fn folder(dir: &Path, now_ms: u64) -> Result<Flock<File>, Error> {
+        let me = HeldBy::me(dir, &Holder::new("none: a restore"), now_ms)?;
+        take(&dir.join(LOCK), &me)?
+            .map_err(|holder| Error::Held { dir: dir.to_path_buf(), holder: Box::new(holder) })
+    }
+
     /// `key_dir` holds one file a key; see [`key_lock_dir`].
     pub(super) fn take(dir: &Path, key_dir: &Path, holder: &Holder, now_ms: u64) -> Result<Self, Error> {
-        let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned());
-        let me = HeldBy {
-            pid: std::process::id(),
-            started_ms: now_ms,
-            host: host.unwrap_or_else(|_| "unknown host".into()),
-            node: holder.pubkey.clone(),
-            dir: std::path::absolute(dir).map_err(trouble("resolve", dir))?,
-            version: holder.version.clone(),
-        };
+        let me = HeldBy::me(dir, holder, now_ms)?;
         let path = dir.join(LOCK);
         let _dir = take(&path, &me)?
             .map_err(|holder| Error::Held { dir: dir.to_path_buf(), holder: Box::new(holder) })?;

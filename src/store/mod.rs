@@ -42,7 +42,7 @@ pub use self::books::{InvoiceState, OpenHold};
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
-pub use self::reading::{Posted, Quote, between};
+pub use self::reading::{Posted, Quote, between, hash_of, verify_log};
 pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";
@@ -297,6 +297,23 @@ impl Store {
     /// folder; keys and configuration are not in it.
     pub fn backup(&self, to: &Path) -> Result<Head, Error> {
         upkeep::backup(&self.inner.dir, to, &self.inner.applied()).map(|p| head(&p))
+    }
+
+    /// As [`Store::backup`], of a data folder that a node may run on: what is durable now.
+    pub fn backup_of(dir: &Path, to: &Path) -> Result<Head, Error> {
+        upkeep::backup_of(dir, to).map(|p| head(&p))
+    }
+
+    /// Puts the log and the blobs of a checked backup in the place of those in `dir`, on which no node may run. What
+    /// was there is kept beside them; the second value says where.
+    ///
+    /// # Errors
+    /// [`Error::Held`] while a node runs there; what is wrong with the backup.
+    pub fn restore(dir: &Path, from: &Path) -> Result<(Head, Option<PathBuf>), Error> {
+        disk::make_dir(dir)?;
+        let now_ms = clock::system()();
+        let _lock = Locks::folder(dir, now_ms)?;
+        upkeep::restore(dir, from, now_ms).map(|(p, aside)| (head(&p), aside))
     }
 
     /// Stores bytes outside the log; returns their SHA-256 in lower-case hex. At most [`BLOB_MAX_BYTES`].

@@ -199,7 +199,7 @@ pub enum Why {
     /// What a job cost us.
     Cost { job: EventId, usd: Option<Usd> },
     /// Credit on its way out, before the wallet is asked to pay.
-    RefundBegun { payment_hash: String },
+    RefundBegun { payment_hash: String, bolt11: String, max_fee_msat: u64 },
     /// The wallet has paid it, with this fee.
     RefundPaid { payment_hash: String, fee_msat: u64 },
     /// The wallet will not pay it.

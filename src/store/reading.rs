@@ -1,7 +1,7 @@
 //! Reading money and spans of time out of the store: balances, transfers, holds, invoices, quotes, and every record
 //! between two moments. What they mean is `ledger`'s.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::books::{self, InvoiceState, OpenHold};
 use super::keys::{Bytes, Place, key};
@@ -78,6 +78,11 @@ impl Store {
         self.inner.view.invoice(payment_hash)
     }
 
+    /// Refunds that have begun and not ended.
+    pub fn refunds(&self) -> Result<Vec<Posted>, Error> {
+        self.inner.view.refunds()
+    }
+
     /// Invoices that are watched.
     pub fn unpaid(&self) -> Result<Vec<Invoice>, Error> {
         self.inner.view.unpaid()
@@ -97,19 +102,34 @@ impl Store {
         Ok(super::head(&position))
     }
 
-    /// Lower-case hex of the hash of an entry, read from the one that follows it. `None`: it is not there.
-    pub fn hash_of(&self, seq: u64) -> Result<Option<String>, Error> {
-        let head = self.head();
-        if seq >= head.seq {
-            return Ok((seq == head.seq).then_some(head.hash));
-        }
-        log::hash_before(&self.inner.dir.join(LOG), seq + 1).map(|hash| hash.map(hex::encode))
+    /// The data folder.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
     }
 
     /// The last head that was signed: its seq and the event.
     pub fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
         self.inner.view.last_seal()
     }
+}
+
+/// As [`Store::verify_with`], from the log of a data folder alone, whether a node runs on it or not.
+pub fn verify_log<E: From<Error>>(
+    data_dir: &Path,
+    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+) -> Result<Head, E> {
+    let position = upkeep::verify_with(&log_dir(data_dir)?, None, visit)?;
+    Ok(super::head(&position))
+}
+
+/// Lower-case hex of the hash of an entry, read from the one that follows it. `None`: there is none that follows.
+pub fn hash_of(data_dir: &Path, seq: u64) -> Result<Option<String>, Error> {
+    Ok(log::hash_before(&log_dir(data_dir)?, seq.saturating_add(1))?.map(hex::encode))
+}
+
+fn log_dir(data_dir: &Path) -> Result<PathBuf, Error> {
+    let dir = data_dir.join(LOG);
+    if dir.is_dir() { Ok(dir) } else { Err(Error::Missing { dir: data_dir.to_path_buf() }) }
 }
 
 /// Shows each record written in `[from_ms, to_ms)` to the log of a data folder, oldest first, whether a node runs on it
@@ -125,10 +145,7 @@ pub fn between<E: From<Error>>(
     needle: &str,
     visit: &mut dyn FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
-    let dir = data_dir.join(LOG);
-    if !dir.is_dir() {
-        return Err(Error::Missing { dir: data_dir.to_path_buf() }.into());
-    }
+    let dir = log_dir(data_dir)?;
     let Some(mut walk) = log::Walk::since(&dir, from_ms)? else { return Ok(()) };
     let finder = memchr::memmem::Finder::new(needle.as_bytes());
     while let Some(met) = walk.next()? {
@@ -198,6 +215,10 @@ impl View {
             Record::Invoiced(invoice) => Ok(Some((invoice, state))),
             _ => Err(strays("an invoice", &place)),
         }
+    }
+
+    fn refunds(&self) -> Result<Vec<Posted>, Error> {
+        self.all(Tree::Refunds)?.iter().map(|(_, at)| self.posted(&Bytes(at).place()?)).collect()
     }
 
     fn unpaid(&self) -> Result<Vec<Invoice>, Error> {

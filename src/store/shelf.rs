@@ -39,6 +39,8 @@ pub(super) enum Tree {
     Postings,
     /// job → customer, msat, expiry of a hold that is not resolved.
     Holds,
+    /// payment hash → place of a refund that has begun and not ended.
+    Refunds,
     /// payment hash → place of the invoice, and whether it is open.
     Invoices,
     /// payment hash → nothing: invoices that are watched.
@@ -50,7 +52,7 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 18] = [
+    pub(super) const ALL: [Tree; 19] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -65,6 +67,7 @@ impl Tree {
         Tree::Transfers,
         Tree::Postings,
         Tree::Holds,
+        Tree::Refunds,
         Tree::Invoices,
         Tree::Unpaid,
         Tree::Quotes,
@@ -87,6 +90,7 @@ impl Tree {
             Tree::Transfers => "transfers",
             Tree::Postings => "postings",
             Tree::Holds => "holds",
+            Tree::Refunds => "refunds",
             Tree::Invoices => "invoices",
             Tree::Unpaid => "unpaid",
             Tree::Quotes => "quotes",

@@ -2,13 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{Read, copy};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::disk::{self, trouble};
 use super::log::{self, Position, segment_path, segments};
 use super::rows::Entry;
 use super::writer::Applied;
-use super::{BLOBS, Damage, Error, LOG};
+use super::{BLOBS, Damage, Error, INDEX, LOG};
 
 /// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum and the chain.
 pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position, Error> {
@@ -88,16 +90,7 @@ pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position,
         let bytes = if segment == until.segment { until.offset } else { u64::MAX };
         copy_file(&segment_path(&log_from, segment), &segment_path(&log_to, segment), bytes)?;
     }
-    for folder in disk::names(&dir.join(BLOBS))? {
-        let (from, to) = (dir.join(BLOBS).join(&folder), partial.join(BLOBS).join(&folder));
-        disk::make_dir(&to)?;
-        for name in disk::names(&from)?.into_iter().filter(|n| !n.ends_with(disk::TEMPORARY)) {
-            // The node goes on, and may have removed an old one meanwhile.
-            if from.join(&name).exists() {
-                copy_file(&from.join(&name), &to.join(&name), u64::MAX)?;
-            }
-        }
-    }
+    copy_blobs(&dir.join(BLOBS), &partial.join(BLOBS))?;
     disk::sync_tree(&partial)?;
     let found = verify(&log_to, None)?;
     if found.seq != until.position.seq || found.hash != until.position.hash {
@@ -109,6 +102,79 @@ pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position,
         disk::sync_dir(parent)?;
     }
     Ok(found)
+}
+
+/// As [`backup`], of everything that is durable in a folder that another process may be writing to.
+pub(super) fn backup_of(dir: &Path, to: &Path) -> Result<Position, Error> {
+    let log_dir = dir.join(LOG);
+    if !log_dir.is_dir() {
+        return Err(Error::Missing { dir: dir.to_path_buf() });
+    }
+    let end = log::scan(&log_dir, false, &mut |_| Ok(()))?;
+    let until =
+        Applied { position: end.position, segment: end.segment.unwrap_or_default(), offset: end.offset };
+    backup(dir, to, &until)
+}
+
+/// Puts the log of the backup `from` in the place of the log in `dir`, at one stroke; the old one gets another name,
+/// which is returned. Blobs that are missing are copied. The caller holds the folder's lock.
+pub(super) fn restore(dir: &Path, from: &Path, now_ms: u64) -> Result<(Position, Option<PathBuf>), Error> {
+    let (log_from, log_here) = (from.join(LOG), dir.join(LOG));
+    if !log_from.is_dir() {
+        return Err(Error::Missing { dir: from.to_path_buf() });
+    }
+    let promised = verify(&log_from, None)?;
+    let coming = dir.join(format!("{LOG}.restoring"));
+    if coming.exists() {
+        // Of a restore that was broken off before its stroke.
+        fs::remove_dir_all(&coming).map_err(trouble("remove", &coming))?;
+    }
+    disk::make_dir(&coming)?;
+    for segment in segments(&log_from)? {
+        copy_file(&segment_path(&log_from, segment), &segment_path(&coming, segment), u64::MAX)?;
+    }
+    copy_blobs(&from.join(BLOBS), &dir.join(BLOBS))?;
+    disk::sync_tree(&coming)?;
+    let found = verify(&coming, None)?;
+    if found != promised {
+        return Err(Error::Shortened { dir: coming, promised: promised.seq, found: found.seq });
+    }
+    // The index is of the other log.
+    let index = dir.join(INDEX);
+    if index.exists() {
+        fs::remove_dir_all(&index).map_err(trouble("remove", &index))?;
+    }
+    let aside = if log_here.exists() {
+        // One stroke: a crash leaves the one log or the other, never none.
+        let stroke = renameat2(AT_FDCWD, &coming, AT_FDCWD, &log_here, RenameFlags::RENAME_EXCHANGE);
+        stroke.map_err(|e| trouble("exchange", &log_here)(e.into()))?;
+        let aside = dir.join(format!("{LOG}.before-{now_ms}"));
+        fs::rename(&coming, &aside).map_err(trouble("rename", &coming))?;
+        Some(aside)
+    } else {
+        fs::rename(&coming, &log_here).map_err(trouble("rename", &coming))?;
+        None
+    };
+    disk::sync_dir(dir)?;
+    Ok((found, aside))
+}
+
+/// Copies blobs that are not there yet.
+fn copy_blobs(from: &Path, to: &Path) -> Result<(), Error> {
+    if !from.is_dir() {
+        return Ok(());
+    }
+    for folder in disk::names(from)? {
+        let (from, to) = (from.join(&folder), to.join(&folder));
+        disk::make_dir(&to)?;
+        for name in disk::names(&from)?.into_iter().filter(|n| !n.ends_with(disk::TEMPORARY)) {
+            // The node goes on, and may have removed an old one meanwhile.
+            if from.join(&name).exists() && !to.join(&name).exists() {
+                copy_file(&from.join(&name), &to.join(&name), u64::MAX)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn copy_file(from: &Path, to: &Path, bytes: u64) -> Result<(), Error> {

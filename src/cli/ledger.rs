@@ -1,0 +1,187 @@
+//! `coinop ledger {show,verify,export,seal,backup,restore}`: the books of this node, checked, copied and handed to other
+//! programs. Reading works whether a node runs or not.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::common::{Common, Overrides};
+use super::exit::{Exit, Failure, OrExit, Outcome};
+use super::output::{self, Table};
+use super::span::Span;
+use crate::config::Config;
+use crate::ledger::{self, export};
+use crate::store::{self, Store};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Every account with its balance
+    Show {
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every entry: checksums, chain, rules of the books, signed heads
+    Verify {
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// The transfers for another program, on stdout or in a file
+    Export {
+        #[arg(long, value_enum, default_value = "hledger")]
+        format: Format,
+        #[command(flatten)]
+        span: Span,
+        /// A new file instead of stdout
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Copy log and kept output into a new folder, and check the copy
+    Backup {
+        /// A folder that does not exist yet
+        to: PathBuf,
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a checked backup in the place of this node's log; the old one is kept beside it
+    Restore {
+        /// A folder made by `ledger backup`
+        from: PathBuf,
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Hledger,
+    Csv,
+    Jsonl,
+}
+
+impl From<Format> for export::Format {
+    fn from(format: Format) -> export::Format {
+        match format {
+            Format::Hledger => export::Format::Hledger,
+            Format::Csv => export::Format::Csv,
+            Format::Jsonl => export::Format::Jsonl,
+        }
+    }
+}
+
+pub fn run(args: Args, common: &Common) -> Outcome {
+    let config = common.start_quietly(Overrides::default())?;
+    match args.command {
+        Command::Show { json } => show(&config, json),
+        Command::Verify { json } => verify(&config, json),
+        Command::Export { format, span, output } => export(&config, format, &span, output),
+        Command::Backup { to, json } => backup(&config, &to, json),
+        Command::Restore { from, json } => restore(&config, &from, json),
+    }
+}
+
+fn show(config: &Config, as_json: bool) -> Outcome {
+    let store = Store::read_only(&config.data_dir)?;
+    let balances = store.balances()?;
+    if as_json {
+        let rows = balances.iter().map(|(account, msat)| {
+            json!({ "account": account, "kind": account.kind(), "msat": msat })
+        });
+        output::json(&json!({ "head": store.head(), "accounts": rows.collect::<Vec<_>>() }))?;
+        return Ok(Exit::Ok);
+    }
+    let mut table = Table::new(&["account", "kind", ">debits less credits"]);
+    for (account, msat) in &balances {
+        let kind = serde_json::to_value(account.kind())?;
+        let cells = [account.to_string(), kind.as_str().unwrap_or_default().to_owned(), output::signed_sats(*msat)];
+        table.row(cells.map(Into::into).into());
+    }
+    table.print()?;
+    output::talk(&format!("{} open holds; head {} {}", store.holds()?.len(), store.head().seq, store.head().hash));
+    Ok(Exit::Ok)
+}
+
+fn verify(config: &Config, as_json: bool) -> Outcome {
+    match ledger::verify_log(&config.data_dir) {
+        Ok(verified) if as_json => output::json(&json!({ "ok": true, "verified": verified }))?,
+        Ok(verified) => output::data(&format!(
+            "{} entries and {} transfers hold; {} accounts sum to {}; {} open holds; {} signed heads; head {}",
+            output::thousands(verified.head.seq),
+            output::thousands(verified.transfers),
+            verified.accounts,
+            verified.sum_msat,
+            verified.open_holds,
+            verified.seals,
+            verified.head.hash
+        ))?,
+        Err(broken) => {
+            if as_json {
+                output::json(&json!({ "ok": false, "error": broken.to_string(), "entry": broken.entry() }))?;
+            }
+            let exit = match &broken {
+                ledger::Broken::Store(store::Error::Missing { .. }) => Exit::Store,
+                _ => Exit::Unverified,
+            };
+            return Err(Failure::new(exit, broken));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn export(config: &Config, format: Format, span: &Span, to: Option<PathBuf>) -> Outcome {
+    let window = span.window()?;
+    let written = match &to {
+        Some(path) => {
+            let file = std::fs::File::create_new(path)
+                .map_err(|e| Failure::say(Exit::Failure, format!("{}: {e}", path.display())))?;
+            let mut file = BufWriter::new(file);
+            let written = export::export(&config.data_dir, &window, format.into(), &mut file);
+            file.flush()?;
+            written
+        }
+        None => {
+            let mut stdout = BufWriter::new(std::io::stdout().lock());
+            export::export(&config.data_dir, &window, format.into(), &mut stdout)
+        }
+    };
+    match written {
+        Ok(count) => output::talk(&format!("{} transfers", output::thousands(count))),
+        Err(export::Error::Store(error)) => return Err(error.into()),
+        Err(export::Error::Write(error)) => return Err(error.into()),
+    }
+    Ok(Exit::Ok)
+}
+
+fn backup(config: &Config, to: &std::path::Path, as_json: bool) -> Outcome {
+    let head = Store::backup_of(&config.data_dir, to)?;
+    copied(&format!("copied to {}", to.display()), &head, as_json)
+}
+
+fn restore(config: &Config, from: &std::path::Path, as_json: bool) -> Outcome {
+    ledger::verify_log(from).or_exit(Exit::Unverified)?;
+    let (head, aside) = Store::restore(&config.data_dir, from)?;
+    if let Some(aside) = aside {
+        output::talk(&format!("the log that was here is kept in {}", aside.display()));
+    }
+    copied("restored", &head, as_json)
+}
+
+fn copied(what: &str, head: &store::Head, as_json: bool) -> Outcome {
+    if as_json {
+        output::json(&json!({ "head": head }))?;
+    } else {
+        output::talk(&format!("{what}; head {} {}", head.seq, head.hash));
+    }
+    Ok(Exit::Ok)
+}

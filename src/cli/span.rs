@@ -1,0 +1,83 @@
+//! The flags that name a span of time: `--from`, `--to`, `--tz`. The span is `[from, to)`, and its days are the zone's.
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+
+use super::exit::{Exit, Failure};
+use crate::ledger::report::Window;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Span {
+    /// First moment that counts: 2026-11-01, 2026-11-01T12:00, or with an offset [default: the first entry]
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// First moment that does not count any more [default: none]
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// Time zone of the days and of times without an offset: Europe/Berlin, UTC, … [default: this machine's]
+    #[arg(long, value_name = "ZONE")]
+    pub tz: Option<String>,
+}
+
+impl Span {
+    pub fn window(&self) -> Result<Window, Failure> {
+        let bad = |words: String| Failure::say(Exit::Usage, words);
+        let zone = match &self.tz {
+            Some(name) => TimeZone::get(name).map_err(|e| bad(format!("--tz {name}: {e}")))?,
+            None => TimeZone::try_system().unwrap_or(TimeZone::UTC),
+        };
+        let at = |flag: &str, text: &Option<String>, otherwise: u64| match text {
+            None => Ok(otherwise),
+            Some(text) => moment(text, &zone).ok_or_else(|| bad(format!("--{flag} {text}: not a time"))),
+        };
+        let (from_ms, to_ms) = (at("from", &self.from, 0)?, at("to", &self.to, u64::MAX)?);
+        if from_ms > to_ms {
+            return Err(bad("--from is after --to".into()));
+        }
+        Ok(Window { from_ms, to_ms, zone })
+    }
+}
+
+/// Unix milliseconds. A date is its first moment in the zone.
+fn moment(text: &str, zone: &TimeZone) -> Option<u64> {
+    let at = match (text.parse::<Zoned>(), text.parse::<Timestamp>()) {
+        (Ok(zoned), _) => zoned.timestamp(),
+        (_, Ok(timestamp)) => timestamp,
+        _ => text.parse::<DateTime>().ok()?.to_zoned(zone.clone()).ok()?.timestamp(),
+    };
+    u64::try_from(at.as_millisecond()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(from: &str, to: &str, tz: &str) -> Span {
+        Span { from: Some(from.into()), to: Some(to.into()), tz: Some(tz.into()) }
+    }
+
+    #[test]
+    fn a_day_is_as_long_as_its_zone_makes_it() {
+        let window = |from, to, tz| span(from, to, tz).window().map(|w| (w.from_ms, w.to_ms)).unwrap();
+        let hours = |(from, to): (u64, u64)| (to - from) / 3_600_000;
+        assert_eq!(window("2026-11-01", "2026-11-02", "UTC"), (1_793_491_200_000, 1_793_577_600_000));
+        assert_eq!(hours(window("2026-03-29", "2026-03-30", "Europe/Berlin")), 23);
+        assert_eq!(hours(window("2026-10-25", "2026-10-26", "Europe/Berlin")), 25);
+        let exact = window("2026-11-01T12:30+05:45", "2026-11-01T08:00:00Z", "UTC");
+        assert_eq!(exact, (1_793_515_500_000, 1_793_520_000_000));
+    }
+
+    #[test]
+    fn what_is_no_span_is_refused_with_the_flag() {
+        for (span, why) in [
+            (span("yesterday", "2026-11-02", "UTC"), "--from"),
+            (span("2026-11-01", "2026-13-02", "UTC"), "--to"),
+            (span("2026-11-03", "2026-11-02", "UTC"), "after"),
+            (span("2026-11-01", "2026-11-02", "Mars/Olympus"), "--tz"),
+        ] {
+            let refused = span.window().unwrap_err();
+            assert!(refused.error.to_string().contains(why), "{}", refused.error);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The owner's desk: what the command line may order about money, whether it comes over the socket of a running node or
+//! the node stands still. It keeps the order of things (credit leaves the books before sats leave the wallet); the rules
+//! are the ledger's.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::clock::Clock;
+use crate::job::{Till, till};
+use crate::ledger::{self, Committed, Ledger, transfer};
+use crate::store::money::{Account, Transfer, Why};
+use crate::store::record::Record;
+use crate::store::{self, Posted};
+use crate::wallet::{self, Outgoing, Pay, PayError};
+
+/// Most transfers in one answer.
+const HISTORY_MOST: usize = 5_000;
+
+/// An order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// What every customer has here.
+    List,
+    /// What one customer (hex) has here.
+    Show { customer: String },
+    History { customer: String, limit: usize },
+    /// `id` makes a repeated order the same one.
+    Grant { id: String, customer: String, msat: u64, note: String },
+    WriteOff { id: String, customer: String, msat: u64, note: String },
+    /// An invoice that tops up a customer's credit.
+    TopUp { customer: String, msat: u64 },
+    /// Whether an invoice of ours was paid.
+    Invoice { payment_hash: String },
+    /// Pays a customer's invoice out of its credit; the fee is ours.
+    Refund { customer: String, bolt11: String, max_fee_msat: u64 },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Till(#[from] till::Error),
+    #[error(transparent)]
+    Wallet(#[from] wallet::Error),
+    #[error("this node has no wallet: set payment.wallet (docs/wallets.md)")]
+    NoWallet,
+    #[error("{0} is not a customer's key (64 hex digits)")]
+    NoCustomer(String),
+    #[error("the invoice is over {msat} msat, and {available_msat} msat of credit are there")]
+    TooMuch { msat: u64, available_msat: i128 },
+    #[error("not paid: {0}; the credit is back")]
+    NotPaid(String),
+    #[error("perhaps paid, {0}; the credit is set aside until the wallet says which")]
+    InDoubt(String),
+    #[error("this invoice was refunded before: {0}")]
+    Before(String),
+}
+
+/// The desk of one node.
+#[derive(Clone)]
+pub struct Desk {
+    pub ledger: Ledger,
+    pub till: Option<Arc<Till>>,
+    pub clock: Clock,
+    /// One refund at a time.
+    paying: Arc<Mutex<()>>,
+}
+
+impl Desk {
+    pub fn new(ledger: Ledger, till: Option<Arc<Till>>, clock: Clock) -> Desk {
+        Desk { ledger, till, clock, paying: Arc::default() }
+    }
+
+    /// Carries an order out; the answer is for programs as it is.
+    ///
+    /// # Errors
+    /// Why not, in a sentence for the owner. What was begun is in the books and is ended by [`Desk::resume`].
+    pub async fn serve(&self, order: Order) -> Result<Value, Error> {
+        match order {
+            Order::List => self.list(),
+            Order::Show { customer } => self.show(&key(customer)?),
+            Order::History { customer, limit } => {
+                let postings = self.ledger.store().postings(&key(customer)?, limit.min(HISTORY_MOST))?;
+                Ok(json!(postings))
+            }
+            Order::Grant { id, customer, msat, note } => {
+                let customer = key(customer)?;
+                self.post(transfer::grant(&id, &customer, msat, &note), &customer).await
+            }
+            Order::WriteOff { id, customer, msat, note } => {
+                let customer = key(customer)?;
+                self.post(transfer::written_off(&id, &customer, msat, &note), &customer).await
+            }
+            Order::TopUp { customer, msat } => self.top_up(&key(customer)?, msat).await,
+            Order::Invoice { payment_hash } => {
+                if let Some(till) = &self.till {
+                    till.nudge(&payment_hash);
+                }
+                let found = self.ledger.store().invoice(&payment_hash)?;
+                Ok(json!({ "state": found.as_ref().map(|(_, state)| state), "invoice": found.map(|(i, _)| i) }))
+            }
+            Order::Refund { customer, bolt11, max_fee_msat } => {
+                self.refund(&key(customer)?, &bolt11, max_fee_msat).await
+            }
+        }
+    }
+
+    fn list(&self) -> Result<Value, Error> {
+        let mut customers: Vec<String> = Vec::new();
+        for (account, _) in self.ledger.store().balances()? {
+            if let (Account::Credit(key), false) = (&account, customers.iter().any(|k| account.customer() == Some(k)))
+            {
+                customers.push(key.clone());
+            }
+        }
+        customers.iter().map(|customer| self.show(customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+    }
+
+    fn show(&self, customer: &str) -> Result<Value, Error> {
+        let mut shown = json!(self.ledger.purse(customer)?);
+        if let Some(fields) = shown.as_object_mut() {
+            fields.insert("customer".into(), json!(customer));
+        }
+        Ok(shown)
+    }
+
+    async fn post(&self, transfer: Transfer, customer: &str) -> Result<Value, Error> {
+        let id = transfer.id.clone();
+        let (entry, again) = match self.ledger.post(transfer).await? {
+            Committed::New(entry) => (entry, false),
+            Committed::Again(entry) => (entry, true),
+        };
+        let mut shown = self.show(customer)?;
+        if let Some(fields) = shown.as_object_mut() {
+            fields.extend([
+                ("transfer".to_owned(), json!(id)),
+                ("entry".to_owned(), json!(entry)),
+                ("again".to_owned(), json!(again)),
+            ]);
+        }
+        Ok(shown)
+    }
+
+    async fn top_up(&self, customer: &str, msat: u64) -> Result<Value, Error> {
+        let till = self.till.as_ref().ok_or(Error::NoWallet)?;
+        let invoice = till.invoice(self.ledger.store(), customer, msat, None).await?;
+        self.ledger.commit(vec![Record::Invoiced(invoice.clone())]).await?;
+        till.follow(&invoice);
+        Ok(json!(invoice))
+    }
+
+    // === refunds
+
+    async fn refund(&self, customer: &str, bolt11: &str, max_fee_msat: u64) -> Result<Value, Error> {
+        let till = self.till.as_ref().ok_or(Error::NoWallet)?;
+        let terms = wallet::read_bolt11(bolt11)?;
+        let now_s = (self.clock)() / 1_000;
+        let hash = terms.payment_hash.to_hex();
+        let msat = match terms.amount_msat {
+            Some(msat) if terms.expires_at_s > now_s => msat,
+            Some(_) => return Err(wallet::Error::Invoice("it has expired".into()).into()),
+            None => return Err(wallet::Error::Invoice("it names no amount".into()).into()),
+        };
+        if self.ledger.transfer(&format!("refund:{hash}"))?.is_some() {
+            return Err(Error::Before(hash));
+        }
+        let available_msat = self.ledger.purse(customer)?.available_msat;
+        if available_msat < i128::from(msat) {
+            return Err(Error::TooMuch { msat, available_msat });
+        }
+        let begun = transfer::refund_begun(&hash, customer, msat, bolt11, max_fee_msat);
+        self.ledger.post(begun.clone()).await?;
+        self.pay(till, &begun).await?;
+        self.show(customer)
+    }
+
+    /// Ends refunds that an earlier life began, or that a wallet left in doubt.
+    pub async fn resume(&self) {
+        let Some(till) = &self.till else { return };
+        let begun = match self.ledger.store().refunds() {
+            Ok(begun) => begun,
+            Err(error) => return tracing::warn!(%error, "refunds in doubt stay so"),
+        };
+        for Posted { transfer, .. } in begun {
+            if let Err(error) = self.pay(till, &transfer).await {
+                tracing::warn!(transfer = %transfer.id, %error, "a refund");
+            }
+        }
+    }
+
+    /// Pays what a begun refund says, at most once, and books the end of it.
+    async fn pay(&self, till: &Till, begun: &Transfer) -> Result<(), Error> {
+        let (Why::RefundBegun { payment_hash, bolt11, max_fee_msat }, Some(customer)) =
+            (&begun.why, begun.customer())
+        else {
+            return Ok(());
+        };
+        let msat = begun.legs.iter().map(|leg| leg.msat).sum();
+        let order = Pay { bolt11: bolt11.clone(), amount_msat: msat, max_fee_msat: *max_fee_msat };
+        let paid = |fee_msat| transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat);
+        let failed = |why: &str| transfer::refund_failed(payment_hash, customer, msat, why);
+        let _one = self.paying.lock().await;
+        // What was tried before is asked for before anything is sent.
+        let hash = payment_hash.parse()?;
+        match till.wallet().outgoing(&hash).await {
+            Ok(Outgoing::Paid(payment)) => {
+                self.ledger.post(paid(payment.fee_msat)).await?;
+                return Ok(());
+            }
+            Ok(Outgoing::Pending) => return Err(Error::InDoubt("it is under way".into())),
+            Ok(Outgoing::Unknown | Outgoing::Failed) => {}
+            Err(error) => return Err(Error::InDoubt(error.to_string())),
+        }
+        match till.wallet().pay(&order).await {
+            Ok(payment) => {
+                self.ledger.post(paid(payment.fee_msat)).await?;
+                Ok(())
+            }
+            Err(PayError::Refused(why)) => {
+                self.ledger.post(failed(&why.to_string())).await?;
+                Err(Error::NotPaid(why.to_string()))
+            }
+            Err(PayError::InDoubt { why, .. }) => Err(Error::InDoubt(why.to_string())),
+        }
+    }
+}
+
+fn key(text: String) -> Result<String, Error> {
+    match nostr_sdk::PublicKey::parse(&text) {
+        Ok(key) => Ok(key.to_hex()),
+        Err(_) => Err(Error::NoCustomer(text.chars().take(80).collect())),
+    }
+}

@@ -1,5 +1,6 @@
 //! Following one request to its end: feedback as talk, the result as data, and the exit code between them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nostr_sdk::prelude::{JsonUtil, PublicKey};
@@ -7,12 +8,14 @@ use serde_json::json;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Paint};
+use crate::customer::pay::{Payable, Purse};
 use crate::customer::{Answer, Customer, Heard};
 use crate::keys::npub;
 use crate::protocol::cancel::cancel;
 use crate::protocol::proof::Verdict;
 use crate::protocol::{Feedback, Status};
 use crate::relay::{Client, Subscription};
+use crate::wallet::{Pay, PayError, Wallet};
 
 /// When a provider says no and nobody was asked by name: how long others have to say yes.
 const OTHERS: Duration = Duration::from_secs(15);
@@ -30,6 +33,15 @@ pub struct Follow<'a> {
     pub deadline: Instant,
     /// Whether to take the request back on giving up.
     pub cancel: bool,
+    /// Pays what the provider asks; `None`: nothing is paid.
+    pub payer: Option<Payer>,
+}
+
+/// A wallet and what it may spend on this request.
+pub struct Payer {
+    pub wallet: Arc<dyn Wallet>,
+    pub purse: Purse,
+    pub max_fee_msat: u64,
 }
 
 /// How it ended.
@@ -38,7 +50,16 @@ pub struct End {
     pub why: Why,
     pub answer: Option<Answer>,
     pub feedback: Vec<(PublicKey, Feedback)>,
+    pub paid: Option<Paid>,
     pub elapsed_ms: u64,
+}
+
+/// What was paid for the request.
+#[derive(Debug, Clone)]
+pub struct Paid {
+    payable: Payable,
+    /// `None`: the wallet does not know yet.
+    fee_msat: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +81,7 @@ impl Follow<'_> {
     pub async fn run(&self, mut answers: Subscription) -> End {
         let mut feedback: Vec<(PublicKey, Feedback)> = Vec::new();
         let mut bad: Option<Answer> = None;
+        let mut paid: Option<Paid> = None;
         let mut ignored = 0;
         let mut until = self.deadline;
         let why = loop {
@@ -89,6 +111,11 @@ impl Follow<'_> {
                         feedback.remove(older);
                     }
                     self.say(&line(&provider, &said));
+                    if said.status == Status::PaymentRequired
+                        && let Some(payer) = &self.payer
+                    {
+                        self.pay(payer, &provider, &said, &mut paid).await;
+                    }
                     feedback.push((provider, said));
                     until = self.deadline.min(self.patience(&feedback));
                     if is_final(self.customer, &feedback) {
@@ -97,7 +124,7 @@ impl Follow<'_> {
                 }
                 Heard::Result(answer) if answer.is_good() || is_asked(self.customer, &answer) => {
                     self.say(&format!("result {} by {}", short_id(&answer), short(&answer.reply.provider)));
-                    return self.end(Why::Result, Some(*answer), feedback);
+                    return self.end(Why::Result, Some(*answer), feedback, paid);
                 }
                 Heard::Result(answer) => {
                     let faults: Vec<String> =
@@ -121,12 +148,44 @@ impl Follow<'_> {
             self.take_back().await;
         }
         let why = if bad.is_some() { Why::Result } else { why };
-        self.end(why, bad, feedback)
+        self.end(why, bad, feedback, paid)
     }
 
-    fn end(&self, why: Why, answer: Option<Answer>, feedback: Vec<(PublicKey, Feedback)>) -> End {
+    /// Pays one invoice for this request at most, and says why not otherwise.
+    async fn pay(&self, payer: &Payer, by: &PublicKey, said: &Feedback, paid: &mut Option<Paid>) {
+        let payable = match payer.purse.judge(by, said, paid.is_some(), crate::clock::now_s()) {
+            Ok(payable) => payable,
+            Err(why) => return self.say(&format!("not paid: {why}")),
+        };
+        let order = Pay {
+            bolt11: payable.bolt11.clone(),
+            amount_msat: payable.amount_msat,
+            max_fee_msat: payer.max_fee_msat,
+        };
+        let amount = output::sats(payable.amount_msat);
+        match payer.wallet.pay(&order).await {
+            Ok(payment) => {
+                self.say(&format!("paid {amount}, and {} in fees", output::sats(payment.fee_msat)));
+                *paid = Some(Paid { payable, fee_msat: Some(payment.fee_msat) });
+            }
+            Err(PayError::Refused(why)) => self.say(&format!("not paid: {why}")),
+            Err(PayError::InDoubt { why, .. }) => {
+                // It may have gone out: nothing else is paid for this request.
+                self.say(&format!("perhaps paid {amount}: {why}"));
+                *paid = Some(Paid { payable, fee_msat: None });
+            }
+        }
+    }
+
+    fn end(
+        &self,
+        why: Why,
+        answer: Option<Answer>,
+        feedback: Vec<(PublicKey, Feedback)>,
+        paid: Option<Paid>,
+    ) -> End {
         let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        End { why, answer, feedback, elapsed_ms }
+        End { why, answer, feedback, paid, elapsed_ms }
     }
 
     fn say(&self, words: &str) {
@@ -311,6 +370,10 @@ fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
         "status": status,
         "elapsed_ms": end.elapsed_ms,
         "feedback": feedback,
+        "paid": end.paid.as_ref().map(|paid| json!({
+            "payment_hash": paid.payable.payment_hash, "amount_msat": paid.payable.amount_msat,
+            "fee_msat": paid.fee_msat,
+        })),
     });
     let (Some(answer), Some(fields)) = (&end.answer, object.as_object_mut()) else { return object };
     let reply = &answer.reply;

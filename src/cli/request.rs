@@ -8,11 +8,14 @@ use nostr_sdk::prelude::{JsonUtil, PublicKey};
 
 use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, OrExit, Outcome};
-use super::follow::{self, Follow};
+use super::follow::{self, Follow, Payer};
 use super::output;
 use crate::clock;
+use crate::config::Config;
 use crate::customer::Customer;
+use crate::customer::pay::Purse;
 use crate::keys::{self, NodeKey};
+use crate::node;
 use crate::protocol::Scheme;
 use crate::protocol::draft::Draft;
 use crate::relay::{Client, Published, Wire};
@@ -65,9 +68,19 @@ pub struct Args {
     /// The form of the result, a MIME type
     #[arg(long, value_name = "MIME")]
     pub output: Option<String>,
-    /// The most to pay, in millisatoshi
+    /// The most that the job may cost, told to the provider
     #[arg(long, value_name = "MSAT")]
     pub bid: Option<u64>,
+    /// Pay what --provider asks, once and up to --max, from the wallet of the configuration ([payment]); what is not
+    /// used of it is the credit of --key there
+    #[arg(long, requires_all = ["provider", "max", "key"])]
+    pub pay: bool,
+    /// The most to pay, in millisatoshi
+    #[arg(long, value_name = "MSAT")]
+    pub max: Option<u64>,
+    /// The most that the wallet may add in fees
+    #[arg(long, value_name = "MSAT", default_value_t = 10_000)]
+    pub max_fee: u64,
     /// Only this provider: npub or hex
     #[arg(long, value_name = "NPUB", value_parser = provider)]
     pub provider: Option<PublicKey>,
@@ -171,6 +184,15 @@ impl Args {
         }
     }
 
+    fn payer(&self, config: &Config) -> Result<Option<Payer>, Failure> {
+        let (true, Some(provider), Some(max_msat)) = (self.pay, self.provider, self.max) else { return Ok(None) };
+        let Some(wallet) = node::wallet(config).or_exit(Exit::Config)? else {
+            let words = "no wallet to pay from: set payment.wallet and its key file (docs/wallets.md)";
+            return Err(Failure::say(Exit::Config, words));
+        };
+        Ok(Some(Payer { wallet, purse: Purse { provider, max_msat }, max_fee_msat: self.max_fee }))
+    }
+
     fn key(&self) -> Result<NodeKey, Failure> {
         match &self.key {
             Some(path) => keys::load(path, &keys::password_from_env_or_terminal).or_exit(Exit::Config),
@@ -182,16 +204,20 @@ impl Args {
 pub fn run(args: Args, common: &Common) -> Outcome {
     let mut over = Overrides::default();
     over.list("relays", "--relay", &args.relay);
-    let relays = common.start_quietly(over)?.relays;
+    let config = common.start_quietly(over)?;
+    let relays = config.relays.clone();
     if relays.is_empty() {
         let words = "no relay to ask: give --relay wss://…, or set `relays` in the configuration file";
         return Err(Failure::say(Exit::Config, words));
     }
     let key = args.key()?;
-    block_on(send(args, relays, key))
+    block_on(async {
+        let payer = args.payer(&config)?;
+        send(args, relays, key, payer).await
+    })
 }
 
-async fn send(args: Args, relays: Vec<String>, key: NodeKey) -> Outcome {
+async fn send(args: Args, relays: Vec<String>, key: NodeKey, payer: Option<Payer>) -> Outcome {
     let started = Instant::now();
     let keys = key.keys().clone();
     let request = args.draft(&relays).unsigned(&keys, clock::now_s()).or_exit(Exit::Usage)?;
@@ -223,7 +249,8 @@ async fn send(args: Args, relays: Vec<String>, key: NodeKey) -> Outcome {
         published.len()
     ));
     let deadline = started + Duration::from_secs(args.timeout);
-    let follow = Follow { client: &client, customer: &customer, started, deadline, cancel: !args.no_cancel };
+    let cancel = !args.no_cancel;
+    let follow = Follow { client: &client, customer: &customer, started, deadline, cancel, payer };
     let end = follow.run(answers).await;
     client.close().await;
     if let Some(answer) = &end.answer {

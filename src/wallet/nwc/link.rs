@@ -115,7 +115,11 @@ impl Link {
         let info = self.info(limit).await?;
         if !info.can(method) {
             let wallet = format!("nwc at {}", self.shared.uri.hosts());
-            return Err(Error::Unsupported { wallet, what: method, hash: "by its info event".into() });
+            return Err(Error::Unsupported {
+                wallet,
+                what: method,
+                detail: "its info event has it not".into(),
+            });
         }
         let left = limit.saturating_sub(began.elapsed());
         let expires_s = self.shared.now_s() + left.as_secs().max(1);

@@ -104,7 +104,7 @@ pub(super) fn result(plain: &str, method: &'static str) -> Result<Value, Error> 
         return Err(match code.as_str() {
             "UNAUTHORIZED" | "RESTRICTED" => Error::Denied(format!("{code}: {message}")),
             "NOT_IMPLEMENTED" => {
-                Error::Unsupported { wallet: "the wallet".into(), what: method, hash: message }
+                Error::Unsupported { wallet: "the wallet".into(), what: method, detail: message }
             }
             "NOT_FOUND"
             | "INSUFFICIENT_BALANCE"

@@ -226,7 +226,8 @@ fn judge(answer: &Answer) -> Result<Value, Error> {
     let is_final = status == 520 && said.get("status").and_then(Value::as_str) == Some("failed");
     let code = status.to_string();
     Err(match status {
-        401 | 403 => Error::Denied(message),
+        // 404: no wallet has this key, or no LNbits is at this address.
+        401 | 403 | 404 => Error::Denied(message),
         _ if is_final || (400..500).contains(&status) => Error::Said { code, message },
         _ => Error::Failed { code, message },
     })

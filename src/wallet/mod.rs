@@ -49,8 +49,9 @@ impl fmt::Display for Identity {
     }
 }
 
-/// A wallet over whatever protocol. Every call ends within the wallet's own limit of time ([`Limits::call`]), and
-/// every answer is checked: types, lengths, that it is about the payment asked for, that amounts are what was asked.
+/// A wallet over whatever protocol. Every call ends within [`Limits::call`], a payment with the looks before and after
+/// it within [`Limits::pay`] and three times that, the repeatable ones within twice. Every answer is checked: types,
+/// lengths, that it is about the payment asked for, that amounts are what was asked.
 #[async_trait::async_trait]
 pub trait Wallet: Send + Sync {
     fn identity(&self) -> Identity;
@@ -93,30 +94,23 @@ pub trait Wallet: Send + Sync {
 
     /// An invoice to a hash of ours, which the payer locks and only our preimage settles.
     async fn make_hold_invoice(&self, new: &NewHold) -> Result<Invoice, Error> {
-        Err(Error::Unsupported {
-            wallet: self.identity().to_string(),
-            what: "hold invoices",
-            hash: new.payment_hash.short(),
-        })
+        Err(no_hold(self.identity(), &new.payment_hash))
     }
 
     /// Takes the money of a locked invoice ([`State::Held`]). May be repeated.
     async fn settle_hold(&self, preimage: &Preimage) -> Result<(), Error> {
-        Err(Error::Unsupported {
-            wallet: self.identity().to_string(),
-            what: "hold invoices",
-            hash: preimage.payment_hash().short(),
-        })
+        Err(no_hold(self.identity(), &preimage.payment_hash()))
     }
 
     /// Gives the money of a locked invoice back, or withdraws an open one. May be repeated.
     async fn cancel_hold(&self, payment_hash: &PaymentHash) -> Result<(), Error> {
-        Err(Error::Unsupported {
-            wallet: self.identity().to_string(),
-            what: "hold invoices",
-            hash: payment_hash.short(),
-        })
+        Err(no_hold(self.identity(), payment_hash))
     }
+}
+
+fn no_hold(wallet: Identity, payment_hash: &PaymentHash) -> Error {
+    let detail = format!("asked for {}", payment_hash.short());
+    Error::Unsupported { wallet: wallet.to_string(), what: "hold invoices", detail }
 }
 
 /// Why a wallet did not answer, or why its answer is not taken.
@@ -157,8 +151,8 @@ pub enum Error {
     NotWholeSat { amount_msat: u64 },
     #[error("an amount of {amount_msat} msat is out of bounds")]
     Amount { amount_msat: u64 },
-    #[error("{wallet} cannot do {what} ({hash})")]
-    Unsupported { wallet: String, what: &'static str, hash: String },
+    #[error("{wallet} cannot do {what} ({detail})")]
+    Unsupported { wallet: String, what: &'static str, detail: String },
     /// The invoice is not one that we pay.
     #[error("the invoice: {0}")]
     Invoice(String),

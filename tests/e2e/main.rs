@@ -4,6 +4,7 @@
 
 mod clients;
 mod node;
+#[expect(dead_code, reason = "it knows the parts of other test programs, too")]
 mod parts;
 mod process;
 mod relays;

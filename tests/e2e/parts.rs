@@ -13,7 +13,9 @@ pub enum Part {
     NostrRsRelay,
     /// The relay in Python.
     NostrRelay,
-    /// The packages of NDK and nostr-tools.
+    /// The wallet server.
+    Lnbits,
+    /// The packages of NDK, nostr-tools and Alby's SDK, and the programs written with them.
     Clients,
     /// What runs them.
     Node,
@@ -25,6 +27,7 @@ impl Part {
         match self {
             Part::NostrRsRelay => file(folder()?.join("nostr-rs-relay/bin/nostr-rs-relay")),
             Part::NostrRelay => file(folder()?.join("nostr-relay/bin/nostr-relay")),
+            Part::Lnbits => file(folder()?.join("lnbits/bin/lnbits")),
             // Written by `.ci/parts` once the packages were installed and loaded.
             Part::Clients => {
                 file(here().join("node_modules/.installed-from")).map(|_| here().join("clients"))

@@ -36,11 +36,18 @@ struct Shared {
     limits: Limits,
     clock: Clock,
     waiting: Mutex<HashMap<String, Waiting>>,
-    /// Requests for the relays' tasks.
-    requests: broadcast::Sender<(String, Arc<str>)>,
+    orders: broadcast::Sender<Order>,
     info: watch::Sender<Option<Info>>,
     hints: broadcast::Sender<Hint>,
     connected: watch::Sender<usize>,
+}
+
+/// For the relays' tasks.
+#[derive(Debug, Clone)]
+enum Order {
+    Send(String, Arc<str>),
+    /// Nobody waits for this one any more.
+    Done(String),
 }
 
 /// A request that was not answered yet.
@@ -68,7 +75,7 @@ impl Link {
             limits,
             clock,
             waiting: Mutex::default(),
-            requests: broadcast::channel(MAX_WAITING).0,
+            orders: broadcast::channel(2 * MAX_WAITING).0,
             info: watch::channel(None).0,
             hints: broadcast::channel(256).0,
             connected: watch::channel(0).0,
@@ -108,7 +115,11 @@ impl Link {
         let info = self.info(limit).await?;
         if !info.can(method) {
             let wallet = format!("nwc at {}", self.shared.uri.hosts());
-            return Err(Error::Unsupported { wallet, what: method, hash: "by its info event".into() });
+            return Err(Error::Unsupported {
+                wallet,
+                what: method,
+                detail: "its info event has it not".into(),
+            });
         }
         let left = limit.saturating_sub(began.elapsed());
         let expires_s = self.shared.now_s() + left.as_secs().max(1);
@@ -116,9 +127,7 @@ impl Link {
         let content = message::encrypt(&self.shared.uri, info.scheme, &plain)?;
         let mut tags =
             vec![Tag::public_key(self.shared.uri.wallet), Tag::expiration(Timestamp::from(expires_s))];
-        if let Some(tag) = message::scheme_tag(info.scheme) {
-            tags.push(tag);
-        }
+        tags.extend(message::scheme_tags(info.scheme));
         let request = EventBuilder::new(Kind::WalletConnectRequest, content)
             .tags(tags)
             .custom_created_at(Timestamp::from(self.shared.now_s()))
@@ -136,6 +145,7 @@ struct Place<'a>(&'a Shared, String);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         lock(&self.0.waiting).remove(&self.1);
+        self.0.order(Order::Done(self.1.clone()));
     }
 }
 
@@ -157,10 +167,7 @@ impl Shared {
             waiting.insert(id.clone(), new);
         }
         let place = Place(self, id.clone());
-        // No receiver: no relay is connected. Whichever connects in time sends it from the table.
-        if self.requests.send((id.clone(), frame)).is_err() {
-            tracing::debug!(method, "a request waits for a relay");
-        }
+        self.order(Order::Send(id.clone(), frame));
         let answered = tokio::time::timeout(limit, answer).await;
         let was_sent = lock(&self.waiting).get(&id).is_some_and(|waiting| waiting.sent);
         drop(place);
@@ -176,6 +183,13 @@ impl Shared {
                 let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
                 Err(Error::Slow { what: method, limit_ms })
             }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        // No receiver: no relay is connected. Whichever connects in time sends what is in the table.
+        if self.orders.send(order).is_err() {
+            tracing::trace!("no relay of the wallet is connected");
         }
     }
 
@@ -204,8 +218,8 @@ impl Shared {
 
     /// One connection, to its end.
     async fn talk(&self, relay: &Url, mut socket: Socket) -> Error {
-        let mut requests = self.requests.subscribe();
-        match self.converse(relay, &mut socket, &mut requests).await {
+        let mut orders = self.orders.subscribe();
+        match self.converse(relay, &mut socket, &mut orders).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
@@ -215,7 +229,7 @@ impl Shared {
         &self,
         relay: &Url,
         socket: &mut Socket,
-        requests: &mut broadcast::Receiver<(String, Arc<str>)>,
+        orders: &mut broadcast::Receiver<Order>,
     ) -> Result<std::convert::Infallible, Error> {
         let mut sent = HashSet::new();
         let mut auth = None;
@@ -246,10 +260,10 @@ impl Shared {
                     Said::Closed(reason) if !reason.starts_with("auth-required") => return Err(Error::Cut(reason)),
                     Said::Ok { .. } | Said::Closed(_) | Said::Other => {}
                 },
-                request = requests.recv() => match request {
-                    Ok((id, frame)) => if sent.insert(id.clone()) {
-                        self.mark_sent(&id);
-                        socket.send(&frame).await?;
+                order = orders.recv() => match order {
+                    Ok(Order::Send(id, frame)) => self.send_once(socket, &mut sent, id, &frame).await?,
+                    Ok(Order::Done(id)) => if sent.remove(&id) {
+                        socket.send(&json!(["CLOSE", short(&id)]).to_string()).await?;
                     },
                     Err(_) => self.send_waiting(socket, &mut sent).await?,
                 },
@@ -258,9 +272,10 @@ impl Shared {
         }
     }
 
+    /// The wallet's info event, and what it tells us unasked.
     fn subscription(&self) -> String {
         let wallet = self.uri.wallet.to_hex();
-        let mut to_us = json!({ "kinds": [23195, 23196, 23197], "authors": [wallet] });
+        let mut to_us = json!({ "kinds": [23196, 23197], "authors": [wallet] });
         if let Some(filter) = to_us.as_object_mut() {
             filter.insert("#p".into(), json!([self.uri.keys.public_key().to_hex()]));
             filter.insert("since".into(), json!(self.now_s().saturating_sub(MAX_SKEW_S)));
@@ -268,19 +283,33 @@ impl Shared {
         json!(["REQ", "wallet", { "kinds": [13194], "authors": [wallet], "limit": 1 }, to_us]).to_string()
     }
 
-    /// Sends what waits and was not sent over this connection. The same event again is the same request to the wallet.
+    /// Sends what waits and was not sent over this connection.
     async fn send_waiting(&self, socket: &mut Socket, sent: &mut HashSet<String>) -> Result<(), Error> {
         let all: Vec<_> =
             lock(&self.waiting).iter().map(|(id, w)| (id.clone(), Arc::clone(&w.frame))).collect();
-        // What nobody waits for any more need not be remembered.
-        sent.retain(|id| all.iter().any(|(waiting, _)| waiting == id));
         for (id, frame) in all {
-            if sent.insert(id.clone()) {
-                self.mark_sent(&id);
-                socket.send(&frame).await?;
-            }
+            self.send_once(socket, sent, id, &frame).await?;
         }
         Ok(())
+    }
+
+    /// Asks for a request's answer, then sends it, once over a connection; the same event again is the same request to
+    /// the wallet. The answer is asked for by the request's id, because not every wallet names us in it.
+    async fn send_once(
+        &self,
+        socket: &mut Socket,
+        sent: &mut HashSet<String>,
+        id: String,
+        frame: &str,
+    ) -> Result<(), Error> {
+        if !lock(&self.waiting).contains_key(&id) || !sent.insert(id.clone()) {
+            return Ok(());
+        }
+        let wallet = self.uri.wallet.to_hex();
+        let answer = json!(["REQ", short(&id), { "kinds": [23195], "authors": [wallet], "#e": [id] }]);
+        socket.send(&answer.to_string()).await?;
+        self.mark_sent(&id);
+        socket.send(frame).await
     }
 
     /// Before the first byte: from here on nobody can say that it was not sent.
@@ -320,7 +349,7 @@ impl Shared {
                     is_news
                 });
             }
-            23195 if is_for(&event, &self.uri.keys.public_key()) => {
+            23195 if is_for(&event, &self.uri.keys.public_key()).unwrap_or(true) => {
                 let mut waiting = lock(&self.waiting);
                 let request =
                     event.tags.event_ids().find_map(|id| waiting.get_mut(&id.to_hex())?.answer.take());
@@ -330,7 +359,7 @@ impl Shared {
                     tracing::trace!("nobody waits for an answer any more");
                 }
             }
-            23196 | 23197 if is_for(&event, &self.uri.keys.public_key()) => {
+            23196 | 23197 if is_for(&event, &self.uri.keys.public_key()) == Some(true) => {
                 match message::notified(&self.uri, &event) {
                     Ok(hash) => self.hint(Hint::Changed(hash)),
                     Err(error) => tracing::debug!(%error, "a notification that cannot be read"),
@@ -347,8 +376,16 @@ impl Shared {
     }
 }
 
-fn is_for(event: &Event, us: &PublicKey) -> bool {
-    event.tags.public_keys().any(|key| key == us)
+/// Whether it names us; `None` where it names nobody.
+fn is_for(event: &Event, us: &PublicKey) -> Option<bool> {
+    let mut named = event.tags.public_keys().peekable();
+    named.peek()?;
+    Some(named.any(|key| key == us))
+}
+
+/// A subscription id: relays take up to 64 characters, some fewer.
+fn short(id: &str) -> &str {
+    id.get(..32).unwrap_or(id)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -40,8 +40,9 @@ impl Info {
                 .map(str::to_owned)
                 .collect()
         };
-        // Without the tag a wallet knows the old scheme only.
-        let scheme = if words("encryption").contains("nip44_v2") { Scheme::Nip44 } else { Scheme::Nip04 };
+        // Without any of the tags a wallet knows the old scheme only.
+        let is_new = words("encryption").contains("nip44_v2") || words("v").contains("1.0");
+        let scheme = if is_new { Scheme::Nip44 } else { Scheme::Nip04 };
         let methods = event
             .content
             .split([' ', ',', '\n'])
@@ -57,11 +58,13 @@ impl Info {
     }
 }
 
-/// Tells the wallet which scheme a request uses; the old one goes without.
-pub(super) fn scheme_tag(scheme: Scheme) -> Option<Tag> {
+/// Tells the wallet which scheme a request uses, in today's words and in yesterday's; the old one goes without.
+pub(super) fn scheme_tags(scheme: Scheme) -> Vec<Tag> {
     match scheme {
-        Scheme::Nip44 => Tag::parse(["encryption", "nip44_v2"]).ok(),
-        Scheme::Nip04 => None,
+        Scheme::Nip44 => {
+            [["encryption", "nip44_v2"], ["v", "1.0"]].into_iter().flat_map(Tag::parse).collect()
+        }
+        Scheme::Nip04 => Vec::new(),
     }
 }
 
@@ -101,7 +104,7 @@ pub(super) fn result(plain: &str, method: &'static str) -> Result<Value, Error> 
         return Err(match code.as_str() {
             "UNAUTHORIZED" | "RESTRICTED" => Error::Denied(format!("{code}: {message}")),
             "NOT_IMPLEMENTED" => {
-                Error::Unsupported { wallet: "the wallet".into(), what: method, hash: message }
+                Error::Unsupported { wallet: "the wallet".into(), what: method, detail: message }
             }
             "NOT_FOUND"
             | "INSUFFICIENT_BALANCE"

@@ -26,17 +26,41 @@ pub enum Order {
     /// What every customer has here.
     List,
     /// What one customer (hex) has here.
-    Show { customer: String },
-    History { customer: String, limit: usize },
+    Show {
+        customer: String,
+    },
+    History {
+        customer: String,
+        limit: usize,
+    },
     /// `id` makes a repeated order the same one.
-    Grant { id: String, customer: String, msat: u64, note: String },
-    WriteOff { id: String, customer: String, msat: u64, note: String },
+    Grant {
+        id: String,
+        customer: String,
+        msat: u64,
+        note: String,
+    },
+    WriteOff {
+        id: String,
+        customer: String,
+        msat: u64,
+        note: String,
+    },
     /// An invoice that tops up a customer's credit.
-    TopUp { customer: String, msat: u64 },
+    TopUp {
+        customer: String,
+        msat: u64,
+    },
     /// Whether an invoice of ours was paid.
-    Invoice { payment_hash: String },
+    Invoice {
+        payment_hash: String,
+    },
     /// Pays a customer's invoice out of its credit; the fee is ours.
-    Refund { customer: String, bolt11: String, max_fee_msat: u64 },
+    Refund {
+        customer: String,
+        bolt11: String,
+        max_fee_msat: u64,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +128,9 @@ impl Desk {
                     till.nudge(&payment_hash);
                 }
                 let found = self.ledger.store().invoice(&payment_hash)?;
-                Ok(json!({ "state": found.as_ref().map(|(_, state)| state), "invoice": found.map(|(i, _)| i) }))
+                Ok(
+                    json!({ "state": found.as_ref().map(|(_, state)| state), "invoice": found.map(|(i, _)| i) }),
+                )
             }
             Order::Refund { customer, bolt11, max_fee_msat } => {
                 self.refund(&key(customer)?, &bolt11, max_fee_msat).await
@@ -115,7 +141,8 @@ impl Desk {
     fn list(&self) -> Result<Value, Error> {
         let mut customers: Vec<String> = Vec::new();
         for (account, _) in self.ledger.store().balances()? {
-            if let (Account::Credit(key), false) = (&account, customers.iter().any(|k| account.customer() == Some(k)))
+            if let (Account::Credit(key), false) =
+                (&account, customers.iter().any(|k| account.customer() == Some(k)))
             {
                 customers.push(key.clone());
             }

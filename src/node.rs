@@ -301,7 +301,8 @@ impl Node {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
             None => None,
         };
-        let desk = Desk::new(ledger.clone(), till.as_ref().map(|(till, _)| Arc::clone(till)), Arc::clone(&clock));
+        let desk =
+            Desk::new(ledger.clone(), till.as_ref().map(|(till, _)| Arc::clone(till)), Arc::clone(&clock));
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
@@ -537,7 +538,9 @@ impl control::Handler for OwnerSide {
         let desk = self.desk.clone();
         // On its own: who asked may go away, and a payment must not be left half way.
         let served = tokio::spawn(async move { desk.serve(order).await }).await;
-        served.map_err(|_| "a fault of this program; the log says where".to_owned())?.map_err(|e| e.to_string())
+        served
+            .map_err(|_| "a fault of this program; the log says where".to_owned())?
+            .map_err(|e| e.to_string())
     }
 
     async fn status(&self) -> serde_json::Value {

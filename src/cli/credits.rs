@@ -211,10 +211,10 @@ fn history(rows: &Value) -> Table {
 
 /// An account with a key in it, for a table.
 fn brief(account: &str) -> String {
-    account.split(':').map(|part| if part.len() == 64 { output::short(part) } else { part.to_owned() }).fold(
-        String::new(),
-        |all, part| if all.is_empty() { part } else { format!("{all}:{part}") },
-    )
+    account
+        .split(':')
+        .map(|part| if part.len() == 64 { output::short(part) } else { part.to_owned() })
+        .fold(String::new(), |all, part| if all.is_empty() { part } else { format!("{all}:{part}") })
 }
 
 fn topup(config: &Config, customer: String, msat: u64, wait: Option<u64>, as_json: bool) -> Outcome {

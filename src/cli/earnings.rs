@@ -109,7 +109,8 @@ fn csv(report: &Report) -> std::io::Result<()> {
     let names: Vec<&str> = COLUMNS.iter().map(|(_, name, _)| *name).collect();
     output::data(&format!("{},jobs,{}", by.as_str().unwrap_or("key"), names.join(",")))?;
     for row in &report.rows {
-        let figures: Vec<String> = COLUMNS.iter().map(|(_, _, figure)| figure(&row.sums).to_string()).collect();
+        let figures: Vec<String> =
+            COLUMNS.iter().map(|(_, _, figure)| figure(&row.sums).to_string()).collect();
         output::data(&format!("{},{},{}", quoted(&row.key), row.sums.jobs, figures.join(",")))?;
     }
     Ok(())

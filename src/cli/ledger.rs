@@ -95,20 +95,26 @@ fn show(config: &Config, as_json: bool) -> Outcome {
     let store = Store::read_only(&config.data_dir)?;
     let balances = store.balances()?;
     if as_json {
-        let rows = balances.iter().map(|(account, msat)| {
-            json!({ "account": account, "kind": account.kind(), "msat": msat })
-        });
+        let rows = balances
+            .iter()
+            .map(|(account, msat)| json!({ "account": account, "kind": account.kind(), "msat": msat }));
         output::json(&json!({ "head": store.head(), "accounts": rows.collect::<Vec<_>>() }))?;
         return Ok(Exit::Ok);
     }
     let mut table = Table::new(&["account", "kind", ">debits less credits"]);
     for (account, msat) in &balances {
         let kind = serde_json::to_value(account.kind())?;
-        let cells = [account.to_string(), kind.as_str().unwrap_or_default().to_owned(), output::signed_sats(*msat)];
+        let cells =
+            [account.to_string(), kind.as_str().unwrap_or_default().to_owned(), output::signed_sats(*msat)];
         table.row(cells.map(Into::into).into());
     }
     table.print()?;
-    output::talk(&format!("{} open holds; head {} {}", store.holds()?.len(), store.head().seq, store.head().hash));
+    output::talk(&format!(
+        "{} open holds; head {} {}",
+        store.holds()?.len(),
+        store.head().seq,
+        store.head().hash
+    ));
     Ok(Exit::Ok)
 }
 

@@ -50,7 +50,8 @@ impl Price {
             return 0;
         }
         let per = |figure: u64, amount: u64, unit: u128| u128::from(figure) * u128::from(amount) / unit;
-        let memory = u128::from(self.per_gib_hour_msat) * u128::from(used.memory_bytes) * u128::from(used.wall_ms);
+        let memory =
+            u128::from(self.per_gib_hour_msat) * u128::from(used.memory_bytes) * u128::from(used.wall_ms);
         let sum = u128::from(self.base_msat)
             + per(self.per_second_msat, used.wall_ms, 1_000)
             + per(self.per_1k_tokens_in_msat, used.tokens_in, 1_000)

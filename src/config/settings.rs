@@ -166,7 +166,9 @@ impl Kind {
         match self {
             Kind::Flag => "true or false",
             Kind::Number { .. } => "whole number",
-            Kind::Text { .. } | Kind::Path | Kind::Sandbox | Kind::Wallet | Kind::LogLevel => "text in quotes",
+            Kind::Text { .. } | Kind::Path | Kind::Sandbox | Kind::Wallet | Kind::LogLevel => {
+                "text in quotes"
+            }
             Kind::List(_) => "list of texts",
         }
     }

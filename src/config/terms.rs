@@ -109,14 +109,17 @@ impl FromStr for Rule {
             let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the way"))?;
             let twice = match key {
                 "customer" => {
-                    let key = PublicKey::parse(value).map_err(|_| bad("the customer is no npub or hex key"))?;
+                    let key =
+                        PublicKey::parse(value).map_err(|_| bad("the customer is no npub or hex key"))?;
                     customer.replace(key).is_some()
                 }
                 "skill" => skill.replace(value.to_owned()).is_some(),
                 "backend" => backend.replace(value.to_owned()).is_some(),
                 "cap_msat" => {
                     let cap = number(value).filter(|cap| *cap <= MOST_MSAT);
-                    cap_msat.replace(cap.ok_or_else(|| bad("cap_msat is no number up to one bitcoin"))?).is_some()
+                    cap_msat
+                        .replace(cap.ok_or_else(|| bad("cap_msat is no number up to one bitcoin"))?)
+                        .is_some()
                 }
                 _ => return Err(bad("the keys are customer, skill, backend and cap_msat")),
             };
@@ -144,7 +147,8 @@ impl FromStr for Rule {
 pub fn priced(text: &str) -> Result<(String, Price), String> {
     let bad = |why: &str| format!("{text:?} is no price: {why}");
     let mut words = text.split_whitespace();
-    let skill = words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a skill, or *, first"))?;
+    let skill =
+        words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a skill, or *, first"))?;
     let mut price = Price::default();
     for word in words {
         let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the skill"))?;
@@ -217,7 +221,8 @@ mod tests {
         let terms = Terms { rules: Vec::new(), prices: [(skill, price.clone())].into() };
         assert_eq!(terms.price("generic", &own), &price);
         assert_eq!(terms.price("code", &own), &own);
-        for text in ["", "base_msat=1", "x y", "x base=1", "x base_msat=a", "x minimum_msat=2 ceiling_msat=1"] {
+        for text in ["", "base_msat=1", "x y", "x base=1", "x base_msat=a", "x minimum_msat=2 ceiling_msat=1"]
+        {
             assert!(priced(text).is_err(), "{text}");
         }
     }

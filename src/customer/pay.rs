@@ -51,13 +51,7 @@ impl Purse {
     ///
     /// # Errors
     /// The first reason against it.
-    pub fn judge(
-        &self,
-        by: &PublicKey,
-        said: &Feedback,
-        paid: bool,
-        now_s: u64,
-    ) -> Result<Payable, Refusal> {
+    pub fn judge(&self, by: &PublicKey, said: &Feedback, paid: bool, now_s: u64) -> Result<Payable, Refusal> {
         if *by != self.provider {
             return Err(Refusal::Stranger);
         }
@@ -97,12 +91,17 @@ mod tests {
     fn only_the_asked_providers_exact_invoice_within_the_maximum_is_paid_and_once() {
         let provider = Keys::generate().public_key();
         let purse = Purse { provider, max_msat: 250_000_000 };
-        let ask = |msat, bolt11: Option<&str>| Feedback::payment_required(msat, bolt11.map(str::to_owned), "pay");
+        let ask =
+            |msat, bolt11: Option<&str>| Feedback::payment_required(msat, bolt11.map(str::to_owned), "pay");
         let good = ask(250_000_000, Some(COFFEE));
         let payable = purse.judge(&provider, &good, false, MADE + 59).unwrap();
         assert_eq!(payable.amount_msat, 250_000_000);
-        assert_eq!(payable.payment_hash.to_hex(), "0001020304050607080900010203040506070809000102030405060708090102");
-        let refused = |by: &PublicKey, said: &Feedback, paid, now_s| purse.judge(by, said, paid, now_s).unwrap_err();
+        assert_eq!(
+            payable.payment_hash.to_hex(),
+            "0001020304050607080900010203040506070809000102030405060708090102"
+        );
+        let refused =
+            |by: &PublicKey, said: &Feedback, paid, now_s| purse.judge(by, said, paid, now_s).unwrap_err();
         let stranger = Keys::generate().public_key();
         assert_eq!(refused(&stranger, &good, false, MADE), Refusal::Stranger);
         assert_eq!(refused(&provider, &good, true, MADE), Refusal::Paid);

@@ -64,7 +64,7 @@ pub struct Status {
 /// What changes as jobs come and go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Ids of all open jobs, so that their cancellation can be watched for.
+    /// Ids of all open jobs and of requests that wait to be paid, so that their cancellation can be watched for.
     pub open: Vec<String>,
     /// Jobs that have got their terminal answer since the start.
     pub answered: u64,
@@ -84,7 +84,7 @@ pub(super) enum Message {
     /// An invoice is on its way to the customer, or will not be.
     Quoted {
         job: String,
-        result: Result<(), store::Error>,
+        result: Result<Option<u64>, store::Error>,
     },
     Paid(Paid),
     Ended {
@@ -149,6 +149,7 @@ impl Engine {
             tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
             quoting: HashSet::new(),
+            awaiting: HashMap::new(),
             untaken: Vec::new(),
             answered: 0,
             tell,
@@ -276,6 +277,8 @@ pub(super) struct Dispatcher {
     pub(super) withdrawing: HashSet<(String, String)>,
     /// Requests that an invoice is being made for.
     pub(super) quoting: HashSet<String>,
+    /// Requests that are quoted and not paid yet, with the quote's expiry, Unix milliseconds.
+    pub(super) awaiting: HashMap<String, u64>,
     /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
     pub(super) untaken: Vec<Offer>,
     answered: u64,
@@ -299,6 +302,7 @@ impl Dispatcher {
                 }
                 _ = tick.tick() => {
                     self.end_overdue();
+                    self.forget_quotes();
                     self.look_at_store();
                 }
             }
@@ -315,7 +319,7 @@ impl Dispatcher {
         match message {
             Message::Offer(offer) => self.offered(offer),
             Message::Recorded { job, result, offer, paid } => self.recorded(job, result, offer, paid),
-            Message::Quoted { job, result } => self.quoted(&job, result),
+            Message::Quoted { job, result } => self.quoted(job, result),
             Message::Paid(paid) => self.paid(paid),
             Message::Ended { job, result } => {
                 self.running -= 1;
@@ -456,7 +460,7 @@ impl Dispatcher {
     }
 
     pub(super) fn tell_progress(&self) {
-        let open = self.open.keys().cloned().collect();
+        let open = self.open.keys().chain(self.awaiting.keys()).cloned().collect();
         let stopped = self.stopped.is_some();
         self.tell.send_replace(Progress { open, answered: self.answered, stopped });
     }

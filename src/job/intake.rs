@@ -219,6 +219,7 @@ impl Dispatcher {
         for request in cancel.requests.iter().map(|id| id.to_hex()) {
             let counts = match self.open.get(&request) {
                 Some(open) => open.customer == by,
+                None if matches!(self.is_quoted_to(&request, &by), Ok(true)) => true,
                 None if !matches!(self.rooms.store.knows(&request, &by), Ok(false)) => false,
                 None => {
                     unknown += 1;

@@ -49,7 +49,13 @@ impl Dispatcher {
 
     // === asking
 
-    fn ask_for(&mut self, till: std::sync::Arc<super::Till>, ticket: Ticket, missing_msat: u64, offer: Offer) {
+    fn ask_for(
+        &mut self,
+        till: std::sync::Arc<super::Till>,
+        ticket: Ticket,
+        missing_msat: u64,
+        offer: Offer,
+    ) {
         let job = ticket.request.id.to_hex();
         // A quote costs us an invoice, a signature and a record: no more of them a minute than refusals.
         if !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
@@ -67,11 +73,29 @@ impl Dispatcher {
         });
     }
 
-    pub(super) fn quoted(&mut self, job: &str, result: Result<(), store::Error>) {
-        self.quoting.remove(job);
-        if let Err(error) = result {
-            self.fail(error);
+    pub(super) fn quoted(&mut self, job: String, result: Result<Option<u64>, store::Error>) {
+        self.quoting.remove(&job);
+        match result {
+            Ok(Some(expires_ms)) => drop(self.awaiting.insert(job, expires_ms)),
+            Ok(None) => {}
+            Err(error) => self.fail(error),
         }
+        self.tell_progress();
+    }
+
+    /// Quotes that have run out are not watched for cancels any more.
+    pub(super) fn forget_quotes(&mut self) {
+        let (now_ms, before) = (self.rooms.now_ms(), self.awaiting.len());
+        self.awaiting.retain(|_, expires_ms| *expires_ms >= now_ms);
+        if self.awaiting.len() != before {
+            self.tell_progress();
+        }
+    }
+
+    /// Whether this request is quoted, unpaid, and this customer's.
+    pub(super) fn is_quoted_to(&self, request: &str, customer: &str) -> Result<bool, store::Error> {
+        let quoted = self.rooms.store.quote(request)?.is_some_and(|quote| quote.customer == customer);
+        Ok(quoted && self.rooms.store.job(request)?.is_none())
     }
 
     // === being paid
@@ -83,6 +107,7 @@ impl Dispatcher {
             return;
         }
         let Some(job) = paid.invoice.job.clone() else { return self.credit(paid, None) };
+        self.awaiting.remove(&job);
         if self.open.contains_key(&job) {
             return;
         }
@@ -133,17 +158,21 @@ impl Dispatcher {
         }
         let credited = "what you paid is in your credit here";
         if cancelled {
-            return Err(Some(Failure::new(Code::Cancelled, format!("taken back before it was paid; {credited}"))));
+            return Err(Some(Failure::new(
+                Code::Cancelled,
+                format!("taken back before it was paid; {credited}"),
+            )));
         }
         let now_ms = self.rooms.now_ms();
         if now_ms > quote.expires_ms || request.is_expired(now_ms / 1_000) {
-            return Err(Some(Failure::new(Code::Expired, format!("paid after the quote had expired; {credited}"))));
+            return Err(Some(Failure::new(
+                Code::Expired,
+                format!("paid after the quote had expired; {credited}"),
+            )));
         }
-        let refused = |failure: Failure| {
-            Some(Failure { reason: format!("{}; {credited}", failure.reason), ..failure })
-        };
-        let mut admission =
-            judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(|e| refused(e))?;
+        let refused =
+            |failure: Failure| Some(Failure { reason: format!("{}; {credited}", failure.reason), ..failure });
+        let mut admission = judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(refused)?;
         self.room_for(&admission, &quote.customer).map_err(refused)?;
         // What was quoted holds, whatever the price is now.
         admission.most_msat = admission.most_msat.min(quote.amount_msat);
@@ -171,7 +200,8 @@ impl Dispatcher {
     }
 }
 
-/// Makes the invoice, writes it down with the quote, and owes both to the customer.
+/// Makes the invoice, writes it down with the quote, and owes both to the customer. When it expires, Unix milliseconds;
+/// `None`: there is none, and the customer was told so.
 async fn quote(
     rooms: &Rooms,
     till: &super::Till,
@@ -179,7 +209,7 @@ async fn quote(
     missing_msat: u64,
     event: String,
     relay: &str,
-) -> Result<(), store::Error> {
+) -> Result<Option<u64>, store::Error> {
     let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
     let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job)).await {
         Ok(invoice) => invoice,
@@ -191,10 +221,10 @@ async fn quote(
             let reason = "no invoice can be made at the moment; try again later, or pay credit ahead";
             let refusal = Failure::quote(Code::PaymentRequired, most_msat, reason);
             return match answer::refusal(rooms, &ticket.request, relay, &refusal) {
-                Ok(records) => rooms.record(records).await,
+                Ok(records) => rooms.record(records).await.map(|()| None),
                 Err(error) => {
                     tracing::error!(%job, %error, "the refusal could not be signed");
-                    Ok(())
+                    Ok(None)
                 }
             };
         }
@@ -215,8 +245,11 @@ async fn quote(
             rooms.record(vec![Record::Invoiced(invoice.clone()), quoted, owed]).await?;
             till.follow(&invoice);
             tracing::info!(%job, amount_msat = invoice.amount_msat, "quoted, and waiting to be paid");
+            Ok(Some(invoice.expires_ms))
         }
-        Err(error) => tracing::error!(%job, %error, "the quote could not be signed"),
+        Err(error) => {
+            tracing::error!(%job, %error, "the quote could not be signed");
+            Ok(None)
+        }
     }
-    Ok(())
 }

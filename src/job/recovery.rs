@@ -18,6 +18,11 @@ impl Dispatcher {
         for row in self.rooms.store.open_jobs()?.into_iter().rev() {
             self.take_up(row)?;
         }
+        for invoice in self.rooms.store.unpaid()? {
+            if let Some(job) = invoice.job {
+                self.awaiting.insert(job, invoice.expires_ms);
+            }
+        }
         self.tell_progress();
         Ok(())
     }

@@ -34,7 +34,7 @@ pub struct Till {
 /// What the till has found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paid {
-    pub invoice: record::Invoice,
+    pub invoice: Box<record::Invoice>,
     /// What has come, msat; the invoice's amount where the wallet does not say.
     pub received_msat: u64,
 }
@@ -177,7 +177,7 @@ async fn learn(ledger: &Ledger, change: Found, engine: &Engine) {
         Ok(Some((invoice, InvoiceState::Open | InvoiceState::Closed))) => {
             let received_msat = received_msat.unwrap_or(invoice.amount_msat);
             tracing::info!(%hash, received_msat, customer = %invoice.customer, "an invoice was paid");
-            engine.paid(Paid { invoice, received_msat }).await;
+            engine.paid(Paid { invoice: invoice.into(), received_msat }).await;
         }
         Ok(None) => tracing::error!(%hash, "the wallet speaks of an invoice that is not ours"),
         Err(error) => tracing::error!(%hash, %error, "a payment waits for the next start"),

@@ -98,7 +98,10 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             }
         }
         Why::Capture { job } => {
-            shape(transfer.id == super::transfer::resolve_id(job), "a hold is resolved by an id that names its job")?;
+            shape(
+                transfer.id == super::transfer::resolve_id(job),
+                "a hold is resolved by an id that names its job",
+            )?;
             let fits = all(
                 |from| matches!(from, Account::Revenue { .. } | Account::Credit(_)),
                 |to| matches!(to, Account::Held(_)),
@@ -107,7 +110,10 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             resolves(past, transfer, job)
         }
         Why::Void { job, .. } => {
-            shape(transfer.id == super::transfer::resolve_id(job), "a hold is resolved by an id that names its job")?;
+            shape(
+                transfer.id == super::transfer::resolve_id(job),
+                "a hold is resolved by an id that names its job",
+            )?;
             let fits = all(|from| matches!(from, Account::Credit(_)), |to| matches!(to, Account::Held(_)));
             shape(fits, "a void goes from credit to held")?;
             resolves(past, transfer, job)
@@ -120,7 +126,8 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             shape(fits, "a cost goes from a supplier to costs")
         }
         Why::RefundBegun { .. } => {
-            let fits = all(|from| matches!(from, Account::Refunding(_)), |to| matches!(to, Account::Credit(_)));
+            let fits =
+                all(|from| matches!(from, Account::Refunding(_)), |to| matches!(to, Account::Credit(_)));
             shape(fits, "a refund begins from refunding to credit")
         }
         Why::RefundPaid { .. } => {
@@ -131,7 +138,8 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             shape(fits, "a refund is paid from the wallet to refunding, its fee to fees")
         }
         Why::RefundFailed { .. } => {
-            let fits = all(|from| matches!(from, Account::Credit(_)), |to| matches!(to, Account::Refunding(_)));
+            let fits =
+                all(|from| matches!(from, Account::Credit(_)), |to| matches!(to, Account::Refunding(_)));
             shape(fits, "a refund that failed goes back from credit to refunding")
         }
         Why::Correction { of, .. } => corrects(past, transfer, of),

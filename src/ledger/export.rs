@@ -32,7 +32,7 @@ pub enum Error {
 /// The store's and the writer's.
 pub fn export(data_dir: &Path, window: &Window, format: Format, to: &mut dyn Write) -> Result<u64, Error> {
     match format {
-        Format::Hledger => writeln!(to, "; amounts in millisatoshi\ncommodity 1000 msat\n")?,
+        Format::Hledger => writeln!(to, "; amounts in millisatoshi\ncommodity 1000. msat\n")?,
         Format::Csv => writeln!(to, "entry,at_ms,day,transfer,what,from,to,msat,customer,job")?,
         Format::Jsonl => {}
     }
@@ -91,7 +91,12 @@ fn csv(to: &mut dyn Write, seq: u64, at_ms: u64, day: &str, transfer: &Transfer)
         let fields = [&transfer.id, &text("what"), &from, &into];
         let quoted: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
         let msat = leg.msat;
-        writeln!(to, "{seq},{at_ms},{day},{},{msat},{customer},{}", quoted.join(","), quoted_job(&text("job")))?;
+        writeln!(
+            to,
+            "{seq},{at_ms},{day},{},{msat},{customer},{}",
+            quoted.join(","),
+            quoted_job(&text("job"))
+        )?;
     }
     Ok(())
 }

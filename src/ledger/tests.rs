@@ -105,7 +105,9 @@ async fn nobody_spends_more_than_is_there_however_many_ask_at_once() {
     for ask in asks.collect::<Vec<_>>() {
         match ask.await.unwrap() {
             Ok(_) => taken += 1,
-            Err(Error::Insufficient { wanted_msat: 100, available_msat }) if available_msat < 100 => refused += 1,
+            Err(Error::Insufficient { wanted_msat: 100, available_msat }) if available_msat < 100 => {
+                refused += 1
+            }
             Err(other) => panic!("{other}"),
         }
     }

@@ -84,7 +84,15 @@ pub fn void(job: &str, customer: &str, held_msat: u64, reason: &str) -> Transfer
 }
 
 /// What a job cost us, on one account of costs and owed to one supplier. `nth` tells the costs of a job apart.
-pub fn cost(job: &str, nth: u32, cost: Account, supplier: &str, msat: u64, usd: Option<Usd>, about: About) -> Transfer {
+pub fn cost(
+    job: &str,
+    nth: u32,
+    cost: Account,
+    supplier: &str,
+    msat: u64,
+    usd: Option<Usd>,
+    about: About,
+) -> Transfer {
     Transfer {
         id: format!("cost:{job}:{nth}"),
         why: Why::Cost { job: job.to_owned(), usd },
@@ -94,7 +102,13 @@ pub fn cost(job: &str, nth: u32, cost: Account, supplier: &str, msat: u64, usd: 
 }
 
 /// Sets credit aside before the wallet is asked to pay it out. The fee, at most `max_fee_msat`, is ours to bear.
-pub fn refund_begun(payment_hash: &str, customer: &str, msat: u64, bolt11: &str, max_fee_msat: u64) -> Transfer {
+pub fn refund_begun(
+    payment_hash: &str,
+    customer: &str,
+    msat: u64,
+    bolt11: &str,
+    max_fee_msat: u64,
+) -> Transfer {
     Transfer {
         id: format!("refund:{payment_hash}"),
         why: Why::RefundBegun {

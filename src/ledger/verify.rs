@@ -80,7 +80,7 @@ struct Seal {
 impl Books {
     fn check_seals(&self, data_dir: &Path) -> Result<(), Broken> {
         for seal in &self.seals {
-            let node = self.nodes.iter().any(|node| *node == seal.by);
+            let node = self.nodes.contains(&seal.by);
             let hash = store::hash_of(data_dir, seal.of)?;
             if !node || hash.as_deref() != Some(seal.hash.as_str()) {
                 return Err(Broken::Seal { seq: seal.seq, of: seal.of });

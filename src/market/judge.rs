@@ -359,7 +359,8 @@ mod tests {
         let priced = |draft: &Draft, rule: &str| {
             let rule = rule.parse().unwrap();
             judged_at(draft, NOW, |r, _| {
-                let (skill, price) = crate::config::terms::priced("generic base_msat=500 per_second_msat=10").unwrap();
+                let (skill, price) =
+                    crate::config::terms::priced("generic base_msat=500 per_second_msat=10").unwrap();
                 r.terms.prices.insert(skill, price);
                 r.terms.rules = vec![rule];
             })

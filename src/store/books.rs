@@ -38,7 +38,9 @@ pub(super) fn account_key(account: &Account) -> Vec<u8> {
 /// The job that a transfer belongs to.
 pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
     match &transfer.why {
-        Why::Hold { job, .. } | Why::Capture { job } | Why::Void { job, .. } | Why::Cost { job, .. } => Some(job),
+        Why::Hold { job, .. } | Why::Capture { job } | Why::Void { job, .. } | Why::Cost { job, .. } => {
+            Some(job)
+        }
         _ => None,
     }
 }
@@ -54,7 +56,8 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> R
     for (account, net) in transfer.nets() {
         let account = account_key(&account);
         let balance = balance(slots.get(Tree::Balances, &account)?.as_deref())?;
-        let balance = balance.checked_add(net).ok_or_else(|| Error::Index { why: "a balance overflows".into() })?;
+        let balance =
+            balance.checked_add(net).ok_or_else(|| Error::Index { why: "a balance overflows".into() })?;
         slots.put(Tree::Balances, &account, &balance.to_be_bytes())?;
     }
     if let Some(customer) = transfer.customer() {

@@ -94,6 +94,9 @@ pub struct Health {
     pub poisoned: Option<Error>,
 }
 
+/// Called with a batch's outcome.
+pub type Then = Box<dyn FnOnce(&Result<u64, Error>) + Send>;
+
 /// A cheap handle of an open store. The last one to go closes it.
 #[derive(Clone)]
 pub struct Store {
@@ -216,7 +219,7 @@ impl Store {
     pub fn submit(
         &self,
         records: Vec<Record>,
-        then: Box<dyn FnOnce(&Result<u64, Error>) + Send>,
+        then: Then,
     ) -> Result<impl Future<Output = Result<u64, Error>> + use<>, Error> {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.writer()?.submit(

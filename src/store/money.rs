@@ -26,10 +26,7 @@ pub enum Account {
     /// On its way back to a customer through the wallet; out of its credit, not out of our hands yet.
     Refunding(PublicKey),
     /// Earned with a skill, by what did the work: `local`, `docker`, …
-    Revenue {
-        skill: String,
-        place: String,
-    },
+    Revenue { skill: String, place: String },
     /// Spent on a model, by its name.
     ModelCost(String),
     /// Spent on sandboxes, by backend.
@@ -327,7 +324,9 @@ mod tests {
         for account in all {
             assert_eq!(account.to_string().parse(), Ok(account));
         }
-        for text in ["", "credit", "credit:", "credit:xy", "revenue:a", "revenue:a:b:c", "wallet:a b", "fees:x"] {
+        for text in
+            ["", "credit", "credit:", "credit:xy", "revenue:a", "revenue:a:b:c", "wallet:a b", "fees:x"]
+        {
             assert!(text.parse::<Account>().is_err(), "{text}");
         }
     }
@@ -339,7 +338,8 @@ mod tests {
             Leg { from: Account::Held(key()), to: Account::Credit(key()), msat: 5 },
             Leg { from: Account::Grants, to: Account::Fees, msat: LEG_MAX_MSAT },
         ];
-        let transfer = Transfer { id: "x".into(), why: Why::Grant { note: String::new() }, legs, about: None };
+        let transfer =
+            Transfer { id: "x".into(), why: Why::Grant { note: String::new() }, legs, about: None };
         let nets = transfer.nets();
         assert_eq!(nets.iter().map(|(_, net)| net).sum::<i128>(), 0);
         assert!(nets.iter().all(|(account, net)| transfer.net_msat(account) == *net));

@@ -14,7 +14,7 @@ use super::view::View;
 use super::{Error, LOG, Store, upkeep};
 
 /// A transfer as it stands in the log.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Posted {
     /// Seq of the entry that it is in.
     pub seq: u64,
@@ -248,7 +248,17 @@ impl View {
             return Err(strays("a quote", &place));
         };
         let quoted_ms = at_ms;
-        Ok(Some(Quote { customer, kind, skill, request, relay, amount_msat, payment_hash, quoted_ms, expires_ms }))
+        Ok(Some(Quote {
+            customer,
+            kind,
+            skill,
+            request,
+            relay,
+            amount_msat,
+            payment_hash,
+            quoted_ms,
+            expires_ms,
+        }))
     }
 
     fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {

@@ -76,7 +76,12 @@ impl View {
     }
 
     /// The last `limit` keys that begin with `prefix`, the last first.
-    pub(super) fn newest_under(&self, tree: Tree, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Error> {
+    pub(super) fn newest_under(
+        &self,
+        tree: Tree,
+        prefix: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Vec<u8>>, Error> {
         let to = after_prefix(prefix).unwrap_or_else(|| vec![u8::MAX; 64]);
         let found = self.read().shelf()?.downwards(tree, prefix, &to, limit)?;
         Ok(found.into_iter().map(|(key, _)| key).collect())

@@ -65,7 +65,8 @@ async fn a_delivered_job_is_charged_for_what_it_used_and_the_rest_of_its_hold_re
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_fails_or_is_cancelled_costs_nothing() {
-    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000"), ("queue.max_attempts", "1")]).await;
+    let (_relay, stage, buyer) =
+        stage(&[("payment.prices", "* base_msat=5000"), ("queue.max_attempts", "1")]).await;
     let backend = Backstage::new(&[Step::Dies, Step::HostFails, Step::Hangs]);
     let node = stage.start_on(backend.clone()).await;
     give(&node, &buyer, 9_000).await;
@@ -107,7 +108,8 @@ async fn without_enough_credit_a_customer_is_told_the_price_and_nothing_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bid_under_the_price_gets_a_quote_and_not_silence() {
-    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000"), ("payment.rules", "credit")]).await;
+    let (_relay, stage, buyer) =
+        stage(&[("payment.prices", "* base_msat=5000"), ("payment.rules", "credit")]).await;
     let node = stage.start_on(Backstage::new(&[])).await;
     give(&node, &buyer, 100_000).await;
     let low = coinop::protocol::draft::Draft { bid_msat: Some(4_999), ..buyer.order(None, &["true"]) };

@@ -153,6 +153,13 @@ impl Lnbits {
         assert!(paid.is_some_and(|paid| paid["status"] == "success"), "not paid\n{}", self.tail());
     }
 
+    /// An invoice of this wallet.
+    pub fn invoice(&self, purse: &Purse, sats: u64) -> String {
+        let body = json!({ "out": false, "unit": "sat", "amount": sats, "memo": "to me" });
+        let made = self.call("POST", "/api/v1/payments", &purse.invoice_key, Some(body)).expect("an invoice");
+        made["bolt11"].as_str().expect("an invoice").to_owned()
+    }
+
     /// What it printed last.
     pub fn tail(&self) -> String {
         let text = std::fs::read(self.log()).unwrap_or_default();

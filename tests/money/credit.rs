@@ -1,0 +1,72 @@
+//! Credit in the owner's hands: granted, topped up by an invoice, paid out again.
+
+use serde_json::Value;
+
+use crate::deal::{Deal, Over, json};
+use crate::support::until;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn credit_is_topped_up_by_an_invoice_and_refunded_to_one() {
+    let test = "credit_is_topped_up_by_an_invoice_and_refunded_to_one";
+    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let node = deal.home.start();
+    until("the node to serve", async || node.status()).await;
+    let key = deal.customer_hex();
+    let invoice = deal.told(&["credits", "topup", &key, "100500", "--json"]).await;
+    assert_eq!(invoice["amount_msat"], 101_000, "a whole number of sats");
+    let bolt11 = invoice["bolt11"].as_str().expect("an invoice").to_owned();
+    let (server, customer) = (deal.server.clone(), deal.customer.clone());
+    tokio::task::spawn_blocking(move || server.pay(&customer, &bolt11)).await.expect("paid");
+    let show = ["credits", "show", &key, "--json"];
+    until("the payment to be booked", async || {
+        let purse = deal.told(&show).await;
+        (purse["available_msat"] == 101_000).then_some(())
+    })
+    .await;
+
+    // Back again: the customer's own wallet makes an invoice.
+    let (server, customer) = (deal.server.clone(), deal.customer.clone());
+    let refund =
+        tokio::task::spawn_blocking(move || server.invoice(&customer, 60)).await.expect("an invoice");
+    let had = deal.server.balance_msat(&deal.customer);
+    let purse = deal.told(&["credits", "refund", &key, &refund, "--json"]).await;
+    assert_eq!((&purse["available_msat"], &purse["refunding_msat"]), (&41_000.into(), &0.into()));
+    assert_eq!(deal.server.balance_msat(&deal.customer), had + 60_000);
+    // The same invoice again pays nothing.
+    let again = deal.owner(&["credits", "refund", &key, &refund, "--json"]).await;
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && said.contains("refunded before"), "{said}");
+    // More than is there pays nothing, either.
+    let (server, customer) = (deal.server.clone(), deal.customer.clone());
+    let much = tokio::task::spawn_blocking(move || server.invoice(&customer, 42)).await.expect("an invoice");
+    let refused = deal.owner(&["credits", "refund", &key, &much]).await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("41000 msat of credit"), "{said}");
+    assert_eq!(deal.server.balance_msat(&deal.customer), had + 60_000);
+    let earned = deal.told(&["earnings", "--format", "json"]).await;
+    assert_eq!(
+        (&earned["total"]["refunds_msat"], &earned["total"]["profit_msat"]),
+        (&60_000.into(), &0.into())
+    );
+    assert!(node.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
+    let test = "a_grant_is_given_once_whether_the_node_runs_or_not";
+    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let key = deal.customer_hex();
+    let grant = ["credits", "grant", &key, "5000", "--id", "welcome", "--note", "hello", "--json"];
+    let first = deal.told(&grant).await;
+    assert_eq!((&first["available_msat"], &first["again"]), (&5_000.into(), &false.into()));
+    let node = deal.home.start();
+    until("the node to serve", async || node.status()).await;
+    let second = deal.told(&grant).await;
+    assert_eq!((&second["available_msat"], &second["again"]), (&5_000.into(), &true.into()));
+    let other = deal.owner(&["credits", "grant", &key, "6000", "--id", "welcome", "--note", "hello"]).await;
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(!other.status.success() && said.contains("it was another one"), "{said}");
+    let list: Value = json(&deal.owner(&["credits", "list", "--json"]).await);
+    assert_eq!((list.as_array().map(Vec::len), &list[0]["customer"]), (Some(1), &key.into()));
+    assert!(node.stop().await.success());
+}

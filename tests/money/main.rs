@@ -1,0 +1,21 @@
+//! Money end to end: the program as provider and as customer, with real wallets between them, and what their books say
+//! afterwards. Relay and repositories are the test's own; what a wallet answers is tested in `tests/wallet`.
+
+mod credit;
+mod deal;
+mod paid;
+mod reports;
+
+#[path = "../support/lnbits.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod lnbits;
+#[path = "../support/nwc.rs"]
+mod nwc;
+#[path = "../e2e/parts.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod parts;
+#[expect(dead_code, reason = "each test program uses a part of it")]
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::skip;

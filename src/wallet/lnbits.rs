@@ -120,7 +120,7 @@ impl Wallet for Lnbits {
 
     async fn make_invoice(&self, new: &NewInvoice) -> Result<Invoice, Error> {
         bolt11::askable(new)?;
-        if new.amount_msat % 1_000 != 0 {
+        if !new.amount_msat.is_multiple_of(1_000) {
             return Err(Error::NotWholeSat { amount_msat: new.amount_msat });
         }
         let mut body = json!({

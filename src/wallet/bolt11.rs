@@ -45,7 +45,7 @@ pub fn read(bolt11: &str) -> Result<Terms, Error> {
     let amount_msat = match raw.amount_pico_btc() {
         None => None,
         // A tenth of a millisatoshi cannot be paid.
-        Some(pico) if pico % 10 != 0 => return Err(bad("its amount is not whole millisatoshis")),
+        Some(pico) if !pico.is_multiple_of(10) => return Err(bad("its amount is not whole millisatoshis")),
         Some(pico) if pico / 10 > MAX_MSAT => return Err(bad("its amount is more than there is")),
         Some(pico) => Some(pico / 10),
     };

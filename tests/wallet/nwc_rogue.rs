@@ -155,8 +155,9 @@ async fn a_payment_without_an_answer_is_in_doubt_until_the_wallet_says_what_beca
     let order = coinop::wallet::Pay { bolt11: made.bolt11, amount_msat: 21_000, max_fee_msat: 1_000 };
     let hash = made.hash;
     let sent = Arc::new(AtomicUsize::new(0));
+    type Answer = fn(&Side, &Asked) -> Vec<Option<String>>;
     // What the books say, and how the payment itself is answered.
-    let play = |books: Option<Value>, answer: fn(&Side, &Asked) -> Vec<Option<String>>| {
+    let play = |books: Option<Value>, answer: Answer| {
         let sent = Arc::clone(&sent);
         rogue.play(move |side, asked| match (&asked.method[..], &books) {
             ("lookup_invoice", None) => vec![side.error(&asked, "NOT_FOUND")],
@@ -167,7 +168,7 @@ async fn a_payment_without_an_answer_is_in_doubt_until_the_wallet_says_what_beca
             }
         });
     };
-    let ways: [fn(&Side, &Asked) -> Vec<Option<String>>; 6] = [
+    let ways: [Answer; 6] = [
         |_, _| Vec::new(),
         |side, asked| vec![side.error(asked, "PAYMENT_FAILED")],
         |side, asked| vec![side.error(asked, "INTERNAL")],

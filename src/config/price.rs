@@ -49,14 +49,15 @@ impl Price {
         if self.is_free() {
             return 0;
         }
-        let per = |figure: u64, amount: u64, unit: u128| u128::from(figure) * u128::from(amount) / unit;
-        let memory =
-            u128::from(self.per_gib_hour_msat) * u128::from(used.memory_bytes) * u128::from(used.wall_ms);
+        // What does not fit 128 bits is above any ceiling.
+        let per = |figure: u64, amount: u128, unit: u128| u128::from(figure).saturating_mul(amount) / unit;
+        let [wall_ms, memory, tokens_in, tokens_out] =
+            [used.wall_ms, used.memory_bytes, used.tokens_in, used.tokens_out].map(u128::from);
         let sum = u128::from(self.base_msat)
-            + per(self.per_second_msat, used.wall_ms, 1_000)
-            + per(self.per_1k_tokens_in_msat, used.tokens_in, 1_000)
-            + per(self.per_1k_tokens_out_msat, used.tokens_out, 1_000)
-            + memory / GIB_HOUR;
+            .saturating_add(per(self.per_second_msat, wall_ms, 1_000))
+            .saturating_add(per(self.per_1k_tokens_in_msat, tokens_in, 1_000))
+            .saturating_add(per(self.per_1k_tokens_out_msat, tokens_out, 1_000))
+            .saturating_add(per(self.per_gib_hour_msat, memory.saturating_mul(wall_ms), GIB_HOUR));
         let ceiling = if self.ceiling_msat == 0 { MOST_MSAT } else { self.ceiling_msat };
         let sum = u64::try_from(sum).unwrap_or(u64::MAX);
         sum.max(self.minimum_msat).min(ceiling)

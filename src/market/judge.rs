@@ -186,13 +186,16 @@ mod tests {
             max_ahead_s: 300,
             ceiling: Policy {
                 wall_ms: 600_000,
+                idle_ms: 600_000,
                 memory_bytes: 1 << 31,
+                swap_bytes: 0,
                 pids: 100,
                 cpu_milli: 2000,
                 disk_bytes: 1 << 31,
                 inodes: 1000,
                 open_files: 100,
                 output_bytes: 1000,
+                output_bytes_per_s: 1 << 30,
                 network: Network::None,
             },
         }

@@ -89,13 +89,16 @@ impl Tree for Base {
 fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
+        idle_ms: 60_000,
         memory_bytes: 64 << 20,
+        swap_bytes: 0,
         pids: 16,
         cpu_milli: BURN_MILLI,
         disk_bytes: 8 << 20,
         inodes: 400,
         open_files: 32,
         output_bytes: 64 << 10,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     }
 }

@@ -40,7 +40,13 @@ mod tests {
 
     #[test]
     fn a_command_that_succeeded_did_so_whatever_happened_beside_it_but_for_its_output() {
-        let all = Circumstances { limit: Some(Limit::Wall), cut: false, timed_out: true, idle: true, starved: true };
+        let all = Circumstances {
+            limit: Some(Limit::Wall),
+            cut: false,
+            timed_out: true,
+            idle: true,
+            starved: true,
+        };
         let success = Some(Exit::Code { code: 0 });
         assert_eq!(all.exit(success), success);
         let cut = Circumstances { cut: true, ..all };

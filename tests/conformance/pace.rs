@@ -155,7 +155,8 @@ async fn a_job_of_a_small_share_that_works_in_silence_is_not_idle(on: &Fixture) 
 
 async fn work_in_the_background_keeps_its_command_from_being_idle(on: &Fixture) {
     let sandbox = on.sandbox_with(idle()).await;
-    let script = format!("({} >/dev/null 2>&1; echo > done) & while [ ! -e done ]; do sleep 1; done", work(3500));
+    let script =
+        format!("({} >/dev/null 2>&1; echo > done) & while [ ! -e done ]; do sleep 1; done", work(3500));
     sh(&*sandbox, &script).await.ok();
 }
 

@@ -307,7 +307,8 @@ impl Backend for Docker {
             "give the engine the cgroup controller for processors",
         ));
         all.push(by("memory_bytes", info.memory_limit, "by the kernel"));
-        let counted = if info.swap_limit == Some(true) { "by the kernel, with memory" } else { "its host has none" };
+        let counted =
+            if info.swap_limit == Some(true) { "by the kernel, with memory" } else { "its host has none" };
         let mend = "boot the engine's host with swapaccount=1, or do without swap there (swapoff -a)";
         all.push(kept("swap_bytes", counted, mend));
         all.push(by("pids", info.pids_limit, "by the kernel"));

@@ -176,7 +176,8 @@ impl Host {
             Some(by) if self.swap_cgroup => check(true, &format!("{by}, with memory"), None),
             Some(_) if !self.swap => check(true, "this host has no swap", None),
             Some(_) => {
-                let mend = "boot with swapaccount=1, or do without swap (swapoff -a); then start the node again";
+                let mend =
+                    "boot with swapaccount=1, or do without swap (swapoff -a); then start the node again";
                 check(false, UNCOUNTED, Some(mend))
             }
         }
@@ -212,7 +213,9 @@ impl Host {
             "idle_ms",
             true,
             match by(Controller::Cpuacct) {
-                Some(_) => "the node ends commands without output and processor time, as its cgroup counts it",
+                Some(_) => {
+                    "the node ends commands without output and processor time, as its cgroup counts it"
+                }
                 None => "the node ends commands without output and processor time, as /proc counts it",
             }
             .to_owned(),
@@ -348,7 +351,13 @@ mod tests {
 
     #[test]
     fn swap_that_nobody_counts_is_refused_and_a_host_without_any_is_none_to_refuse() {
-        let able = Host { memory_cgroup: true, swap_cgroup: true, pids_cgroup: true, cpu_cgroup: true, ..Host::default() };
+        let able = Host {
+            memory_cgroup: true,
+            swap_cgroup: true,
+            pids_cgroup: true,
+            cpu_cgroup: true,
+            ..Host::default()
+        };
         for (host, clause) in [
             (Host { swap: true, ..able.clone() }, None),
             (Host { swap: true, swap_cgroup: false, ..able.clone() }, Some("swap_bytes")),
@@ -360,7 +369,10 @@ mod tests {
             let by = host.memory_cgroup.then(|| "by the kernel".to_owned());
             let check = host.swap_check(by, "run the node as root");
             assert_eq!((check.ok, check.name.as_str()), (clause.is_none(), "swap_bytes"));
-            assert!(check.ok || check.mend.as_ref().is_some_and(|mend| mend.contains("swapoff")), "{check:?}");
+            assert!(
+                check.ok || check.mend.as_ref().is_some_and(|mend| mend.contains("swapoff")),
+                "{check:?}"
+            );
         }
     }
 

@@ -23,7 +23,7 @@ pub const IMAGE: &str = "coinop-test:busybox";
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
-        idle_ms: 60_000,
+        idle_ms: 30_000,
         memory_bytes: 128 << 20,
         swap_bytes: 0,
         pids: 32,

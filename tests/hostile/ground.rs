@@ -159,7 +159,7 @@ fn docker() -> Result<Ground, String> {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 120_000,
-        idle_ms: 120_000,
+        idle_ms: 60_000,
         memory_bytes: 64 << 20,
         swap_bytes: 0,
         pids: 24,

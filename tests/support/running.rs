@@ -20,7 +20,7 @@ impl Tree for Folder {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
-        idle_ms: 60_000,
+        idle_ms: 30_000,
         memory_bytes: 256 << 20,
         swap_bytes: 0,
         pids: 64,

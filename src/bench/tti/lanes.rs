@@ -109,7 +109,7 @@ impl Tree for Base {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 120_000,
-        idle_ms: 120_000,
+        idle_ms: 60_000,
         memory_bytes: 512 << 20,
         swap_bytes: 0,
         pids: 128,
@@ -118,7 +118,7 @@ pub fn policy() -> Policy {
         inodes: 100_000,
         open_files: 1024,
         output_bytes: 1 << 20,
-        output_bytes_per_s: 1 << 30,
+        output_bytes_per_s: 1 << 20,
         network: Network::None,
     }
 }

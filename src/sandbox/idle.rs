@@ -239,7 +239,7 @@ mod tests {
     fn silence_counts_from_the_last_word() {
         let policy = policy(60_000, 1000);
         assert_eq!(idle_at(&policy, &[], |_| 0), Some(60));
-        assert_eq!(idle_at(&policy, &[50, 100, 159, 219], |_| 0), Some(160), "59 s, and then 60");
+        assert_eq!(idle_at(&policy, &[50, 100, 159, 220], |_| 0), Some(219), "59 s, and then 60");
     }
 
     #[test]
@@ -267,14 +267,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_counted_now_is_not_held_against_it() {
+        let at = Duration::from_secs;
         let mut silence = Silence::new(&policy(10_000, 1000));
-        assert!(!silence.look(Duration::from_secs(50), Duration::ZERO, None));
-        assert!(silence.look(Duration::from_secs(51), Duration::ZERO, Some(0)));
-        // Some time went with those who ended.
-        assert!(!silence.look(Duration::from_secs(52), Duration::ZERO, Some(90_000)));
-        assert!(!silence.look(Duration::from_secs(61), Duration::ZERO, Some(80_000)));
-        assert!(!silence.look(Duration::from_secs(70), Duration::ZERO, Some(80_000)));
-        assert!(silence.look(Duration::from_secs(71), Duration::ZERO, Some(80_000)));
+        assert!(!silence.look(at(50), at(0), None));
+        assert!(silence.look(at(51), at(0), Some(0)));
+        // A tenth of a second is work within this limit. Less is none, unless some of it went with those who ended.
+        let mut silence = Silence::new(&policy(10_000, 1000));
+        assert!(!silence.look(at(5), at(0), Some(90_000)));
+        assert!(!silence.look(at(9), at(0), Some(80_000)));
+        assert!(!silence.look(at(18), at(0), Some(80_000)));
+        assert!(silence.look(at(19), at(0), Some(80_000)));
     }
 
     #[tokio::test]

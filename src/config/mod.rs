@@ -118,7 +118,10 @@ pub struct Queue {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub wall_ms: u64,
+    pub idle_ms: u64,
     pub memory_bytes: u64,
+    /// Beyond memory.
+    pub swap_bytes: u64,
     /// Thousandths of a core.
     pub cpu_milli: u32,
     pub pids: u32,
@@ -127,6 +130,7 @@ pub struct Limits {
     pub open_files: u32,
     /// stdout and stderr together.
     pub output_bytes: u64,
+    pub output_bytes_per_s: u64,
     /// One artifact.
     pub artifact_bytes: u64,
     /// All changed files together, for a patch.
@@ -151,13 +155,16 @@ impl Limits {
     pub fn policy(&self) -> sandbox::Policy {
         sandbox::Policy {
             wall_ms: self.wall_ms,
+            idle_ms: self.idle_ms,
             memory_bytes: self.memory_bytes,
+            swap_bytes: self.swap_bytes,
             pids: self.pids,
             cpu_milli: self.cpu_milli,
             disk_bytes: self.disk_bytes,
             inodes: self.inodes,
             open_files: self.open_files,
             output_bytes: self.output_bytes,
+            output_bytes_per_s: self.output_bytes_per_s,
             network: sandbox::Network::None,
         }
     }

@@ -271,6 +271,7 @@ fn sandbox_failure(error: &sandbox::Error) -> Failure {
 fn limit_failure(limit: Limit) -> Failure {
     match limit {
         Limit::Wall => Failure::new(Code::Timeout, "the job's time was up"),
+        Limit::Idle => Failure::new(Code::Timeout, "the job did nothing for longer than it may"),
         Limit::Memory => Failure::new(Code::ResourceLimit, "the job used more memory than it may"),
         Limit::Output => Failure::new(Code::ResourceLimit, "the job printed more than it may"),
     }

@@ -93,8 +93,11 @@ pub enum Output {
 pub struct Limits {
     pub wall_ms: u64,
     pub max_wall_ms: u64,
+    pub idle_ms: u64,
     pub memory_bytes: u64,
     pub max_memory_bytes: u64,
+    /// Beyond memory.
+    pub swap_bytes: u64,
     pub disk_bytes: u64,
     pub max_disk_bytes: u64,
     pub cpu_milli: u32,
@@ -103,6 +106,7 @@ pub struct Limits {
     pub inodes: u64,
     pub open_files: u32,
     pub output_bytes: u64,
+    pub output_bytes_per_s: u64,
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -112,8 +116,10 @@ impl Default for Limits {
         Limits {
             wall_ms: 300_000,
             max_wall_ms: 3_600_000,
+            idle_ms: 120_000,
             memory_bytes: 1024 * MIB,
             max_memory_bytes: 4096 * MIB,
+            swap_bytes: 0,
             disk_bytes: 512 * MIB,
             max_disk_bytes: 4096 * MIB,
             cpu_milli: 1000,
@@ -122,6 +128,7 @@ impl Default for Limits {
             inodes: 200_000,
             open_files: 1024,
             output_bytes: 4 * MIB,
+            output_bytes_per_s: MIB,
         }
     }
 }
@@ -131,13 +138,16 @@ impl Limits {
     pub fn policy(&self) -> Policy {
         Policy {
             wall_ms: self.wall_ms,
+            idle_ms: self.idle_ms,
             memory_bytes: self.memory_bytes,
+            swap_bytes: self.swap_bytes,
             pids: self.pids,
             cpu_milli: self.cpu_milli,
             disk_bytes: self.disk_bytes,
             inodes: self.inodes,
             open_files: self.open_files,
             output_bytes: self.output_bytes,
+            output_bytes_per_s: self.output_bytes_per_s,
             network: Network::None,
         }
     }
@@ -200,10 +210,14 @@ impl Manifest {
             ensure(default > 0 && default <= most, key, "must be above 0 and at most its max_ value")?;
             ensure(most <= sane, key, format!("its maximum is above {sane}"))?;
         }
+        ensure((1_000..=86_400_000).contains(&l.idle_ms), "idle_ms", "must be 1000 to 86400000")?;
+        ensure(l.swap_bytes <= 1 << 40, "swap_bytes", "must be at most 1 TiB")?;
         ensure((1..=65_536).contains(&l.pids), "pids", "must be 1 to 65536")?;
         ensure(l.inodes >= 16, "inodes", "must be 16 or more")?;
         ensure((16..=1_048_576).contains(&l.open_files), "open_files", "must be 16 to 1048576")?;
         ensure((1..=64 * MIB).contains(&l.output_bytes), "output_bytes", "must be 1 byte to 64 MiB")?;
+        let rates = 1024..=1024 * MIB;
+        ensure(rates.contains(&l.output_bytes_per_s), "output_bytes_per_s", "must be 1 KiB to 1 GiB")?;
         self.price.fault().map_or(Ok(()), Err)
     }
 }

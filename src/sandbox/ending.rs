@@ -11,6 +11,8 @@ pub struct Circumstances {
     /// Its output was more than allowed.
     pub cut: bool,
     pub timed_out: bool,
+    /// It was ended because its sandbox did nothing.
+    pub idle: bool,
     /// The kernel killed something inside for want of memory.
     pub starved: bool,
 }
@@ -23,6 +25,7 @@ impl Circumstances {
             Some(_) if self.cut => Some(Exit::Limit { limit: Limit::Output }),
             Some(Exit::Code { code: 0 }) => natural,
             Some(_) if self.timed_out => Some(Exit::Timeout),
+            Some(_) if self.idle => Some(Exit::Limit { limit: Limit::Idle }),
             Some(Exit::Code { .. } | Exit::Signal { .. }) if self.starved => {
                 Some(Exit::Limit { limit: Limit::Memory })
             }
@@ -37,7 +40,13 @@ mod tests {
 
     #[test]
     fn a_command_that_succeeded_did_so_whatever_happened_beside_it_but_for_its_output() {
-        let all = Circumstances { limit: Some(Limit::Wall), cut: false, timed_out: true, starved: true };
+        let all = Circumstances {
+            limit: Some(Limit::Wall),
+            cut: false,
+            timed_out: true,
+            idle: true,
+            starved: true,
+        };
         let success = Some(Exit::Code { code: 0 });
         assert_eq!(all.exit(success), success);
         let cut = Circumstances { cut: true, ..all };
@@ -57,6 +66,8 @@ mod tests {
         assert_eq!(Circumstances::default().exit(killed), killed);
         let timed_out = Circumstances { timed_out: true, ..Circumstances::default() };
         assert_eq!(timed_out.exit(killed), Some(Exit::Timeout));
+        let idle = Circumstances { idle: true, ..Circumstances::default() };
+        assert_eq!(idle.exit(killed), Some(Exit::Limit { limit: Limit::Idle }));
         let starved = Circumstances { starved: true, ..Circumstances::default() };
         assert_eq!(starved.exit(killed), Some(Exit::Limit { limit: Limit::Memory }));
     }

@@ -4,6 +4,7 @@
 pub mod docker;
 mod ending;
 mod found;
+mod idle;
 pub mod local;
 mod place;
 pub mod selftest;
@@ -24,8 +25,15 @@ use tokio::sync::mpsc;
 pub struct Policy {
     /// Wall time of the whole sandbox, from `create`.
     pub wall_ms: u64,
+    /// While a command runs: for so long none of the sandbox's commands printed anything or was given anything on stdin,
+    /// none began or ended, and all its processes together used less than a hundredth of the processor time that they may
+    /// have (of one core, where that is more). Ends the commands, not the sandbox. As much as `wall_ms` or more never
+    /// ends anything.
+    pub idle_ms: u64,
     /// Memory of all processes together, file pages of tmpfs included.
     pub memory_bytes: u64,
+    /// Swap beyond that: memory and swap together hold no more than both. 0: what is swapped out counts as memory.
+    pub swap_bytes: u64,
     /// Processes and threads together.
     pub pids: u32,
     /// Thousandths of a core.
@@ -38,6 +46,9 @@ pub struct Policy {
     pub open_files: u32,
     /// Bytes of stdout and stderr together, over all commands; more ends the command.
     pub output_bytes: u64,
+    /// Bytes a second of the same, as an average over more than a second's worth. A command that prints faster waits in its
+    /// `write`; what stands in its pipes when it ends is taken at once, so that no end waits.
+    pub output_bytes_per_s: u64,
     pub network: Network,
 }
 
@@ -47,14 +58,16 @@ impl Policy {
     /// # Errors
     /// `BadPolicy`, naming the clause and its least value.
     pub fn usable(&self) -> Result<(), Error> {
-        let least: [(bool, &str); 7] = [
+        let least: [(bool, &str); 9] = [
             (self.wall_ms >= 1, "wall_ms must be at least 1"),
+            (self.idle_ms >= 500, "idle_ms must be at least 500"),
             (self.memory_bytes >= 8 << 20, "memory_bytes must be at least 8 MiB"),
             (self.pids >= 1, "pids must be at least 1"),
             (self.cpu_milli >= 10, "cpu_milli must be at least 10"),
             (self.disk_bytes >= 64 << 10, "disk_bytes must be at least 64 KiB"),
             (self.inodes >= 1, "inodes must be at least 1"),
             (self.open_files >= 8, "open_files must be at least 8"),
+            (self.output_bytes_per_s >= 1024, "output_bytes_per_s must be at least 1 KiB"),
         ];
         match least.into_iter().find(|(usable, _)| !usable) {
             Some((_, what)) => Err(Error::BadPolicy(what.to_owned())),
@@ -66,13 +79,16 @@ impl Policy {
     pub fn capped(&self, ceiling: &Policy) -> Policy {
         Policy {
             wall_ms: self.wall_ms.min(ceiling.wall_ms),
+            idle_ms: self.idle_ms.min(ceiling.idle_ms),
             memory_bytes: self.memory_bytes.min(ceiling.memory_bytes),
+            swap_bytes: self.swap_bytes.min(ceiling.swap_bytes),
             pids: self.pids.min(ceiling.pids),
             cpu_milli: self.cpu_milli.min(ceiling.cpu_milli),
             disk_bytes: self.disk_bytes.min(ceiling.disk_bytes),
             inodes: self.inodes.min(ceiling.inodes),
             open_files: self.open_files.min(ceiling.open_files),
             output_bytes: self.output_bytes.min(ceiling.output_bytes),
+            output_bytes_per_s: self.output_bytes_per_s.min(ceiling.output_bytes_per_s),
             network: self.network,
         }
     }
@@ -170,6 +186,7 @@ pub enum Exit {
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
     Wall,
+    Idle,
     Memory,
     Output,
 }

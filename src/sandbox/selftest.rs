@@ -27,6 +27,13 @@ const LATE_MS: u64 = 2000;
 /// Cores that those threads may have, in thousandths, and milliseconds of a core that a quota gives too early.
 const BURN_MILLI: u32 = 1000;
 const QUOTA_SLACK_MS: u64 = 150;
+/// The least idle limit that there is.
+const IDLE_MS: u64 = 500;
+/// Bytes a second, so many seconds' worth to be printed, and how long that takes at least: the first second's worth passes
+/// at once, and what stands in the pipe at the end.
+const RATE: u64 = 128 << 10;
+const PRINTED: u64 = 2;
+const SLOWED: Duration = Duration::from_millis(400);
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -89,19 +96,22 @@ impl Tree for Base {
 fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
+        idle_ms: 60_000,
         memory_bytes: 64 << 20,
+        swap_bytes: 0,
         pids: 16,
         cpu_milli: BURN_MILLI,
         disk_bytes: 8 << 20,
         inodes: 400,
         open_files: 32,
         output_bytes: 64 << 10,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     }
 }
 
-/// Tries the backend; `folder` is one of the node's own, on the disk that bases lie on. Takes about half a second, and
-/// two sandboxes.
+/// Tries the backend; `folder` is one of the node's own, on the disk that bases lie on. Takes about a second, and four
+/// sandboxes.
 ///
 /// # Errors
 /// When a sandbox cannot be made at all, the host fails, or it is not done after three minutes.
@@ -117,7 +127,10 @@ async fn try_all(backend: &dyn Backend, folder: &Path) -> Result<Report, Error> 
     let first = sandbox(backend, &base, policy()).await?;
     // A sandbox's time begins with its making.
     let mut time = BURN + 2 * started.elapsed();
-    let mut checks = try_limits(first, folder).await?;
+    let (checks, idle, rate) =
+        tokio::join!(try_limits(first, folder), try_idle(backend, &base), try_rate(backend, &base));
+    let mut checks = checks?;
+    checks.extend([idle?, rate?]);
     for last in [false, false, true] {
         match try_wall(backend, &base, time).await {
             Ok(found) if last || found.iter().all(|check| check.ok) => {
@@ -201,8 +214,39 @@ async fn try_limits(sandbox: Box<dyn Sandbox>, folder: &Path) -> Result<Vec<Chec
     let (_, exit) = probe(&*sandbox, &["memory", &(policy.memory_bytes * 2).to_string()]).await?;
     let ok = matches!(exit, Some(Exit::Limit { limit: Limit::Memory } | Exit::Code { code: NO_MEMORY }));
     checks.push(check("memory_bytes", ok, ended(ok, policy.memory_bytes, exit)));
+    // Where the host has swap, more of it would have let the same probe go on.
+    checks.push(check("swap_bytes", ok, ended(ok, policy.memory_bytes + policy.swap_bytes, exit)));
     sandbox.destroy().await?;
     Ok(checks)
+}
+
+/// A program that waits ten times as long as it may.
+async fn try_idle(backend: &dyn Backend, base: &Arc<dyn Tree>) -> Result<Check, Error> {
+    let sandbox = sandbox(backend, base, Policy { idle_ms: IDLE_MS, ..policy() }).await?;
+    let started = Instant::now();
+    let (_, exit) = probe(&*sandbox, &["sleep", "5000"]).await?;
+    let took = started.elapsed();
+    sandbox.destroy().await?;
+    let ok = exit == Some(Exit::Limit { limit: Limit::Idle }) && took >= Duration::from_millis(IDLE_MS);
+    let how = if ok { "ended when idle".to_owned() } else { format!("{exit:?} after {} ms", millis(took)) };
+    Ok(check("idle_ms", ok, how))
+}
+
+/// A program that prints as fast as it may.
+async fn try_rate(backend: &dyn Backend, base: &Arc<dyn Tree>) -> Result<Check, Error> {
+    let policy = Policy { output_bytes: 8 * RATE, output_bytes_per_s: RATE, ..policy() };
+    let sandbox = sandbox(backend, base, policy).await?;
+    let started = Instant::now();
+    let (said, exit) = probe(&*sandbox, &["output", &(PRINTED * RATE).to_string()]).await?;
+    let took = started.elapsed();
+    sandbox.destroy().await?;
+    let whole = exit == Some(Exit::Code { code: 0 }) && said.len() as u64 == PRINTED * RATE;
+    let ok = whole && took >= SLOWED;
+    let how = match ok {
+        true => format!("no more than {RATE}"),
+        false => format!("{} bytes in {} ms, and {exit:?}", said.len(), millis(took)),
+    };
+    Ok(check("output_bytes_per_s", ok, how))
 }
 
 fn ended(ok: bool, most: u64, exit: Option<Exit>) -> String {

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use coinop_shim::pace::Pace;
 use tokio::sync::{mpsc, watch};
 
+use super::idle::{self, Activity};
 use super::{
     Backend, Change, Check, Command, Content, Error, Event, Exit, Identity, Limit, Network, Policy, Process,
     Sandbox, Spec, Usage,
@@ -29,6 +31,7 @@ pub enum Step {
     Stderr(Vec<u8>),
     /// Sends what arrives on stdin to stdout, until stdin is closed.
     Echo,
+    /// In silence, without working.
     Wait(Duration),
     /// The workspace changes; a later change of the same path replaces an earlier one.
     Change(Change),
@@ -123,13 +126,16 @@ impl Backend for Sim {
     fn checks(&self) -> Vec<Check> {
         let clauses = [
             "wall_ms",
+            "idle_ms",
             "memory_bytes",
+            "swap_bytes",
             "pids",
             "cpu_milli",
             "disk_bytes",
             "inodes",
             "open_files",
             "output_bytes",
+            "output_bytes_per_s",
             "network",
         ];
         let check = |name: &str, how: &str| Check {
@@ -141,7 +147,9 @@ impl Backend for Sim {
         let mut all = vec![check("isolation", "scripted: nothing is run")];
         all.extend(clauses.map(|name| match name {
             "wall_ms" => check(name, "a timer"),
+            "idle_ms" => check(name, "a timer, while the script says nothing"),
             "output_bytes" => check(name, "counted as the script speaks"),
+            "output_bytes_per_s" => check(name, "the script speaks no faster"),
             _ => check(name, "scripted: passed where the script says so"),
         }));
         all
@@ -182,6 +190,10 @@ impl Backend for Sim {
             changes: Mutex::default(),
             limit: Mutex::default(),
             output_left: AtomicU64::new(spec.policy.output_bytes),
+            pace: Mutex::new(Pace::new(spec.policy.output_bytes_per_s)),
+            began: Instant::now(),
+            activity: Activity::new(),
+            commands: AtomicU64::new(0),
             dead: watch::Sender::new(false),
         };
         let state = Arc::new(state);
@@ -192,12 +204,14 @@ impl Backend for Sim {
                 state.end(Some(Limit::Wall));
             })
         };
+        let idle = state.activity.watch(&spec.policy, async || Some(0));
         Ok(Box::new(Scripted {
             spec,
             state,
             seen: self.seen.clone(),
             started: Instant::now(),
             wall: wall.abort_handle(),
+            _idle: idle,
             counted: AtomicBool::new(true),
         }))
     }
@@ -213,6 +227,10 @@ struct State {
     changes: Mutex<BTreeMap<Vec<u8>, Content>>,
     limit: Mutex<Option<Limit>>,
     output_left: AtomicU64,
+    pace: Mutex<Pace>,
+    began: Instant,
+    activity: Arc<Activity>,
+    commands: AtomicU64,
     dead: watch::Sender<bool>,
 }
 
@@ -232,6 +250,8 @@ struct Scripted {
     seen: Arc<Seen>,
     started: Instant,
     wall: tokio::task::AbortHandle,
+    /// Held for its end: dropping it ends the watch.
+    _idle: Option<idle::Guard>,
     counted: AtomicBool,
 }
 
@@ -291,11 +311,14 @@ impl Sandbox for Scripted {
         let not_found = vec![Step::Exit(Exit::NotStarted { errno: 2 })];
         let steps = steps.map_or(not_found, |rule| rule.steps.clone());
         let state = self.state.clone();
+        let (n, mut busy) = (state.commands.fetch_add(1, Ordering::Relaxed), state.activity.begin());
         let timeout = command.timeout;
         tokio::spawn(async move {
             let mut dead = state.dead.subscribe();
+            let told = Told { n, state: &state, events: &events };
             let exit = tokio::select! {
-                exit = play(&state, steps, input, &events) => exit,
+                exit = play(told, steps, input) => exit,
+                () = busy.is_idle() => Some(Exit::Limit { limit: Limit::Idle }),
                 () = async { tokio::time::sleep(timeout.unwrap_or(Duration::MAX)).await } => Some(Exit::Timeout),
                 _ = dead.wait_for(|dead| *dead) => None,
             };
@@ -372,36 +395,39 @@ impl Sandbox for Scripted {
     }
 }
 
+/// Where a command's output goes.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    n: u64,
+    state: &'a State,
+    events: &'a mpsc::Sender<Event>,
+}
+
 /// Plays the steps; `None` when the sandbox died of them.
-async fn play(
-    state: &State,
-    steps: Vec<Step>,
-    mut input: mpsc::Receiver<Vec<u8>>,
-    events: &mpsc::Sender<Event>,
-) -> Option<Exit> {
+async fn play(told: Told<'_>, steps: Vec<Step>, mut input: mpsc::Receiver<Vec<u8>>) -> Option<Exit> {
     for step in steps {
         match step {
-            Step::Stdout(bytes) if tell(state, events, bytes.clone(), Event::Stdout).await => {}
-            Step::Stderr(bytes) if tell(state, events, bytes.clone(), Event::Stderr).await => {}
+            Step::Stdout(bytes) if told.tell(&bytes, Event::Stdout).await => {}
+            Step::Stderr(bytes) if told.tell(&bytes, Event::Stderr).await => {}
             Step::Stdout(_) | Step::Stderr(_) => return Some(TOO_MUCH),
             Step::Echo => {
                 while let Some(bytes) = input.recv().await {
-                    if !tell(state, events, bytes, Event::Stdout).await {
+                    if !told.tell(&bytes, Event::Stdout).await {
                         return Some(TOO_MUCH);
                     }
                 }
             }
             Step::Wait(time) => tokio::time::sleep(time).await,
             Step::Change(change) => {
-                locked(&state.changes).insert(change.path, change.to);
+                locked(&told.state.changes).insert(change.path, change.to);
             }
             Step::Exit(exit) => return Some(exit),
             Step::Die => {
-                state.end(None);
+                told.state.end(None);
                 return None;
             }
             Step::Exceed(limit) => {
-                state.end(Some(limit));
+                told.state.end(Some(limit));
                 return None;
             }
         }
@@ -411,22 +437,32 @@ async fn play(
 
 const TOO_MUCH: Exit = Exit::Limit { limit: Limit::Output };
 
-/// Whether that was within the policy; the command ends where it was not.
-async fn tell(
-    state: &State,
-    events: &mpsc::Sender<Event>,
-    mut bytes: Vec<u8>,
-    wrap: fn(Vec<u8>) -> Event,
-) -> bool {
-    let left = state.output_left.load(Ordering::SeqCst);
-    let allowed = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-    let cut = allowed < bytes.len();
-    bytes.truncate(allowed);
-    state.output_left.store(left - allowed as u64, Ordering::SeqCst);
-    if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
-        tracing::trace!("nobody reads this output");
+impl Told<'_> {
+    /// Whether that was within the policy; the command ends where it was not.
+    async fn tell(self, bytes: &[u8], wrap: fn(Vec<u8>) -> Event) -> bool {
+        let Told { n, state, events } = self;
+        let left = state.output_left.load(Ordering::SeqCst);
+        let allowed = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        state.output_left.store(left - allowed as u64, Ordering::SeqCst);
+        let mut rest = bytes.get(..allowed).unwrap_or_default();
+        while !rest.is_empty() {
+            let (room, wait) = {
+                let (pace, now) = (locked(&state.pace), state.began.elapsed());
+                (pace.room(now, n), pace.wait(now, n))
+            };
+            if room == 0 {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
+            let (piece, later) = rest.split_at(room.min(rest.len()));
+            rest = later;
+            locked(&state.pace).took(state.began.elapsed(), n, piece.len());
+            if state.activity.waits(events.send(wrap(piece.to_vec()))).await.is_err() {
+                tracing::trace!("nobody reads this output");
+            }
+        }
+        allowed == bytes.len()
     }
-    !cut
 }
 
 #[cfg(test)]

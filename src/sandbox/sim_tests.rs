@@ -5,13 +5,16 @@ use super::*;
 fn spec(id: &str) -> Spec {
     let policy = Policy {
         wall_ms: 60_000,
+        idle_ms: 60_000,
         memory_bytes: 1 << 28,
+        swap_bytes: 0,
         pids: 64,
         cpu_milli: 1000,
         disk_bytes: 1 << 26,
         inodes: 1000,
         open_files: 64,
         output_bytes: 64,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     };
     Spec { id: id.to_owned(), base: None, policy }

@@ -62,6 +62,8 @@ async fn a_clause_whose_check_fails_is_refused_by_its_name(on: &Fixture) {
 async fn a_policy_of_nothing_is_refused_by_the_clause_that_is_nothing(on: &Fixture) {
     for (nothing, named) in [
         (Policy { wall_ms: 0, ..policy() }, "wall_ms"),
+        (Policy { idle_ms: 0, ..policy() }, "idle_ms"),
+        (Policy { idle_ms: 1, ..policy() }, "idle_ms"),
         (Policy { memory_bytes: 0, ..policy() }, "memory_bytes"),
         (Policy { memory_bytes: 1, ..policy() }, "memory_bytes"),
         (Policy { pids: 0, ..policy() }, "pids"),
@@ -71,6 +73,8 @@ async fn a_policy_of_nothing_is_refused_by_the_clause_that_is_nothing(on: &Fixtu
         (Policy { inodes: 0, ..policy() }, "inodes"),
         (Policy { open_files: 0, ..policy() }, "open_files"),
         (Policy { open_files: 1, ..policy() }, "open_files"),
+        (Policy { output_bytes_per_s: 0, ..policy() }, "output_bytes_per_s"),
+        (Policy { output_bytes_per_s: 1, ..policy() }, "output_bytes_per_s"),
     ] {
         match on.backend.admit(&nothing) {
             Err(Error::BadPolicy(why)) => assert!(why.contains(named), "{named}: {why}"),
@@ -123,6 +127,9 @@ async fn the_smallest_policy_that_is_taken_works(on: &Fixture) {
 async fn an_absurdly_large_limit_works_or_is_refused_by_name(on: &Fixture) -> Outcome {
     let all = [
         ("wall_ms", Policy { wall_ms: u64::MAX, ..policy() }),
+        ("idle_ms", Policy { wall_ms: u64::MAX, idle_ms: u64::MAX, ..policy() }),
+        ("idle_ms", Policy { wall_ms: u64::MAX, idle_ms: u64::MAX - 1, ..policy() }),
+        ("swap_bytes", Policy { swap_bytes: u64::MAX, ..policy() }),
         ("memory_bytes", Policy { memory_bytes: u64::MAX, ..policy() }),
         ("pids", Policy { pids: u32::MAX, ..policy() }),
         ("cpu_milli", Policy { cpu_milli: u32::MAX, ..policy() }),
@@ -130,6 +137,7 @@ async fn an_absurdly_large_limit_works_or_is_refused_by_name(on: &Fixture) -> Ou
         ("inodes", Policy { inodes: u64::MAX, ..policy() }),
         ("open_files", Policy { open_files: u32::MAX, ..policy() }),
         ("output_bytes", Policy { output_bytes: u64::MAX, ..policy() }),
+        ("output_bytes_per_s", Policy { output_bytes_per_s: u64::MAX, ..policy() }),
     ];
     for (clause, policy) in all {
         if matches!(on.backend.admit(&policy), Err(Error::BadPolicy(why)) if why.contains(clause)) {

@@ -24,6 +24,7 @@ cases!(
         a_command_that_times_out_leaves_nothing_and_the_sandbox_lives_on,
         one_process_does_not_get_more_memory_than_the_limit,
         many_processes_together_do_not_get_more_memory_either,
+        memory_and_swap_together_hold_no_more_than_both,
         files_in_memory_count_as_memory,
         memory_below_the_limit_is_given,
         a_fork_bomb_ends_at_the_pids_limit,
@@ -160,6 +161,15 @@ async fn many_processes_together_do_not_get_more_memory_either(on: &Fixture) -> 
     let usage = sandbox.destroy().await.unwrap();
     // A look at intervals may see them a moment too late.
     assert!(usage.peak_memory_bytes <= 256 << 20, "{usage:?}");
+    Ok(())
+}
+
+/// Where the host has swap, this fails when nobody counts it.
+async fn memory_and_swap_together_hold_no_more_than_both(on: &Fixture) -> Outcome {
+    let policy = Policy { memory_bytes: 64 << 20, swap_bytes: 32 << 20, ..policy() };
+    let sandbox = on.about("swap_bytes", policy).await?;
+    let script = format!("for i in 1 2 3 4 5 6 7 8; do ({} 2>/dev/null || kill $$) & done; wait", hog(20));
+    sh(&*sandbox, &script).await.hit(Limit::Memory);
     Ok(())
 }
 

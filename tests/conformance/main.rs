@@ -13,6 +13,7 @@ mod files;
 mod fixtures;
 mod lifecycle;
 mod limits;
+mod pace;
 #[path = "../support/running.rs"]
 mod running;
 #[expect(dead_code, reason = "no case here needs git")]
@@ -52,6 +53,7 @@ fn groups() -> Vec<(&'static str, Vec<Case>)> {
         ("changes", changes::cases()),
         ("changes_caps", changes_caps::cases()),
         ("limits", limits::cases()),
+        ("pace", pace::cases()),
         ("walls", walls::cases()),
         ("usage", usage::cases()),
         ("admit", admit::cases()),

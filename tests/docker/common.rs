@@ -23,13 +23,16 @@ pub const IMAGE: &str = "coinop-test:busybox";
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
+        idle_ms: 30_000,
         memory_bytes: 128 << 20,
+        swap_bytes: 0,
         pids: 32,
         cpu_milli: 1000,
         disk_bytes: 32 << 20,
         inodes: 2000,
         open_files: 128,
         output_bytes: 1 << 20,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     }
 }

@@ -193,6 +193,14 @@ static int memories(long processes, long megabytes) {
     return 12;
 }
 
+/* Holds memory and does next to nothing, but never quite nothing. */
+static int doze(long megabytes) {
+    int how = take(megabytes);
+    if (how) return how;
+    say("ready");
+    for (;;) usleep(50 * 1000);
+}
+
 /* One after another, each taking all it can until it is killed. */
 static int hogs(long megabytes) {
     for (int told = 0;; told = 1) {
@@ -481,6 +489,7 @@ int main(int argc, char **argv) {
     if (IS("stops")) return stops(a);
     if (IS("memory")) return memory(a);
     if (IS("memories")) return memories(a, b);
+    if (IS("doze")) return doze(a);
     if (IS("hogs")) return hogs(a);
     if (IS("fill")) return fill(argv + 3, a);
     if (IS("inodes")) return inodes(argv + 3, a);

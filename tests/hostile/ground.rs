@@ -159,13 +159,16 @@ fn docker() -> Result<Ground, String> {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 120_000,
+        idle_ms: 60_000,
         memory_bytes: 64 << 20,
+        swap_bytes: 0,
         pids: 24,
         cpu_milli: 1000,
         disk_bytes: 8 << 20,
         inodes: 400,
         open_files: 64,
         output_bytes: 1 << 20,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     }
 }

@@ -9,6 +9,7 @@ mod files;
 mod ground;
 mod host;
 mod leftovers;
+mod pace;
 mod plain;
 mod resources;
 mod siege;
@@ -35,7 +36,8 @@ const LONGEST: Duration = Duration::from_secs(90);
 const OFF: &str = "defence off";
 
 fn cases() -> Vec<Case> {
-    [resources::cases(), users::cases(), ways_out::cases(), files::cases(), leftovers::cases()].concat()
+    [resources::cases(), pace::cases(), users::cases(), ways_out::cases(), files::cases(), leftovers::cases()]
+        .concat()
 }
 
 fn main() -> ExitCode {

@@ -154,6 +154,11 @@ pub struct Loose {
 }
 
 impl Loose {
+    /// What it says, to be read by the test itself.
+    pub fn output(&mut self) -> ChildStdout {
+        self.stdout.take().expect("nobody has read it yet")
+    }
+
     /// The next line that it says.
     ///
     /// # Errors

@@ -50,6 +50,23 @@ async fn a_job_that_runs_too_long_or_takes_too_much_memory_or_prints_too_much_is
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_does_nothing_is_told_so_and_one_that_prints_too_fast_is_only_slowed() {
+    let settings = [("limits.idle_ms", "1000"), ("limits.output_bytes_per_s", "131072")];
+    let (_relay, _stage, node, buyer) = stage(&settings).await;
+    let idle = buyer.post(&buyer.order(None, &["echo begun; sleep 600"])).await;
+    let loud = buyer.post(&buyer.order(None, &["head -c 400000 /dev/zero | tr '\\0' x"])).await;
+    let reason = buyer.error(&idle, Code::Timeout).await;
+    assert!(reason.contains("did nothing for longer"), "{reason}");
+    let (summary, log) = used(&node, &idle);
+    assert!(log.contains("\nbegun\n[ended by the idle limit]"), "{log}");
+    assert!(summary.wall_ms >= 1000, "{summary:?}");
+    let report = report(&buyer.result(&loud).await);
+    assert_eq!(report["command_results"][0]["stdout_bytes"], 400_000, "{report}");
+    // A second's worth at once, what stood in the pipe at the end, and the rest at its rate.
+    assert!(used(&node, &loud).0.wall_ms >= 1400);
+}
+
 /// The end of a job in the log: what it used, and what it printed.
 fn used(node: &Node, request: &nostr_sdk::Event) -> (Summary, String) {
     let row = job(node.store(), request).expect("the job");

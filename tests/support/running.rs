@@ -20,13 +20,16 @@ impl Tree for Folder {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 60_000,
+        idle_ms: 30_000,
         memory_bytes: 256 << 20,
+        swap_bytes: 0,
         pids: 64,
         cpu_milli: 2000,
         disk_bytes: 64 << 20,
         inodes: 5000,
         open_files: 128,
         output_bytes: 1 << 20,
+        output_bytes_per_s: 1 << 30,
         network: Network::None,
     }
 }

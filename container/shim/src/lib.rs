@@ -5,6 +5,7 @@
 pub mod beneath;
 pub mod confine;
 pub mod launch;
+pub mod pace;
 pub mod probe;
 pub mod processes;
 pub mod seccomp;

@@ -56,6 +56,10 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> io::Result<bool> {
         Some("memory") => memory(number),
         Some("output") => return output(number).map(|()| true),
         Some("hold") => io::copy(&mut io::stdin().lock(), &mut io::sink())?,
+        Some("sleep") => {
+            std::thread::sleep(Duration::from_millis(number));
+            0
+        }
         Some("burn") => burn(Duration::from_millis(number)),
         _ => return Ok(false),
     };

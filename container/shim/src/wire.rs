@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides speak exactly this; the node refuses another, and the shim another node.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Kind (1), number (4), length of the payload (4), big-endian.
 pub const HEADER_BYTES: usize = 9;
 /// The longest payload. A command line with its environment must fit.
@@ -70,6 +70,8 @@ pub struct Hello {
     pub uid: u32,
     pub gid: u32,
     pub open_files: u32,
+    /// How fast what commands print is taken from them, all together.
+    pub output_bytes_per_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,8 @@ pub struct Ready {
     pub landlock: bool,
     /// As many files as a process here may open at most.
     pub open_files: u64,
+    /// Whether its host has swap.
+    pub swap: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,7 +301,13 @@ mod tests {
     fn every_message_comes_out_as_it_went_in_whatever_the_pieces() {
         let argv = vec!["sh".to_owned(), "-c".to_owned(), "echo \u{e9}\n".to_owned()];
         all_at_once_and_byte_by_byte(&[
-            ToShim::Hello(Hello { version: VERSION, uid: 1000, gid: 1000, open_files: 64 }),
+            ToShim::Hello(Hello {
+                version: VERSION,
+                uid: 1000,
+                gid: 1000,
+                open_files: 64,
+                output_bytes_per_s: u64::MAX,
+            }),
             ToShim::Run(Run::Command {
                 argv,
                 env: vec!["A=b".to_owned()],
@@ -316,7 +326,7 @@ mod tests {
             ToShim::Usage,
         ]);
         all_at_once_and_byte_by_byte(&[
-            FromShim::Ready(Ready { version: VERSION, landlock: true, open_files: 1024 }),
+            FromShim::Ready(Ready { version: VERSION, landlock: true, open_files: 1024, swap: true }),
             FromShim::Stdout(Vec::new()),
             FromShim::Stderr(vec![7; 40_000]),
             FromShim::Took(1),

@@ -109,13 +109,16 @@ impl Tree for Base {
 pub fn policy() -> Policy {
     Policy {
         wall_ms: 120_000,
+        idle_ms: 60_000,
         memory_bytes: 512 << 20,
+        swap_bytes: 0,
         pids: 128,
         cpu_milli: 2000,
         disk_bytes: 256 << 20,
         inodes: 100_000,
         open_files: 1024,
         output_bytes: 1 << 20,
+        output_bytes_per_s: 1 << 20,
         network: Network::None,
     }
 }

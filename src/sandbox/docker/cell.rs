@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use coinop_shim::wire::{self, FromShim, PAYLOAD_BYTES, Run, ToShim};
 use tokio::sync::mpsc;
 
+use super::super::idle::{self, Activity};
 use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage, place};
 use super::container::Started;
 use super::engine::Engine;
@@ -37,12 +38,14 @@ pub struct Shared {
     pub line: Arc<Line>,
     path: Option<String>,
     began: Instant,
+    pub activity: Arc<Activity>,
     output_left: AtomicU64,
     limit: OnceLock<Limit>,
     /// No command starts any more.
     stopped: AtomicBool,
     /// The container's memory now, and how often it was given more.
     memory: AtomicU64,
+    swap_bytes: u64,
     relieved: AtomicU32,
     /// Bytes in the writable places before the job came.
     before: AtomicU64,
@@ -60,6 +63,8 @@ pub struct Cell {
     shared: Arc<Shared>,
     base: Option<Arc<dyn Tree>>,
     wall: tokio::task::AbortHandle,
+    /// Held for its end: dropping it ends the watch.
+    _idle: Option<idle::Guard>,
 }
 
 pub fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -85,12 +90,14 @@ impl Cell {
             engine,
             container: started.container.id.clone(),
             line: started.line.clone(),
+            activity: Activity::new(),
             output_left: AtomicU64::new(policy.output_bytes),
             path,
             began,
             limit: OnceLock::new(),
             stopped: AtomicBool::new(false),
             memory: AtomicU64::new(started.memory_bytes),
+            swap_bytes: policy.swap_bytes,
             relieved: AtomicU32::new(0),
             before: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -116,7 +123,22 @@ impl Cell {
                 tracing::error!(container = at_wall.container, %why, "a container outlives its time");
             }
         });
-        Ok(Cell { id, started, shared, base, wall: wall.abort_handle() })
+        let counted = Arc::downgrade(&shared);
+        let idle = shared.activity.watch(&policy, move || cpu_us(counted.upgrade()));
+        Ok(Cell { id, started, shared, base, wall: wall.abort_handle(), _idle: idle })
+    }
+}
+
+/// Processor time of all that ran there so far; none when nobody can tell now.
+async fn cpu_us(shared: Option<Arc<Shared>>) -> Option<u64> {
+    let shared = shared.filter(|shared| !shared.is_stopped())?;
+    let asked = tokio::time::timeout(USAGE_PATIENCE, shared.ask_usage()).await;
+    match asked.ok()?.ok()?.cpu_us {
+        Some(counted) => Some(counted),
+        None => {
+            let used = tokio::time::timeout(USAGE_PATIENCE, shared.engine.used(&shared.container)).await;
+            used.ok()?.ok()?.cpu_us
+        }
     }
 }
 
@@ -188,7 +210,7 @@ impl Shared {
             return;
         }
         let bytes = self.memory.fetch_add(SHIM_MEMORY, Ordering::Relaxed).saturating_add(SHIM_MEMORY);
-        if let Err(why) = self.engine.give_memory(&self.container, bytes).await {
+        if let Err(why) = self.engine.give_memory(&self.container, bytes, self.swap_bytes).await {
             tracing::debug!(container = self.container, %why, "its memory stays as it is");
         }
     }
@@ -239,6 +261,7 @@ impl Sandbox for Cell {
             cwd,
             stdin: command.stdin,
         };
+        let busy = self.shared.activity.begin();
         let open = self.shared.line.open(run).await.map_err(|why| match why.kind() {
             io::ErrorKind::FileTooLarge => Error::TooLarge {
                 what: "the command line with its environment".to_owned(),
@@ -250,11 +273,12 @@ impl Sandbox for Cell {
             false => (None, None),
             true => {
                 let (give, take) = mpsc::channel(WAITING);
-                (Some(give), Some(tokio::spawn(open.send_all(take))))
+                let activity = self.shared.activity.clone();
+                (Some(give), Some(tokio::spawn(open.send_all(take, move || activity.heard()))))
             }
         };
         let (events, read) = mpsc::channel(WAITING);
-        let carried = running::carry(self.shared.clone(), open, events, command.timeout);
+        let carried = running::carry(self.shared.clone(), open, events, command.timeout, busy);
         tokio::spawn(async move {
             carried.await;
             // Whoever still writes to its stdin hears that nobody reads.

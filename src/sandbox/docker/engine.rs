@@ -219,10 +219,11 @@ impl Engine {
         Ok(attached)
     }
 
-    /// Sets the memory of a container that runs; without swap, as it was made.
-    pub async fn give_memory(&self, container: &str, bytes: u64) -> Result<(), Error> {
-        let memory = Some(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let update = ContainerUpdateBody { memory, memory_swap: memory, ..ContainerUpdateBody::default() };
+    /// Sets the memory of a container that runs, and the swap beyond it.
+    pub async fn give_memory(&self, container: &str, bytes: u64, swap_bytes: u64) -> Result<(), Error> {
+        let number = |value: u64| Some(i64::try_from(value).unwrap_or(i64::MAX));
+        let (memory, memory_swap) = (number(bytes), number(bytes.saturating_add(swap_bytes)));
+        let update = ContainerUpdateBody { memory, memory_swap, ..ContainerUpdateBody::default() };
         self.docker.update_container(container, update).await.map_err(failed("give it memory"))
     }
 

@@ -55,8 +55,8 @@ pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> Cont
         tmpfs: Some(places(image, policy, base)),
         mounts: Some(vec![shim::mount(engine, true)]),
         memory: Some(memory),
-        // No swap: memory and swap together are as much as memory.
-        memory_swap: Some(memory),
+        // Memory and swap together.
+        memory_swap: Some(number(memory_bytes(policy, base).saturating_add(policy.swap_bytes))),
         nano_cpus: Some(number(policy.cpu_milli.into()) * 1_000_000),
         pids_limit: Some((i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
         ulimits: Some(ulimits),

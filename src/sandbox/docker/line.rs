@@ -250,11 +250,13 @@ impl Open {
         self.way.clone()
     }
 
-    /// Sends what comes as the run's input, piece by piece, then the end. It waits while too much is on its way.
-    pub fn send_all(
+    /// Sends what comes as the run's input, piece by piece, then the end. It waits while too much is on its way, and tells
+    /// of each piece that has left.
+    pub fn send_all<T: Fn() + Send>(
         &self,
         mut pieces: mpsc::Receiver<Vec<u8>>,
-    ) -> impl Future<Output = io::Result<()>> + Send + use<> {
+        sent: T,
+    ) -> impl Future<Output = io::Result<()>> + Send + use<T> {
         let (Way { n, line }, window) = (self.way(), self.window.clone());
         async move {
             while let Some(bytes) = pieces.recv().await {
@@ -263,6 +265,7 @@ impl Open {
                     // The shim gives it back.
                     window.acquire_many(room).await.map_err(io::Error::other)?.forget();
                     line.send(n, &ToShim::Input(piece.to_vec())).await?;
+                    sent();
                 }
             }
             line.send(n, &ToShim::EndInput).await
@@ -271,7 +274,7 @@ impl Open {
 
     /// Sends all of an input and waits for the end of the run, whichever comes first.
     pub async fn feed(mut self, pieces: mpsc::Receiver<Vec<u8>>) -> io::Result<Ended> {
-        let feeding = self.send_all(pieces);
+        let feeding = self.send_all(pieces, || {});
         tokio::pin!(feeding);
         let mut more = true;
         loop {

@@ -14,7 +14,7 @@ mod tree;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -65,6 +65,8 @@ struct Inner {
     info: SystemInfo,
     /// What the first container told; why none can be made, otherwise.
     tried: Result<Ready, String>,
+    /// Whether the shim or the engine counts the processor time of a container.
+    counts_cpu: OnceLock<bool>,
     numbers: AtomicU64,
     warm: usize,
     pool: Mutex<Pool>,
@@ -101,6 +103,7 @@ impl Docker {
             image,
             info,
             tried: Err("not tried yet".to_owned()),
+            counts_cpu: OnceLock::new(),
             numbers: AtomicU64::new(1),
             warm: options.warm,
             pool: Mutex::default(),
@@ -119,16 +122,28 @@ impl Inner {
     async fn try_one(&self) -> Result<Ready, Error> {
         let policy = Policy {
             wall_ms: 1000,
+            idle_ms: 1000,
             memory_bytes: 32 << 20,
+            swap_bytes: 0,
             pids: 8,
             cpu_milli: 1000,
             disk_bytes: 1 << 20,
             inodes: 64,
             open_files: 64,
             output_bytes: 1024,
+            output_bytes_per_s: 1 << 30,
             network: Network::None,
         };
         let (mut started, ready) = self.start(&policy, Size::default()).await?;
+        let counted = match started.line.ask(&ToShim::Usage).await {
+            Ok(FromShim::Usage(used)) => used.cpu_us,
+            _ => None,
+        };
+        let counted = match counted {
+            None => self.engine.used(&started.container.id).await.ok().and_then(|used| used.cpu_us),
+            counted => counted,
+        };
+        self.counts_cpu.get_or_init(|| counted.is_some());
         started.container.remove().await?;
         Ok(ready)
     }
@@ -143,7 +158,8 @@ impl Inner {
         self.engine.create(&container.id, body, "make its container").await?;
         let line = Line::new(self.engine.start(&container.id).await?);
         let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
-        let hello = Hello { version: VERSION, uid: JOB, gid: JOB, open_files: policy.open_files };
+        let (open_files, output_bytes_per_s) = (policy.open_files, policy.output_bytes_per_s);
+        let hello = Hello { version: VERSION, uid: JOB, gid: JOB, open_files, output_bytes_per_s };
         let doing = "greet the shim in its container";
         let host = |source| Error::Host { doing, source };
         let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
@@ -183,7 +199,19 @@ impl Inner {
         let cores = self.info.ncpu.and_then(|cores| u32::try_from(cores).ok()).filter(|cores| *cores > 0);
         let most_milli = cores.map_or(u32::MAX, |cores| cores.saturating_mul(1000));
         let cpu_milli = policy.cpu_milli.min(most_milli);
-        Policy { wall_ms: 1, output_bytes: 0, cpu_milli, ..policy.clone() }
+        Policy { wall_ms: 1, idle_ms: 1, output_bytes: 0, cpu_milli, ..policy.clone() }
+    }
+
+    /// Why a clause cannot be kept here that the engine's own words do not tell.
+    fn lacks(&self, clause: &'static str) -> Option<&'static str> {
+        let swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
+        match clause {
+            "idle_ms" if self.counts_cpu.get() == Some(&false) => Some("no processor time is counted here"),
+            "swap_bytes" if swap && self.info.swap_limit != Some(true) => {
+                Some("its host has swap, and this engine cannot limit it")
+            }
+            _ => None,
+        }
     }
 
     /// A waiting container of this policy that is young and well.
@@ -269,7 +297,20 @@ impl Backend for Docker {
             "the shim kills the job, or the engine the container".to_owned(),
             None,
         ));
-        all.push(by("memory_bytes", info.memory_limit, "by the kernel, without swap"));
+        let kept = |name: &'static str, how: &str, mend: &str| match self.inner.lacks(name) {
+            None => check(name, true, how.to_owned(), None),
+            Some(why) => check(name, false, why.to_owned(), Some(mend)),
+        };
+        all.push(kept(
+            "idle_ms",
+            "the node ends commands without output and processor time, as the container's cgroup counts it",
+            "give the engine the cgroup controller for processors",
+        ));
+        all.push(by("memory_bytes", info.memory_limit, "by the kernel"));
+        let counted =
+            if info.swap_limit == Some(true) { "by the kernel, with memory" } else { "its host has none" };
+        let mend = "boot the engine's host with swapaccount=1, or do without swap there (swapoff -a)";
+        all.push(kept("swap_bytes", counted, mend));
         all.push(by("pids", info.pids_limit, "by the kernel"));
         all.push(by("cpu_milli", info.cpu_cfs_quota, "by the kernel"));
         for (name, how) in [
@@ -281,6 +322,7 @@ impl Backend for Docker {
             ("inodes", "as disk_bytes"),
             ("open_files", "a limit of each process"),
             ("output_bytes", "counted by the node"),
+            ("output_bytes_per_s", "the shim drains no faster"),
             ("network", "none but a loopback of its own"),
         ] {
             all.push(check(name, true, how.to_owned(), None));
@@ -308,6 +350,11 @@ impl Backend for Docker {
             self.inner.engine.most_files.get().filter(|most| u64::from(policy.open_files) > **most)
         {
             return refuse("open_files", format!("this engine lets a process open {most} at most"));
+        }
+        for clause in ["idle_ms", "swap_bytes"] {
+            if let Some(why) = self.inner.lacks(clause) {
+                return refuse(clause, why.to_owned());
+            }
         }
         let info = &self.inner.info;
         for (clause, has) in [

@@ -9,21 +9,26 @@ use coinop_shim::wire::{Ended, FromShim};
 use tokio::sync::mpsc;
 
 use super::super::ending::Circumstances;
+use super::super::idle::Busy;
 use super::super::{Event, Exit};
 use super::cell::Shared;
 use super::line::{Open, Way};
 
 /// Carries one command's streams to its reader, to its one exit.
-pub async fn carry(shared: Arc<Shared>, open: Open, events: mpsc::Sender<Event>, timeout: Option<Duration>) {
+pub async fn carry(
+    shared: Arc<Shared>,
+    open: Open,
+    events: mpsc::Sender<Event>,
+    timeout: Option<Duration>,
+    mut busy: Busy,
+) {
     let timed_out = Arc::new(AtomicBool::new(false));
     let timer = timeout.map(|time| tokio::spawn(kill_after(time, open.way(), timed_out.clone())));
-    let (cut, ended) = match stream(&shared, open, &events).await {
-        Ok(how) => how,
-        Err(why) => {
-            tracing::debug!(%why, "a command's line broke");
-            (false, None)
-        }
-    };
+    let mut how = Streamed::default();
+    if let Err(why) = stream(&shared, open, &events, &mut busy, &mut how).await {
+        tracing::debug!(%why, "a command's line broke");
+    }
+    let Streamed { cut, idle, ended } = how;
     timer.inspect(|timer| timer.abort());
     let limit = shared.limit();
     // A command that ended with its sandbox had no end of its own.
@@ -34,7 +39,7 @@ pub async fn carry(shared: Arc<Shared>, open: Open, events: mpsc::Sender<Event>,
         shared.relieve().await;
     }
     let timed_out = timed_out.load(Ordering::SeqCst);
-    if let Some(exit) = (Circumstances { limit, cut, timed_out, starved }).exit(natural)
+    if let Some(exit) = (Circumstances { limit, cut, timed_out, idle, starved }).exit(natural)
         && events.send(Event::Exit(exit)).await.is_err()
     {
         tracing::trace!("nobody waits for this exit");
@@ -50,33 +55,54 @@ async fn kill_after(time: Duration, run: Way, timed_out: Arc<AtomicBool>) {
     }
 }
 
-/// Whether its output was cut, and how it ended; none when its sandbox went first.
+#[derive(Default)]
+struct Streamed {
+    /// Whether its output was cut, or it was ended for doing nothing.
+    cut: bool,
+    idle: bool,
+    /// How it ended; none when its sandbox went first.
+    ended: Option<Ended>,
+}
+
 async fn stream(
     shared: &Shared,
     mut open: Open,
     events: &mpsc::Sender<Event>,
-) -> io::Result<(bool, Option<Ended>)> {
-    let mut cut = false;
-    while let Some(said) = open.next().await {
+    busy: &mut Busy,
+    how: &mut Streamed,
+) -> io::Result<()> {
+    loop {
+        let said = tokio::select! {
+            biased;
+            said = open.next() => said,
+            () = busy.is_idle() => {
+                how.idle = true;
+                open.way().kill().await?;
+                continue;
+            }
+        };
+        let Some(said) = said else { return Ok(()) };
         let (wrap, bytes): (fn(Vec<u8>) -> Event, _) = match said {
             FromShim::Stdout(bytes) => (Event::Stdout, bytes),
             FromShim::Stderr(bytes) => (Event::Stderr, bytes),
-            FromShim::Ended(ended) => return Ok((cut, Some(ended))),
+            FromShim::Ended(ended) => {
+                how.ended = Some(ended);
+                return Ok(());
+            }
             _ => continue,
         };
         let len = bytes.len();
         let bytes = shared.allowed(bytes);
-        if bytes.len() < len && !cut {
-            cut = true;
+        if bytes.len() < len && !how.cut {
+            how.cut = true;
             open.way().kill().await?;
         }
         // A reader that has gone away does not stop the command.
-        if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
+        if !bytes.is_empty() && shared.activity.waits(events.send(wrap(bytes))).await.is_err() {
             tracing::trace!("nobody reads this output");
         }
         open.took(len).await?;
     }
-    Ok((cut, None))
 }
 
 fn is_kill(exit: Exit) -> bool {

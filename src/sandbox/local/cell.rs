@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use coinop_shim::beneath::used_bytes;
 use tokio::sync::mpsc;
 
+use super::super::idle;
 use super::super::place::{Place, folder, place};
 use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage};
 use super::exec::{self, Running};
@@ -27,8 +28,8 @@ pub struct Cell {
     uid: Option<u32>,
     commands: AtomicU64,
     wall: tokio::task::AbortHandle,
-    /// Held for its end: dropping it ends the watch.
-    _watch: Option<watch::Guard>,
+    /// Held for their end: dropping them ends the watches.
+    _watches: (Option<watch::Guard>, Option<idle::Guard>),
 }
 
 impl Cell {
@@ -51,7 +52,10 @@ impl Cell {
             life.strike_for(Limit::Wall);
         });
         let watch = watched.then(|| watch::watch(shared.clone()));
-        Cell { shared, base, uid, commands: AtomicU64::new(0), wall: wall.abort_handle(), _watch: watch }
+        let counted = Arc::downgrade(&shared);
+        let idle = shared.activity.watch(&shared.policy, move || watch::cpu_us(counted.upgrade()));
+        let (wall, commands) = (wall.abort_handle(), AtomicU64::new(0));
+        Cell { shared, base, uid, commands, wall, _watches: (watch, idle) }
     }
 
     fn alive(&self) -> Result<(), Error> {
@@ -125,6 +129,7 @@ impl Sandbox for Cell {
         let input = if command.stdin { Some(exec::input_pipe().map_err(host)?) } else { None };
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
         let ended = self.shared.await_exit(n);
+        let busy = self.shared.activity.begin();
         let message = ToInit::Exec {
             n,
             argv: command.argv,
@@ -146,11 +151,11 @@ impl Sandbox for Cell {
         drop((out, err));
         let stdin = input.map(|(_, ours)| {
             let (give, take) = mpsc::channel(exec::WAITING);
-            tokio::spawn(exec::feed(ours, take));
+            tokio::spawn(exec::feed(ours, take, self.shared.activity.clone()));
             give
         });
         let (events, read) = mpsc::channel(exec::WAITING);
-        let running = Running { n, stdout, stderr, ended, events, timeout: command.timeout };
+        let running = Running { n, stdout, stderr, ended, events, timeout: command.timeout, busy };
         tokio::spawn(running.run(self.shared.clone()));
         Ok(Process { stdin, events: read })
     }

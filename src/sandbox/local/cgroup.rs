@@ -2,7 +2,7 @@
 //! reads the kernel's counts from it, removes it. It decides nothing about policy.
 
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +22,16 @@ impl Version {
         match self {
             Version::V1 => "tasks",
             Version::V2 => "cgroup.procs",
+        }
+    }
+}
+
+impl Version {
+    /// The file that bounds swap; there only where the kernel counts it.
+    fn swap(self) -> &'static str {
+        match self {
+            Version::V1 => "memory.memsw.limit_in_bytes",
+            Version::V2 => "memory.swap.max",
         }
     }
 }
@@ -65,6 +75,8 @@ impl Controller {
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
     found: Vec<(Controller, Version, PathBuf)>,
+    /// Whether swap is counted where memory is.
+    pub swap: bool,
 }
 
 const PERIOD_US: u64 = 100_000;
@@ -86,7 +98,9 @@ impl Layout {
                 }
             }
         }
-        Layout { found }
+        let memory = found.iter().find(|(controller, ..)| *controller == Controller::Memory);
+        let swap = memory.is_some_and(|(_, version, parent)| counts_swap(*version, parent, probe, change));
+        Layout { found, swap }
     }
 
     pub fn version(&self, controller: Controller) -> Option<Version> {
@@ -166,6 +180,20 @@ fn usable(controller: Controller, version: Version, parent: &Path, probe: &str, 
     let works = OpenOptions::new().read(true).open(folder.join(controller.sign(version))).is_ok()
         && OpenOptions::new().write(true).open(folder.join(version.door())).is_ok();
     fs::remove_dir(&folder).is_ok() && works
+}
+
+/// Whether a group below this one can be given a limit on swap.
+fn counts_swap(version: Version, parent: &Path, probe: &str, change: bool) -> bool {
+    if version == Version::V2 && !change && could_delegate(Controller::Memory, parent) {
+        // It cannot be seen before it is done, and kernels of that age count.
+        return true;
+    }
+    let folder = parent.join(probe);
+    if fs::create_dir(&folder).is_err() {
+        return false;
+    }
+    let counts = folder.join(version.swap()).exists();
+    fs::remove_dir(&folder).is_ok() && counts
 }
 
 fn lists(parent: &Path, file: &str, name: &str) -> bool {
@@ -248,16 +276,21 @@ impl Group {
 
     /// Sets what the policy says, before the job's first instruction.
     pub fn limit(&self, policy: &Policy) -> io::Result<()> {
-        let write = |place: &Path, file: &str, text: String| fs::write(place.join(file), text);
+        let write = |place: &Path, file: &str, text: String| set(&place.join(file), &text);
         match self.place(Controller::Memory) {
             Some((Version::V1, place)) => {
                 write(place, "memory.limit_in_bytes", policy.memory_bytes.to_string())?;
-                // Swap would double the limit. Hosts without swap accounting lack the file.
-                optional(write(place, "memory.memsw.limit_in_bytes", policy.memory_bytes.to_string()))?;
+                // Counted together with memory. Where it is not counted the file is not there, and the host has none.
+                let both = policy.memory_bytes.saturating_add(policy.swap_bytes);
+                optional(write(place, Version::V1.swap(), both.to_string()))?;
+                if policy.swap_bytes == 0 {
+                    // So that the kernel, short of memory, does not come to this group for it.
+                    optional(write(place, "memory.swappiness", "0".to_owned()))?;
+                }
             }
             Some((Version::V2, place)) => {
                 write(place, "memory.max", policy.memory_bytes.to_string())?;
-                optional(write(place, "memory.swap.max", "0".to_owned()))?;
+                optional(write(place, Version::V2.swap(), policy.swap_bytes.to_string()))?;
             }
             None => {}
         }
@@ -325,6 +358,11 @@ impl Group {
             }
         }
     }
+}
+
+/// Writes to a file of the kernel's; one that is not there is not made, which the kernel would call forbidden.
+fn set(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }
 
 fn optional(done: io::Result<()>) -> io::Result<()> {
@@ -437,6 +475,48 @@ mod tests {
         assert!(look(), "the root may keep its processes");
         assert_eq!(fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap(), "");
         assert_eq!(fs::read_dir(parent).unwrap().count(), 3, "nothing was made");
+    }
+
+    #[test]
+    fn swap_is_limited_beside_memory_by_the_count_of_each_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = |memory_bytes, swap_bytes| Policy {
+            wall_ms: 1000,
+            idle_ms: 1000,
+            memory_bytes,
+            swap_bytes,
+            pids: 8,
+            cpu_milli: 1000,
+            disk_bytes: 1 << 20,
+            inodes: 100,
+            open_files: 64,
+            output_bytes: 1000,
+            output_bytes_per_s: 1 << 20,
+            network: super::super::super::Network::None,
+        };
+        let limited = |version, policy: &Policy, files: &[&str]| {
+            let group = Group {
+                places: vec![(Controller::Memory, version, dir.path().to_owned())],
+                folders: Vec::new(),
+            };
+            files.iter().for_each(|file| fs::write(dir.path().join(file), "").unwrap());
+            group.limit(policy).unwrap();
+            let read = |file: &&str| fs::read_to_string(dir.path().join(file)).unwrap();
+            let said: Vec<String> = files.iter().map(read).collect();
+            files.iter().for_each(|file| fs::remove_file(dir.path().join(file)).unwrap());
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "what is not there is not made");
+            said
+        };
+        let v1 = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness"];
+        assert_eq!(limited(Version::V1, &policy(1000, 0), &v1), ["1000", "1000", "0"]);
+        assert_eq!(limited(Version::V1, &policy(1000, 50), &v1), ["1000", "1050", ""]);
+        let most = u64::MAX.to_string();
+        assert_eq!(limited(Version::V1, &policy(1000, u64::MAX), &v1), ["1000", &most, ""]);
+        assert_eq!(limited(Version::V1, &policy(1000, 0), &v1[..1]), ["1000"]);
+        let v2 = ["memory.max", "memory.swap.max"];
+        assert_eq!(limited(Version::V2, &policy(1000, 0), &v2), ["1000", "0"]);
+        assert_eq!(limited(Version::V2, &policy(1000, 50), &v2), ["1000", "50"]);
+        assert_eq!(limited(Version::V2, &policy(1000, 50), &v2[..1]), ["1000"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::wire::{self, Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{Inner, Strike, watch};
 
 const BACKEND: &str = "local";
+const UNCOUNTED: &str = "this host has swap, and its kernel counts none by cgroup";
 
 /// What was found out once, at the start.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,10 @@ pub struct Host {
     pub root: bool,
     pub cores: usize,
     pub memory_cgroup: bool,
+    /// Whether its group counts swap, too.
+    pub swap_cgroup: bool,
+    /// Whether the host has any.
+    pub swap: bool,
     pub pids_cgroup: bool,
     pub cpu_cgroup: bool,
     /// The kernel counts processes by user namespace (since 5.14).
@@ -37,6 +42,8 @@ pub fn look(inner: &Inner) -> Result<Host, Error> {
         root: is_root_with_slots(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_cgroup: layout.version(Controller::Memory).is_some(),
+        swap_cgroup: layout.swap,
+        swap: has_swap(),
         pids_cgroup: layout.version(Controller::Pids).is_some(),
         cpu_cgroup: layout.version(Controller::Cpu).is_some(),
         counts_by_namespace: kernel() >= (5, 14),
@@ -97,6 +104,11 @@ fn try_one(inner: &Inner, base: Option<&str>) -> Result<(), Error> {
     }
 }
 
+/// The list has a line of heads. Who does not see it says yes.
+fn has_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").map_or(true, |list| list.lines().count() > 1)
+}
+
 fn kernel() -> (u32, u32) {
     let release = release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
@@ -139,6 +151,9 @@ impl Host {
         if policy.network == Network::Egress {
             return refuse("network", "there is no egress gateway yet".to_owned());
         }
+        if self.memory_cgroup && !self.swap_cgroup && self.swap {
+            return refuse("swap_bytes", UNCOUNTED.to_owned());
+        }
         if !self.pids_cgroup && !self.counts_by_namespace {
             return refuse("pids", "no pids cgroup, and a kernel before 5.14".to_owned());
         }
@@ -147,6 +162,25 @@ impl Host {
             return refuse("cpu_milli", why);
         }
         Ok(())
+    }
+
+    fn swap_check(&self, by: Option<String>, delegate: &str) -> Check {
+        let check = |ok: bool, how: &str, mend: Option<&str>| Check {
+            name: "swap_bytes".to_owned(),
+            ok,
+            how: how.to_owned(),
+            mend: mend.map(str::to_owned),
+        };
+        match by {
+            None => check(true, "watched with the memory: swap of processes counts, too", Some(delegate)),
+            Some(by) if self.swap_cgroup => check(true, &format!("{by}, with memory"), None),
+            Some(_) if !self.swap => check(true, "this host has no swap", None),
+            Some(_) => {
+                let mend =
+                    "boot with swapaccount=1, or do without swap (swapoff -a); then start the node again";
+                check(false, UNCOUNTED, Some(mend))
+            }
+        }
     }
 
     pub fn checks(&self, layout: &Layout) -> Vec<Check> {
@@ -175,6 +209,18 @@ impl Host {
             return all;
         }
         all.push(check("wall_ms", true, "a timer of the node kills the process namespace".to_owned(), None));
+        all.push(check(
+            "idle_ms",
+            true,
+            match by(Controller::Cpuacct) {
+                Some(_) => {
+                    "the node ends commands without output and processor time, as its cgroup counts it"
+                }
+                None => "the node ends commands without output and processor time, as /proc counts it",
+            }
+            .to_owned(),
+            None,
+        ));
         all.push(match by(Controller::Memory) {
             Some(how) => check("memory_bytes", true, how, None),
             None => check(
@@ -189,6 +235,7 @@ impl Host {
                 Some(delegate),
             ),
         });
+        all.push(self.swap_check(by(Controller::Memory), delegate));
         all.push(match by(Controller::Pids) {
             Some(how) => check("pids", true, how, None),
             None if self.counts_by_namespace => {
@@ -215,6 +262,7 @@ impl Host {
             ("inodes", "inodes of the sandbox's one tmpfs"),
             ("open_files", "RLIMIT_NOFILE on each process"),
             ("output_bytes", "counted by the node as it drains"),
+            ("output_bytes_per_s", "the node drains no faster"),
             ("network", "an empty network namespace; no other family than unix, inet, netlink route"),
         ] {
             let how = if name == "network" && !self.memory_cgroup {
@@ -252,13 +300,16 @@ mod tests {
     fn policy() -> Policy {
         Policy {
             wall_ms: 1000,
+            idle_ms: 1000,
             memory_bytes: 64 << 20,
+            swap_bytes: 0,
             pids: 8,
             cpu_milli: 500,
             disk_bytes: 1 << 20,
             inodes: 100,
             open_files: 64,
             output_bytes: 1000,
+            output_bytes_per_s: 1 << 30,
             network: Network::None,
         }
     }
@@ -295,6 +346,33 @@ mod tests {
             assert!(check.mend.as_ref().is_some_and(|mend| mend.contains("root")), "{check:?}");
             // Less than a core is refused, a whole one is not: that check is a warning.
             assert_eq!(check.ok, clause == "cpu_milli", "{check:?}");
+        }
+    }
+
+    #[test]
+    fn swap_that_nobody_counts_is_refused_and_a_host_without_any_is_none_to_refuse() {
+        let able = Host {
+            memory_cgroup: true,
+            swap_cgroup: true,
+            pids_cgroup: true,
+            cpu_cgroup: true,
+            ..Host::default()
+        };
+        for (host, clause) in [
+            (Host { swap: true, ..able.clone() }, None),
+            (Host { swap: true, swap_cgroup: false, ..able.clone() }, Some("swap_bytes")),
+            (Host { swap: false, swap_cgroup: false, ..able.clone() }, None),
+            // What is watched is counted.
+            (Host { swap: true, swap_cgroup: false, memory_cgroup: false, ..able.clone() }, None),
+        ] {
+            assert_eq!(refused(&host), clause);
+            let by = host.memory_cgroup.then(|| "by the kernel".to_owned());
+            let check = host.swap_check(by, "run the node as root");
+            assert_eq!((check.ok, check.name.as_str()), (clause.is_none(), "swap_bytes"));
+            assert!(
+                check.ok || check.mend.as_ref().is_some_and(|mend| mend.contains("swapoff")),
+                "{check:?}"
+            );
         }
     }
 

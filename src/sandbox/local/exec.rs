@@ -1,16 +1,18 @@
-//! One running command as the node sees it: its output streamed, counted and cut, its time-out, its one exit.
+//! One running command as the node sees it: its output streamed at its pace, counted and cut, its time-out, its one exit.
 //! The process itself is started and reaped by the sandbox's init.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coinop_shim::sys;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::ending::Circumstances;
+use super::super::idle::{Activity, Busy};
 use super::super::{Event, Exit};
 use super::shared::Shared;
 
@@ -33,12 +35,13 @@ pub fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
 }
 
 /// Feeds a command's stdin until the sender is dropped or nobody reads.
-pub async fn feed(mut to: pipe::Sender, mut from: mpsc::Receiver<Vec<u8>>) {
+pub async fn feed(mut to: pipe::Sender, mut from: mpsc::Receiver<Vec<u8>>, activity: Arc<Activity>) {
     while let Some(bytes) = from.recv().await {
         if let Err(why) = to.write_all(&bytes).await {
             tracing::debug!(%why, "a command closed its stdin");
             return;
         }
+        activity.heard();
     }
 }
 
@@ -54,16 +57,22 @@ impl Stream {
         Stream { pipe: Some(pipe), buffer: vec![0; CHUNK], wrap }
     }
 
-    /// The next bytes; waits for ever once the stream has ended.
-    async fn next(&mut self) -> Option<Vec<u8>> {
+    /// The next bytes, at most so many; waits for ever once the stream has ended.
+    async fn next(&mut self, most: usize) -> Option<Vec<u8>> {
         let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
-        match pipe.read(&mut self.buffer).await {
+        let most = most.min(self.buffer.len());
+        match pipe.read(self.buffer.get_mut(..most).unwrap_or_default()).await {
             Ok(len) if len > 0 => Some(self.buffer.get(..len).unwrap_or_default().to_vec()),
             Ok(_) | Err(_) => {
                 self.pipe = None;
                 None
             }
         }
+    }
+
+    /// Bytes that stand in the pipe now.
+    fn waiting(&self) -> usize {
+        self.pipe.as_ref().map_or(0, |pipe| sys::waiting_bytes(pipe.as_fd()))
     }
 }
 
@@ -74,12 +83,13 @@ pub struct Running {
     pub ended: oneshot::Receiver<Exit>,
     pub events: mpsc::Sender<Event>,
     pub timeout: Option<Duration>,
+    pub busy: Busy,
 }
 
 impl Running {
     /// Streams until the end. Says nothing at the end when the sandbox died without a limit being its cause.
     pub async fn run(self, sandbox: Arc<Shared>) {
-        let Running { n, stdout, stderr, mut ended, events, timeout } = self;
+        let Running { n, stdout, stderr, mut ended, events, timeout, mut busy } = self;
         let kills_before = sandbox.life.group.memory_kills();
         let mut streams = [Stream::new(stdout, Event::Stdout), Stream::new(stderr, Event::Stderr)];
         let [out, err] = &mut streams;
@@ -93,23 +103,37 @@ impl Running {
                 sandbox.kill_command(n).await;
             })
         });
-        let mut cut = false;
+        let (mut cut, mut idle) = (false, false);
+        // Bytes that are taken whatever the pace.
+        let mut owed = 0;
         let mut exit: Option<Result<Exit, ()>> = None;
         let deadline = tokio::time::sleep(Duration::MAX);
         tokio::pin!(deadline);
         while out.pipe.is_some() || err.pipe.is_some() || exit.is_none() {
+            let (room, wait) = sandbox.room(n);
+            let most = room.max(owed);
             let (bytes, wrap) = tokio::select! {
                 biased;
-                bytes = out.next() => (bytes, out.wrap),
-                bytes = err.next() => (bytes, err.wrap),
+                bytes = out.next(most), if most > 0 => (bytes, out.wrap),
+                bytes = err.next(most), if most > 0 => (bytes, err.wrap),
                 how = &mut ended, if exit.is_none() => {
                     exit = Some(how.map_err(drop));
+                    // Its end does not wait for what it has printed before. One more, to see that nothing follows.
+                    owed = out.waiting() + err.waiting() + 1;
                     deadline.as_mut().reset(tokio::time::Instant::now() + AFTERMATH);
                     continue;
                 }
                 () = &mut deadline, if exit.is_some() => break,
+                () = busy.is_idle(), if exit.is_none() => {
+                    idle = true;
+                    sandbox.kill_command(n).await;
+                    continue;
+                }
+                () = tokio::time::sleep(wait), if most == 0 => continue,
             };
             let Some(mut bytes) = bytes else { continue };
+            sandbox.took(n, bytes.len());
+            owed = owed.saturating_sub(bytes.len());
             let allowed = sandbox.take_output(bytes.len());
             if allowed < bytes.len() {
                 bytes.truncate(allowed);
@@ -119,7 +143,7 @@ impl Running {
                 }
             }
             // A reader that has gone away does not stop the command.
-            if !bytes.is_empty() && events.send(wrap(bytes)).await.is_err() {
+            if !bytes.is_empty() && sandbox.activity.waits(events.send(wrap(bytes))).await.is_err() {
                 tracing::trace!(n, "nobody reads this output");
             }
         }
@@ -132,7 +156,7 @@ impl Running {
         let succeeded = natural == Some(Exit::Code { code: 0 });
         let starved = !succeeded && sandbox.life.group.memory_kills() > kills_before;
         let limit = sandbox.life.limit();
-        let exit = Circumstances { limit, cut, timed_out, starved }.exit(natural);
+        let exit = Circumstances { limit, cut, timed_out, idle, starved }.exit(natural);
         if let Some(exit) = exit
             && events.send(Event::Exit(exit)).await.is_err()
         {

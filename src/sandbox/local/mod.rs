@@ -245,7 +245,8 @@ impl Inner {
             inodes: policy.inodes.saturating_add(extra.1),
             pids: policy.pids,
             open_files: policy.open_files,
-            data_bytes: (!self.host.memory_cgroup).then_some(policy.memory_bytes),
+            data_bytes: (!self.host.memory_cgroup)
+                .then_some(policy.memory_bytes.saturating_add(policy.swap_bytes)),
             cores: self.host.cores_for(policy.cpu_milli, life.slot.number()),
             base,
             probe: false,

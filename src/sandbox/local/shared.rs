@@ -1,17 +1,20 @@
 //! What the tasks of one living sandbox have in common: its socket to init, its folders, what is left of its output,
-//! and which commands wait for their exit. The trait's methods over it are `cell`, one command is `exec`.
+//! its pace, whether it does anything, and which commands wait for their exit. The trait's methods over it are `cell`, one command is `exec`.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use coinop_shim::beneath::used_bytes;
+use coinop_shim::pace::Pace;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
+use super::super::idle::Activity;
 use super::super::{Exit, Policy};
 use super::life::Life;
 use super::wire::{self, FromInit, ToInit};
@@ -52,8 +55,12 @@ pub struct Shared {
     pub life: Arc<Life>,
     pub policy: Policy,
     pub folders: Folders,
+    pub activity: Arc<Activity>,
     control: Control,
     output_left: AtomicU64,
+    pace: Mutex<Pace>,
+    /// What the times of its pace count from.
+    began: Instant,
     /// Bytes of a base that had to be copied: the node's writing, not the job's.
     copied_bytes: AtomicU64,
     running: Mutex<HashMap<u64, oneshot::Sender<Exit>>>,
@@ -63,7 +70,10 @@ impl Shared {
     pub fn new(id: String, life: Arc<Life>, policy: Policy, folders: Folders, control: Control) -> Shared {
         Shared {
             id,
+            activity: Activity::new(),
             output_left: AtomicU64::new(policy.output_bytes),
+            pace: Mutex::new(Pace::new(policy.output_bytes_per_s)),
+            began: Instant::now(),
             copied_bytes: AtomicU64::new(0),
             life,
             policy,
@@ -112,6 +122,21 @@ impl Shared {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(wanted)))
             .unwrap_or(0);
         usize::try_from(before.min(wanted)).unwrap_or(bytes)
+    }
+
+    /// Bytes of output that may be taken from this command now; when there are none, how long until there are some.
+    pub fn room(&self, n: u64) -> (usize, Duration) {
+        let (pace, now) = (self.pace(), self.began.elapsed());
+        (pace.room(now, n), pace.wait(now, n))
+    }
+
+    /// So many bytes of output were taken from this command.
+    pub fn took(&self, n: u64, bytes: usize) {
+        self.pace().took(self.began.elapsed(), n, bytes);
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends one command; the sandbox lives on. Without an init to ask, all has ended already.

@@ -15,7 +15,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstatat};
 
-use super::super::{Limit, Usage};
+use super::super::{Limit, Policy, Usage};
 use super::life::millis;
 use super::shared::Shared;
 
@@ -38,11 +38,11 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
         while !sandbox.life.has_ended() {
             let looked = sandbox.clone();
             // Reading /proc of many processes takes a while: not on a thread that others wait for.
-            let Ok(held) = tokio::task::spawn_blocking(move || held_bytes(&looked, buffers)).await else {
+            let Ok(held) = tokio::task::spawn_blocking(move || held(&looked, buffers)).await else {
                 return;
             };
-            sandbox.life.watched_peak.fetch_max(held, Ordering::Relaxed);
-            if held > sandbox.policy.memory_bytes {
+            sandbox.life.watched_peak.fetch_max(held.bytes, Ordering::Relaxed);
+            if held.is_more_than(&sandbox.policy) {
                 look(&sandbox);
                 sandbox.life.strike_for(Limit::Memory);
                 return;
@@ -55,7 +55,21 @@ pub fn watch(sandbox: Arc<Shared>) -> Guard {
 
 /// Memory that nobody else holds: of the processes, of the files in the sandbox's tmpfs, and the most that their
 /// pipes and sockets can keep.
-fn held_bytes(sandbox: &Shared, buffers: Buffers) -> u64 {
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    bytes: u64,
+    /// Of them, those that processes have in swap; 0 where memory alone has room for all.
+    swapped: u64,
+}
+
+impl Held {
+    fn is_more_than(self, policy: &Policy) -> bool {
+        self.bytes > policy.memory_bytes.saturating_add(policy.swap_bytes)
+            || self.bytes.saturating_sub(self.swapped) > policy.memory_bytes
+    }
+}
+
+fn held(sandbox: &Shared, buffers: Buffers) -> Held {
     let files = sandbox.file_bytes();
     let proc = sandbox.folders.proc.as_fd();
     let quick = each_process(proc, |process| {
@@ -64,17 +78,18 @@ fn held_bytes(sandbox: &Shared, buffers: Buffers) -> u64 {
         Some(quick_bytes(process.as_fd())?.saturating_add(open.saturating_mul(buffers.largest())))
     });
     if files.saturating_add(quick) <= sandbox.policy.memory_bytes {
-        return files.saturating_add(quick);
+        return Held { bytes: files.saturating_add(quick), swapped: 0 };
     }
     // The quick sum counts pages shared by a fork once for each process, and each descriptor as a full socket: before
     // we strike, share them out.
-    let mut seen = HashSet::new();
+    let (mut seen, mut swapped) = (HashSet::new(), 0u64);
     let exact = each_process(proc, |process| {
         let process = living(process)?;
         let memory = shared_out_bytes(process.as_fd()).or_else(|| quick_bytes(process.as_fd()))?;
+        swapped = swapped.saturating_add(swapped_bytes(process.as_fd()));
         Some(memory.saturating_add(buffers.kept(process.as_fd(), &mut seen)))
     });
-    files.saturating_add(exact)
+    Held { bytes: files.saturating_add(exact), swapped }
 }
 
 /// The most that the kernel keeps in one pipe, or for one end of a pair of sockets. The filter lets neither grow.
@@ -174,6 +189,10 @@ fn shared_out_bytes(process: BorrowedFd<'_>) -> Option<u64> {
     Some(shared_out.saturating_add(kib(&text(process, c"status")?, "VmPTE").unwrap_or(0)))
 }
 
+fn swapped_bytes(process: BorrowedFd<'_>) -> u64 {
+    text(process, c"smaps_rollup").and_then(|text| kib(&text, "SwapPss")).unwrap_or(0)
+}
+
 /// CPU time of the living and of those they have reaped, in clock ticks.
 fn ticks(process: BorrowedFd<'_>) -> Option<u64> {
     let stat = text(process, c"stat")?;
@@ -188,11 +207,23 @@ pub fn look(sandbox: &Shared) -> Usage {
     sandbox.life.saw(Usage { disk_written_bytes: sandbox.file_bytes(), ..usage })
 }
 
+/// CPU time of all processes so far; none when the sandbox is gone.
+pub async fn cpu_us(sandbox: Option<Arc<Shared>>) -> Option<u64> {
+    let sandbox = sandbox.filter(|sandbox| !sandbox.life.has_ended())?;
+    match sandbox.life.group.cpu_us() {
+        Some(counted) => Some(counted),
+        None => tokio::task::spawn_blocking(move || ticked_us(&sandbox)).await.ok(),
+    }
+}
+
+/// The kernel counts 100 ticks a second in /proc, on every architecture that we build for.
+fn ticked_us(sandbox: &Shared) -> u64 {
+    each_process(sandbox.folders.proc.as_fd(), ticks) * 10_000
+}
+
 fn live_usage(sandbox: &Shared) -> Usage {
     let life = &sandbox.life;
-    // The kernel counts 100 ticks a second in /proc, on every architecture that we build for.
-    let cpu_us =
-        life.group.cpu_us().unwrap_or_else(|| each_process(sandbox.folders.proc.as_fd(), ticks) * 10_000);
+    let cpu_us = life.group.cpu_us().unwrap_or_else(|| ticked_us(sandbox));
     Usage {
         wall_ms: millis(life.wall()),
         cpu_ms: cpu_us / 1000,

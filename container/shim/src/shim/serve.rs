@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use coinop_shim::confine::{self, Limits, Walls};
 use coinop_shim::launch::{Inside, Launch};
+use coinop_shim::pace::Pace;
 use coinop_shim::seccomp::StandIns;
 use coinop_shim::wire::{self, Decoder, Ended, FromShim, Hello, Ready, Run, ToShim};
 use coinop_shim::{processes, sys};
@@ -73,13 +74,26 @@ pub fn serve() -> io::Result<()> {
     let workspace = open(PLACES[0], OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let walls = Walls::gather()?;
     let score = Score::open().ok();
+    let swap = usage::has_swap();
     confine::bar(StandIns::default())?;
     let landlock = sys::has_landlock() && walls.close(workspace.as_fd()).is_ok();
     let (running, killing) = (BTreeMap::new(), Vec::new());
-    let mut shim =
-        Shim { hello, workspace, places, score, worker, worker_run: 0, running, stopping: false, killing };
+    let (pace, began) = (Pace::new(hello.output_bytes_per_s), Instant::now());
+    let mut shim = Shim {
+        hello,
+        workspace,
+        places,
+        score,
+        worker,
+        worker_run: 0,
+        running,
+        pace,
+        began,
+        stopping: false,
+        killing,
+    };
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files }))?;
+    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, swap }))?;
     shim.run(&mut decoder, &ended)
 }
 
@@ -127,6 +141,9 @@ struct Shim {
     /// The last run that the worker was given.
     worker_run: u32,
     running: BTreeMap<u32, Running>,
+    /// How fast what they print is taken, and since when its times count.
+    pace: Pace,
+    began: Instant,
     /// The engine stops the container: no command's end is its own from now on.
     stopping: bool,
     /// The questions whose answer is that nothing of the job runs.
@@ -227,13 +244,23 @@ impl Shim {
         asked.extend(self.worker.wants().map(|pipe| (pipe, PollFlags::POLLOUT, Turn::ToWorker)));
         let again = (!self.killing.is_empty() || self.running.values().any(Running::lives_on))
             .then(|| Instant::now() + AGAIN);
-        let until = self.running.values().filter_map(Running::patience).chain(again).min();
+        let mut until = self.running.values().filter_map(Running::patience).chain(again).min();
+        let now = self.began.elapsed();
         for (n, run) in &self.running {
             let stdin = run.stdin.as_ref().and_then(Outbox::wants);
             asked.extend(stdin.map(|pipe| (pipe, PollFlags::POLLOUT, Turn::Stdin(*n))));
-            if run.window.left() > 0 {
-                asked.extend(run.stdout.pipe().map(|pipe| (pipe, PollFlags::POLLIN, Turn::Stdout(*n))));
-                asked.extend(run.stderr.pipe().map(|pipe| (pipe, PollFlags::POLLIN, Turn::Stderr(*n))));
+            if run.window.left() == 0 {
+                continue;
+            }
+            let paced = self.pace.wait(now, (*n).into());
+            for (stream, turn) in [(&run.stdout, Turn::Stdout(*n)), (&run.stderr, Turn::Stderr(*n))] {
+                match stream.pipe() {
+                    Some(pipe) if paced.is_zero() || stream.free() > 0 => {
+                        asked.push((pipe, PollFlags::POLLIN, turn));
+                    }
+                    Some(_) => until = until.into_iter().chain([self.began + now + paced]).min(),
+                    None => {}
+                }
             }
         }
         let mut fds: Vec<PollFd<'_>> = asked.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
@@ -444,10 +471,12 @@ impl Shim {
         wrap: fn(Vec<u8>) -> FromShim,
     ) -> io::Result<()> {
         let Some(run) = self.running.get_mut(&n) else { return Ok(()) };
-        let most = run.window.left();
+        let (now, who) = (self.began.elapsed(), n.into());
+        let most = self.pace.room(now, who).max(stream(run).free()).min(run.window.left());
         if most > 0
             && let Some(bytes) = stream(run).read(most)
         {
+            self.pace.took(now, who, bytes.len());
             run.window.sent(bytes.len());
             return tell(n, &wrap(bytes));
         }

@@ -78,12 +78,14 @@ pub struct Output {
     pipe: Option<File>,
     /// Bytes that the command itself had printed and left in the pipe when it ended.
     owed: usize,
+    /// Bytes that may be taken whatever the pace.
+    free: usize,
 }
 
 impl Output {
     pub fn new(pipe: OwnedFd) -> io::Result<Output> {
         never_block(pipe.as_fd())?;
-        Ok(Output { pipe: Some(pipe.into()), owed: 0 })
+        Ok(Output { pipe: Some(pipe.into()), owed: 0, free: 0 })
     }
 
     pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
@@ -93,6 +95,13 @@ impl Output {
     /// The command has ended: what others print from now on may be lost, what waits here may not.
     pub fn owe(&mut self) {
         self.owed = self.pipe().map_or(0, sys::waiting_bytes);
+        // One more, to see that nothing follows.
+        self.free = self.owed + 1;
+    }
+
+    /// Bytes that may be taken now, also of a run that was too fast: its end does not wait for what it has printed.
+    pub fn free(&self) -> usize {
+        self.free
     }
 
     pub fn owes(&self) -> bool {
@@ -108,6 +117,7 @@ impl Output {
             Ok(len) => {
                 bytes.truncate(len);
                 self.owed = self.owed.saturating_sub(len);
+                self.free = self.free.saturating_sub(len);
                 return Some(bytes);
             }
             Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}

@@ -28,6 +28,11 @@ pub fn memory_kills() -> u64 {
     KILLS.iter().find_map(|path| field(path, "oom_kill")).unwrap_or_default()
 }
 
+/// Whether the host has swap: its list has a line of heads. Who does not see it says yes.
+pub fn has_swap() -> bool {
+    fs::read_to_string("/proc/swaps").map_or(true, |list| list.lines().count() > 1)
+}
+
 /// The number after this name in a file of names and numbers.
 fn field(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;

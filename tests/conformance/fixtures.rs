@@ -75,8 +75,7 @@ async fn docker() -> Result<Fixture, String> {
     let dir = tempfile::tempdir().unwrap();
     let host = crate::engine::found()?;
     let node = format!("conformance{}n{}", std::process::id(), number());
-    let image = "coinop-test:busybox".to_owned();
-    let options = docker::Options { host: Some(host), image, runtime: None, node, warm: 0 };
+    let options = docker::Options { host: Some(host), ..docker::Options::new("coinop-test:busybox", node) };
     let docker = docker::Docker::connect(options).await.map_err(|why| why.to_string())?;
     Fixture::of(dir, Arc::new(docker))
 }

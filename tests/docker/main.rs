@@ -14,6 +14,7 @@ mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod users;
 
 use std::time::Duration;
 

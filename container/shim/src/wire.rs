@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides speak exactly this; the node refuses another, and the shim another node.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Kind (1), number (4), length of the payload (4), big-endian.
 pub const HEADER_BYTES: usize = 9;
 /// The longest payload. A command line with its environment must fit.
@@ -70,6 +70,19 @@ pub struct Hello {
     pub uid: u32,
     pub gid: u32,
     pub open_files: u32,
+    /// File systems that the shim itself makes before it closes itself in, where the engine cannot make them as they
+    /// must be. It needs CAP_SYS_ADMIN for that, and gives it up at once.
+    pub mounts: Vec<Mount>,
+}
+
+/// A file system in memory, without set-uid bits and devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute; a folder is there.
+    pub path: String,
+    /// As tmpfs takes them, `nr_inodes` among them.
+    pub options: String,
+    pub exec: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,7 +310,13 @@ mod tests {
     fn every_message_comes_out_as_it_went_in_whatever_the_pieces() {
         let argv = vec!["sh".to_owned(), "-c".to_owned(), "echo \u{e9}\n".to_owned()];
         all_at_once_and_byte_by_byte(&[
-            ToShim::Hello(Hello { version: VERSION, uid: 1000, gid: 1000, open_files: 64 }),
+            ToShim::Hello(Hello {
+                version: VERSION,
+                uid: 1000,
+                gid: 1000,
+                open_files: 64,
+                mounts: vec![Mount { path: "/tmp".to_owned(), options: "size=1".to_owned(), exec: true }],
+            }),
             ToShim::Run(Run::Command {
                 argv,
                 env: vec!["A=b".to_owned()],

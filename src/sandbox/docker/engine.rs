@@ -25,6 +25,8 @@ use super::shim;
 /// Whose containers these are: the node's label, and that of this life of it.
 pub const NODE_LABEL: &str = "coinop.node";
 const RUN_LABEL: &str = "coinop.run";
+/// How engines say that a container's name is another one's; their codes differ.
+const NAME_TAKEN: &str = "already in use";
 /// How long an engine may take to remove a container that it says it removes.
 const REMOVAL: Duration = Duration::from_secs(20);
 
@@ -150,9 +152,12 @@ impl Engine {
 
     /// The image of this name; pulled where the engine knows a registry that has it.
     pub async fn image(&self, name: &str) -> Result<Image, Error> {
-        match self.find(name).await {
-            Err(why) if is_status(&why, 404) => {}
-            other => return other.map_err(failed("look for its image")),
+        // As Podman calls an image that was made there and came from nowhere.
+        for name in [name, &format!("localhost/{name}")] {
+            match self.find(name).await {
+                Err(why) if is_status(&why, 404) => {}
+                other => return other.map_err(failed("look for its image")),
+            }
         }
         let options = CreateImageOptionsBuilder::new().from_image(&one_tag(name)).build();
         let mut pulling = self.docker.create_image(Some(options), None, None);
@@ -196,16 +201,33 @@ impl Engine {
             .collect()
     }
 
-    /// Makes a container, not yet started.
+    /// Makes a container, not yet started; its id, or none where another container has this name.
     pub async fn create(
         &self,
         name: &str,
         body: ContainerCreateBody,
         doing: &'static str,
-    ) -> Result<String, Error> {
+    ) -> Result<Option<String>, Error> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let made = self.docker.create_container(Some(options), body).await;
-        Ok(made.map_err(failed(doing))?.id)
+        match self.docker.create_container(Some(options), body).await {
+            Ok(made) => Ok(Some(made.id)),
+            Err(EngineError::DockerResponseServerError { message, .. }) if message.contains(NAME_TAKEN) => {
+                Ok(None)
+            }
+            Err(why) => Err(failed(doing)(why)),
+        }
+    }
+
+    /// The container of this name, where this life of the node has made it.
+    pub async fn own(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.docker.inspect_container(name, None).await {
+            Ok(found) => {
+                let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+                Ok(found.id.filter(|_| labels.get(RUN_LABEL) == Some(&self.run)))
+            }
+            Err(why) if is_status(&why, 404) => Ok(None),
+            Err(why) => Err(failed("look for its container")(why)),
+        }
     }
 
     /// Attaches first, so that nothing the shim says is lost.

@@ -7,6 +7,7 @@ use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
     ResourcesUlimits,
 };
+use coinop_shim::wire::Mount;
 
 use super::super::Policy;
 use super::engine::{Engine, Image};
@@ -17,6 +18,8 @@ pub const SHIM_MEMORY: u64 = 4 << 20;
 /// Open files of the shim: its commands' pipes, and two for each folder down a deep tree. It gives each command its own
 /// limit.
 const SHIM_FILES: u64 = 4096;
+/// Tasks of the container's user, where the engine must be told some number; the cgroup's limit is the one that holds.
+const TASKS: u64 = 32_768;
 /// The shim's own two processes.
 const SHIM_TASKS: i64 = 2;
 /// As many processes as the kernel can number; it takes no larger limit.
@@ -30,8 +33,24 @@ pub fn memory_bytes(policy: &Policy, base: Size) -> u64 {
     policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes)
 }
 
-/// What a container is made of for one job.
-pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> ContainerCreateBody {
+/// How this engine is asked, where engines differ.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ways {
+    /// It makes no file system with a limit on inodes: the shim does, in its first moment.
+    pub shim_mounts: bool,
+    /// Its own resource limits are more than it can give: it is told others.
+    pub own_rlimits: bool,
+}
+
+/// What a container is made of for one job, with these places.
+pub fn body(
+    engine: &Engine,
+    image: &Image,
+    policy: &Policy,
+    base: Size,
+    places: &[Mount],
+    ways: Ways,
+) -> ContainerCreateBody {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
     let memory = number(memory_bytes(policy, base));
@@ -44,15 +63,25 @@ pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> Cont
     // Left as the engine has it until a container has told how much that is: an engine refuses more.
     if let Some(most) = engine.most_files.get() {
         ulimits.push(ulimit("nofile", u64::from(policy.open_files).max(SHIM_FILES).min(*most)));
+    } else if ways.own_rlimits {
+        ulimits.push(ulimit("nofile", SHIM_FILES));
+    }
+    if ways.own_rlimits {
+        ulimits.push(ulimit("nproc", TASKS));
+    }
+    // For the shim to become the job's user; the job has none.
+    let mut powers = vec!["SETUID", "SETGID"];
+    if ways.shim_mounts {
+        // Given up before the first command.
+        powers.push("SYS_ADMIN");
     }
     let host = HostConfig {
         network_mode: Some("none".to_owned()),
         cap_drop: words(&["ALL"]),
-        // For the shim to become the job's user; the job has none.
-        cap_add: words(&["SETUID", "SETGID"]),
+        cap_add: words(&powers),
         security_opt: words(&["no-new-privileges"]),
         readonly_rootfs: Some(true),
-        tmpfs: Some(places(image, policy, base)),
+        tmpfs: Some(tmpfs(image, places, ways)),
         mounts: Some(vec![shim::mount(engine, true)]),
         memory: Some(memory),
         // No swap: memory and swap together are as much as memory.
@@ -102,27 +131,45 @@ pub struct Size {
 }
 
 /// The writable places with their shares: together no more than the policy's disk, and the base's own size.
-fn places(image: &Image, policy: &Policy, base: Size) -> HashMap<String, String> {
+pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Mount> {
     let sixteenths = |whole: u64, share: u64| (whole / 16 * share + whole % 16 * share / 16).max(1);
     let place = |path: &str, share: u64, mode: &str, base: Size| {
         let bytes = sixteenths(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
         // The kernel counts the top folder as one.
         let inodes = sixteenths(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
         let inodes = inodes.min(MOST_INODES);
-        (path.to_owned(), format!("size={bytes},nr_inodes={inodes},mode={mode},nosuid,nodev,exec"))
+        let options = format!("size={bytes},nr_inodes={inodes},mode={mode},uid={uid},gid={uid}");
+        Mount { path: path.to_owned(), options, exec: true }
     };
     let none = Size::default();
-    // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
-    let closed = "size=4k,nr_inodes=1,mode=0755,ro,nosuid,nodev,noexec";
-    let mut places: HashMap<_, _> =
-        image.volumes.iter().map(|path| (path.clone(), closed.to_owned())).collect();
-    places.extend([
-        place("/workspace", 12, "0777", base),
+    // Written by the node only, and not counted as the job's.
+    let job =
+        Mount { path: "/job".to_owned(), options: "size=16m,nr_inodes=1k,mode=0755".to_owned(), exec: false };
+    vec![
+        place("/workspace", 12, "0755", base),
         place("/tmp", 2, "1777", none),
-        place("/home/job", 1, "0777", none),
+        place("/home/job", 1, "0755", none),
         place("/dev/shm", 1, "1777", none),
-        // Written by the node only, and not counted as the job's.
-        ("/job".to_owned(), "size=16m,nr_inodes=1k,mode=0755,nosuid,nodev,noexec".to_owned()),
-    ]);
-    places
+        job,
+    ]
+}
+
+/// What the engine mounts: the places, or where the shim makes them itself a folder for each to be mounted on.
+fn tmpfs(image: &Image, places: &[Mount], ways: Ways) -> HashMap<String, String> {
+    // Podman would copy the image's own files there.
+    let (closed, own) = if ways.shim_mounts {
+        (
+            "size=4k,mode=0755,ro,nosuid,nodev,noexec,notmpcopyup",
+            "size=4k,mode=0755,nosuid,nodev,noexec,notmpcopyup",
+        )
+    } else {
+        ("size=4k,nr_inodes=1,mode=0755,ro,nosuid,nodev,noexec", "")
+    };
+    let option = |place: &Mount| match ways.shim_mounts {
+        true => own.to_owned(),
+        false => format!("{},nosuid,nodev,{}", place.options, if place.exec { "exec" } else { "noexec" }),
+    };
+    // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
+    let volumes = image.volumes.iter().map(|path| (path.clone(), closed.to_owned()));
+    volumes.chain(places.iter().map(|place| (place.path.clone(), option(place)))).collect()
 }

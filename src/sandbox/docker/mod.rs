@@ -11,6 +11,7 @@ mod line;
 mod running;
 mod shim;
 mod tree;
+mod uids;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,13 +27,14 @@ use cell::Cell;
 use container::{Container, Started};
 pub use engine::Importer;
 use engine::{Engine, Image};
-use hardened::Size;
+use hardened::{Size, Ways};
 use line::Line;
 pub(super) use shim::SHIM;
+use uids::Uids;
 
 const BACKEND: &str = "docker";
-/// The job's user and group inside.
-const JOB: u32 = 1000;
+/// As many containers as may live at once, unless the operator says otherwise.
+const UIDS: u32 = 1024;
 /// How long a shim may take to answer in a container that has started.
 const GREETING: Duration = Duration::from_secs(20);
 /// A started container that waited longer is not given to a job.
@@ -52,6 +54,18 @@ pub struct Options {
     pub node: String,
     /// How many containers stand started for the next job of the last policy, each used once.
     pub warm: usize,
+    /// The first of the uids that containers run as, one each; none: as suits the engine.
+    pub first_uid: Option<u32>,
+    /// How many uids there are, from 1: no more containers live at once.
+    pub uids: u32,
+}
+
+impl Options {
+    /// An engine where it usually is, its default runtime, no pool.
+    pub fn new(image: impl Into<String>, node: impl Into<String>) -> Options {
+        let (image, node) = (image.into(), node.into());
+        Options { host: None, image, runtime: None, node, warm: 0, first_uid: None, uids: UIDS }
+    }
 }
 
 /// The backend. Containers end with it: their shims let go when their lines do.
@@ -65,7 +79,9 @@ struct Inner {
     info: SystemInfo,
     /// What the first container told; why none can be made, otherwise.
     tried: Result<Ready, String>,
+    ways: Ways,
     numbers: AtomicU64,
+    uids: Uids,
     warm: usize,
     pool: Mutex<Pool>,
     filling: tokio::sync::Mutex<()>,
@@ -76,6 +92,12 @@ struct Inner {
 struct Pool {
     policy: Option<Policy>,
     waiting: Vec<(Started, Instant)>,
+}
+
+/// Whether a uid inside of its containers is another one on the host.
+fn has_uids_apart(info: &SystemInfo) -> bool {
+    let options = info.security_options.iter().flatten();
+    options.flat_map(|option| option.split(',')).any(|word| word == "name=userns" || word == "name=rootless")
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +116,7 @@ impl Docker {
         let host = options.host.as_deref();
         let engine = Arc::new(Engine::connect(host, options.node, run, options.runtime).await?);
         let info = engine.info().await?;
+        let uids = Uids::new(options.first_uid, options.uids, has_uids_apart(&info), &engine.run);
         let image = engine.image(&options.image).await?;
         shim::carry(&engine, &image, 0).await?;
         let mut inner = Inner {
@@ -101,13 +124,15 @@ impl Docker {
             image,
             info,
             tried: Err("not tried yet".to_owned()),
+            ways: Ways::default(),
             numbers: AtomicU64::new(1),
+            uids,
             warm: options.warm,
             pool: Mutex::default(),
             filling: tokio::sync::Mutex::new(()),
             carrying: tokio::sync::Mutex::new(()),
         };
-        inner.tried = inner.try_one().await.map_err(|why| why.to_string());
+        inner.tried = inner.find_ways().await.map_err(|why| why.to_string());
         if let Ok(ready) = &inner.tried {
             inner.engine.most_files.get_or_init(|| ready.open_files);
         }
@@ -116,6 +141,26 @@ impl Docker {
 }
 
 impl Inner {
+    /// Tries one sandbox, and again in another way where the engine cannot do it in the first.
+    async fn find_ways(&mut self) -> Result<Ready, Error> {
+        loop {
+            let why = match self.try_one().await {
+                Ok(ready) => return Ok(ready),
+                Err(why) => why,
+            };
+            let told = why.to_string();
+            if told.contains("unknown mount option") && !self.ways.shim_mounts {
+                // Podman's word for a limit that it does not know.
+                self.ways.shim_mounts = true;
+            } else if told.contains("rlimit") && !self.ways.own_rlimits {
+                self.ways.own_rlimits = true;
+            } else {
+                return Err(why);
+            }
+            tracing::debug!(%why, ways = ?self.ways, "another way");
+        }
+    }
+
     async fn try_one(&self) -> Result<Ready, Error> {
         let policy = Policy {
             wall_ms: 1000,
@@ -133,17 +178,31 @@ impl Inner {
         Ok(ready)
     }
 
+    /// Makes a container with the first uid that no other has, of this node or of another; what its shim is told.
+    async fn make(&self, policy: &Policy, base: Size) -> Result<(Container, Hello), Error> {
+        let mut others = Vec::new();
+        loop {
+            let lease = self.uids.take()?;
+            let uid = lease.uid();
+            // From here on it is removed, whatever fails.
+            let mut container = Container::of_uid(self.engine.clone(), lease);
+            let places = hardened::places(policy, base, uid);
+            let body = hardened::body(&self.engine, &self.image, policy, base, &places, self.ways);
+            if container.make(body, "make its container").await? {
+                let mounts = if self.ways.shim_mounts { places } else { Vec::new() };
+                let hello = Hello { version: VERSION, uid, gid: uid, open_files: policy.open_files, mounts };
+                return Ok((container, hello));
+            }
+            tracing::debug!(uid, "another node's, or not given back yet");
+            others.extend(container.into_uid());
+        }
+    }
+
     /// Makes and starts a container, and greets its shim.
     async fn start(&self, policy: &Policy, base: Size) -> Result<(Started, Ready), Error> {
-        let n = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let name = format!("coinop-{}-{n}", self.engine.run);
-        // From here on it is removed, whatever fails.
-        let container = Container::new(self.engine.clone(), name);
-        let body = hardened::body(&self.engine, &self.image, policy, base);
-        self.engine.create(&container.id, body, "make its container").await?;
-        let line = Line::new(self.engine.start(&container.id).await?);
+        let (container, hello) = self.make(policy, base).await?;
+        let line = Line::new(self.engine.start(container.id()).await?);
         let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
-        let hello = Hello { version: VERSION, uid: JOB, gid: JOB, open_files: policy.open_files };
         let doing = "greet the shim in its container";
         let host = |source| Error::Host { doing, source };
         let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
@@ -298,7 +357,6 @@ impl Backend for Docker {
             |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
         policy.usable()?;
         if let Err(why) = &self.inner.tried {
-            // Podman's word for a limit that it does not know.
             return refuse(if why.contains("nr_inodes") { "inodes" } else { "container" }, why.clone());
         }
         if policy.network == Network::Egress {

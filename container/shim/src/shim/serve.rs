@@ -2,6 +2,7 @@
 //! whatever ends. Work on files is passed to the worker, frame by frame.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use coinop_shim::{processes, sys};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit};
@@ -37,7 +39,7 @@ const FIRST: &str = "1000";
 /// How soon a kill is tried again on those that it did not find, or that were not the job's yet.
 const AGAIN: Duration = Duration::from_millis(5);
 /// The writable places, whose bytes are counted.
-const PLACES: [&std::ffi::CStr; 3] = [c"/workspace", c"/tmp", c"/home/job"];
+const PLACES: [&CStr; 3] = [c"/workspace", c"/tmp", c"/home/job"];
 
 /// Serves the node until it lets go.
 pub fn serve() -> io::Result<()> {
@@ -55,19 +57,13 @@ pub fn serve() -> io::Result<()> {
     let mut decoder = Decoder::default();
     let Some((n, hello)) = greeting(&mut decoder)? else { return Ok(()) };
     setgroups(&[])?;
-    let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    hello.mounts.iter().try_for_each(make_place)?;
+    sys::keep_setuid_and_setgid()?;
     let places = PLACES
         .into_iter()
-        .map(|place| open(place, folder, Mode::empty()))
+        .map(|place| open_place(place, &hello))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), "a writable place is missing"))?;
-    for place in &places {
-        // An engine gives a mount the mode of the image's own folder, and root's in most images.
-        let found = fstat(place)?;
-        if found.st_uid == 0 {
-            fchmod(place, Mode::from_bits_truncate(found.st_mode & 0o7777 | 0o777))?;
-        }
-    }
+        .map_err(|why| io::Error::new(why.kind(), "a writable place is missing"))?;
     // It keeps the right to write where the job may not, so it leaves before the walls are closed.
     let worker = Worker::start(hello.uid, hello.gid)?;
     let workspace = open(PLACES[0], OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -81,6 +77,32 @@ pub fn serve() -> io::Result<()> {
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
     tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files }))?;
     shim.run(&mut decoder, &ended)
+}
+
+/// Mounts a file system in memory where the job writes.
+fn make_place(place: &wire::Mount) -> io::Result<()> {
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_NOEXEC, !place.exec);
+    let tmpfs = Some("tmpfs");
+    mount(tmpfs, place.path.as_str(), tmpfs, flags, Some(place.options.as_str())).map_err(|errno| {
+        io::Error::other(format!("{} cannot be mounted with {}: {errno}", place.path, place.options))
+    })
+}
+
+/// Opens a writable place, and has it let its job in: an engine gives a mount the mode of the image's own folder.
+fn open_place(place: &CStr, hello: &Hello) -> io::Result<OwnedFd> {
+    let folder = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let found = fstat(open(place, OFlag::O_PATH | folder, Mode::empty())?)?;
+    // Only its owner may change it, and this root may do no more with another's folder than anybody.
+    let opened = move || {
+        let opened = open(place, OFlag::O_RDONLY | folder, Mode::empty())?;
+        let least = if found.st_uid == 0 { 0o777 } else { 0o755 };
+        if found.st_uid == 0 || found.st_uid == hello.uid {
+            fchmod(&opened, Mode::from_bits_truncate(found.st_mode & 0o7777 | least))?;
+        }
+        Ok(opened)
+    };
+    if found.st_uid == hello.uid { as_job(hello, opened)? } else { opened() }
 }
 
 /// The first frame; none when the node went first.
@@ -462,16 +484,21 @@ impl Shim {
         tell(n, &FromShim::Took(u32::try_from(left).unwrap_or(u32::MAX)))
     }
 
-    /// As the job's user, who may harm the job and nobody else: the worker is spared.
     fn as_job(&self, act: impl FnOnce()) -> io::Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.hello.uid), Gid::from_raw(self.hello.gid));
-        let root = (Uid::from_raw(0), Gid::from_raw(0));
-        setresgid(gid, gid, root.1)?;
-        setresuid(uid, uid, root.0)?;
-        act();
-        setresuid(root.0, root.0, root.0)?;
-        Ok(setresgid(root.1, root.1, root.1)?)
+        as_job(&self.hello, act)
     }
+}
+
+/// As the job's user, who may harm the job and nobody else: the worker is spared.
+fn as_job<T>(hello: &Hello, act: impl FnOnce() -> T) -> io::Result<T> {
+    let (uid, gid) = (Uid::from_raw(hello.uid), Gid::from_raw(hello.gid));
+    let root = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, root.1)?;
+    setresuid(uid, uid, root.0)?;
+    let acted = act();
+    setresuid(root.0, root.0, root.0)?;
+    setresgid(root.1, root.1, root.1)?;
+    Ok(acted)
 }
 
 /// Sends one frame to the node, which always reads.

@@ -9,6 +9,7 @@ mod engines;
 mod files;
 mod kills;
 mod making;
+mod podman;
 mod streams;
 #[expect(dead_code, reason = "each test program uses a part of it")]
 #[path = "../support/mod.rs"]

@@ -52,6 +52,13 @@ impl Container {
         self.uid.take()
     }
 
+    /// Removes it after a failure, of which the caller tells.
+    pub async fn give_up(mut self) {
+        if let Err(why) = self.remove().await {
+            tracing::debug!(container = self.name, %why, "it is tried once more");
+        }
+    }
+
     /// Removes it, and returns when the engine knows it no more.
     pub async fn remove(&mut self) -> Result<(), Error> {
         remove(&self.engine, &self.name, self.id.as_deref()).await?;

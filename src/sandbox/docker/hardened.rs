@@ -30,7 +30,7 @@ const MOST_INODES: u64 = 1 << 50;
 
 /// The memory of a whole container: the job's, the shim's, and a base's in its workspace.
 pub fn memory_bytes(policy: &Policy, base: Size) -> u64 {
-    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes)
+    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes).min(MOST_BYTES)
 }
 
 /// How this engine is asked, where engines differ.
@@ -108,7 +108,10 @@ pub fn body(
         working_dir: Some("/".to_owned()),
         // What the shim takes for the wish to end, whatever the image says.
         stop_signal: Some("SIGTERM".to_owned()),
-        healthcheck: Some(HealthConfig { test: words(&["NONE"]), ..HealthConfig::default() }),
+        // Podman would make a timer for one that is none.
+        healthcheck: image
+            .has_healthcheck
+            .then(|| HealthConfig { test: words(&["NONE"]), ..HealthConfig::default() }),
         open_stdin: Some(true),
         stdin_once: Some(true),
         attach_stdin: Some(true),

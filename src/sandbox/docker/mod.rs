@@ -188,20 +188,34 @@ impl Inner {
             let mut container = Container::of_uid(self.engine.clone(), lease);
             let places = hardened::places(policy, base, uid);
             let body = hardened::body(&self.engine, &self.image, policy, base, &places, self.ways);
-            if container.make(body, "make its container").await? {
-                let mounts = if self.ways.shim_mounts { places } else { Vec::new() };
-                let hello = Hello { version: VERSION, uid, gid: uid, open_files: policy.open_files, mounts };
-                return Ok((container, hello));
+            match container.make(body, "make its container").await {
+                Ok(true) => {
+                    let mounts = if self.ways.shim_mounts { places } else { Vec::new() };
+                    let open_files = policy.open_files;
+                    return Ok((container, Hello { version: VERSION, uid, gid: uid, open_files, mounts }));
+                }
+                Ok(false) => {
+                    tracing::debug!(uid, "another node's, or not given back yet");
+                    others.extend(container.into_uid());
+                }
+                Err(why) => {
+                    container.give_up().await;
+                    return Err(why);
+                }
             }
-            tracing::debug!(uid, "another node's, or not given back yet");
-            others.extend(container.into_uid());
         }
     }
 
     /// Makes and starts a container, and greets its shim.
     async fn start(&self, policy: &Policy, base: Size) -> Result<(Started, Ready), Error> {
         let (container, hello) = self.make(policy, base).await?;
-        let line = Line::new(self.engine.start(container.id()).await?);
+        let line = match self.engine.start(container.id()).await {
+            Ok(streams) => Line::new(streams),
+            Err(why) => {
+                container.give_up().await;
+                return Err(why);
+            }
+        };
         let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
         let doing = "greet the shim in its container";
         let host = |source| Error::Host { doing, source };

@@ -10,6 +10,7 @@ mod files;
 mod kills;
 mod making;
 mod podman;
+mod runtimes;
 mod streams;
 #[expect(dead_code, reason = "each test program uses a part of it")]
 #[path = "../support/mod.rs"]

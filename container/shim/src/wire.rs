@@ -92,6 +92,16 @@ pub struct Ready {
     pub landlock: bool,
     /// As many files as a process here may open at most.
     pub open_files: u64,
+    /// How large the writable places really are: not every runtime keeps to what a mount asks for.
+    pub rooms: Vec<Room>,
+}
+
+/// A writable place, as the kernel tells its size; 0 where it tells none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub path: String,
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,7 +345,12 @@ mod tests {
             ToShim::Usage,
         ]);
         all_at_once_and_byte_by_byte(&[
-            FromShim::Ready(Ready { version: VERSION, landlock: true, open_files: 1024 }),
+            FromShim::Ready(Ready {
+                version: VERSION,
+                landlock: true,
+                open_files: 1024,
+                rooms: vec![Room { path: "/tmp".to_owned(), bytes: 4096, inodes: 0 }],
+            }),
             FromShim::Stdout(Vec::new()),
             FromShim::Stderr(vec![7; 40_000]),
             FromShim::Took(1),

@@ -7,7 +7,7 @@ use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
     ResourcesUlimits,
 };
-use coinop_shim::wire::Mount;
+use coinop_shim::wire::{Mount, Room};
 
 use super::super::Policy;
 use super::engine::{Engine, Image};
@@ -18,6 +18,8 @@ pub const SHIM_MEMORY: u64 = 4 << 20;
 /// Open files of the shim: its commands' pipes, and two for each folder down a deep tree. It gives each command its own
 /// limit.
 const SHIM_FILES: u64 = 4096;
+/// As the kernel rounds the size of a tmpfs.
+const PAGE: u64 = 4096;
 /// Tasks of the container's user, where the engine must be told some number; the cgroup's limit is the one that holds.
 const TASKS: u64 = 32_768;
 /// The shim's own two processes.
@@ -40,6 +42,8 @@ pub struct Ways {
     pub shim_mounts: bool,
     /// Its own resource limits are more than it can give: it is told others.
     pub own_rlimits: bool,
+    /// Nothing starts under a limit on processes; only tried, to know why.
+    pub no_pids: bool,
 }
 
 /// What a container is made of for one job, with these places.
@@ -48,7 +52,7 @@ pub fn body(
     image: &Image,
     policy: &Policy,
     base: Size,
-    places: &[Mount],
+    places: &[Place],
     ways: Ways,
 ) -> ContainerCreateBody {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -87,7 +91,7 @@ pub fn body(
         // No swap: memory and swap together are as much as memory.
         memory_swap: Some(memory),
         nano_cpus: Some(number(policy.cpu_milli.into()) * 1_000_000),
-        pids_limit: Some((i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
+        pids_limit: (!ways.no_pids).then(|| (i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
         ulimits: Some(ulimits),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -133,8 +137,33 @@ pub struct Size {
     pub entries: u64,
 }
 
+/// A writable place, and what it may hold.
+pub struct Place {
+    pub mount: Mount,
+    bytes: u64,
+    inodes: u64,
+}
+
+/// The clause that a place is too large for, as its shim has measured it; the kernel counts in pages.
+pub fn too_large(places: &[Place], rooms: &[Room]) -> Option<(&'static str, String)> {
+    rooms.iter().find_map(|room| {
+        let place = places.iter().find(|place| place.mount.path == room.path)?;
+        let told = |clause, most: u64, found: u64| {
+            let found = if found == 0 { "without a limit".to_owned() } else { format!("of {found}") };
+            Some((clause, format!("{} should have at most {most} and was made {found}", room.path)))
+        };
+        if room.bytes == 0 || room.bytes > place.bytes.saturating_add(PAGE) {
+            return told("disk_bytes", place.bytes, room.bytes);
+        }
+        if room.inodes == 0 || room.inodes > place.inodes {
+            return told("inodes", place.inodes, room.inodes);
+        }
+        None
+    })
+}
+
 /// The writable places with their shares: together no more than the policy's disk, and the base's own size.
-pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Mount> {
+pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Place> {
     let sixteenths = |whole: u64, share: u64| (whole / 16 * share + whole % 16 * share / 16).max(1);
     let place = |path: &str, share: u64, mode: &str, base: Size| {
         let bytes = sixteenths(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
@@ -142,12 +171,13 @@ pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Mount> {
         let inodes = sixteenths(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
         let inodes = inodes.min(MOST_INODES);
         let options = format!("size={bytes},nr_inodes={inodes},mode={mode},uid={uid},gid={uid}");
-        Mount { path: path.to_owned(), options, exec: true }
+        Place { mount: Mount { path: path.to_owned(), options, exec: true }, bytes, inodes }
     };
     let none = Size::default();
     // Written by the node only, and not counted as the job's.
-    let job =
-        Mount { path: "/job".to_owned(), options: "size=16m,nr_inodes=1k,mode=0755".to_owned(), exec: false };
+    let options = "size=16m,nr_inodes=1k,mode=0755".to_owned();
+    let mount = Mount { path: "/job".to_owned(), options, exec: false };
+    let job = Place { mount, bytes: 16 << 20, inodes: 1 << 10 };
     vec![
         place("/workspace", 12, "0755", base),
         place("/tmp", 2, "1777", none),
@@ -158,7 +188,7 @@ pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Mount> {
 }
 
 /// What the engine mounts: the places, or where the shim makes them itself a folder for each to be mounted on.
-fn tmpfs(image: &Image, places: &[Mount], ways: Ways) -> HashMap<String, String> {
+fn tmpfs(image: &Image, places: &[Place], ways: Ways) -> HashMap<String, String> {
     // Podman would copy the image's own files there.
     let (closed, own) = if ways.shim_mounts {
         (
@@ -174,5 +204,35 @@ fn tmpfs(image: &Image, places: &[Mount], ways: Ways) -> HashMap<String, String>
     };
     // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
     let volumes = image.volumes.iter().map(|path| (path.clone(), closed.to_owned()));
-    volumes.chain(places.iter().map(|place| (place.path.clone(), option(place)))).collect()
+    volumes.chain(places.iter().map(|place| (place.mount.path.clone(), option(&place.mount)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::Network;
+
+    #[test]
+    fn a_place_that_a_runtime_made_larger_than_it_was_told_is_named_by_its_clause() {
+        let policy = Policy {
+            wall_ms: 1,
+            memory_bytes: 64 << 20,
+            pids: 8,
+            cpu_milli: 1000,
+            disk_bytes: 1 << 20,
+            inodes: 64,
+            open_files: 64,
+            output_bytes: 0,
+            network: Network::None,
+        };
+        let places = places(&policy, Size::default(), 5000);
+        let room = |bytes, inodes| vec![Room { path: "/workspace".to_owned(), bytes, inodes }];
+        let clause = |bytes, inodes| too_large(&places, &room(bytes, inodes)).map(|(clause, _)| clause);
+        let (bytes, inodes) = ((1 << 20) / 16 * 12, 64 / 16 * 12 + 1);
+        assert_eq!(clause(bytes, inodes), None);
+        assert_eq!(clause(bytes + 1 + PAGE, inodes), Some("disk_bytes"));
+        assert_eq!(clause(0, inodes), Some("disk_bytes"));
+        assert_eq!(clause(bytes, inodes + 1), Some("inodes"));
+        assert_eq!(clause(bytes, 0), Some("inodes"));
+    }
 }

@@ -3,6 +3,7 @@
 //! makes them, `cell` is a living one, `line` speaks with the shim inside, `files` and `tree` carry files.
 
 mod cell;
+mod checks;
 mod container;
 mod engine;
 mod files;
@@ -22,12 +23,13 @@ use async_trait::async_trait;
 use bollard::models::SystemInfo;
 use coinop_shim::wire::{FromShim, Hello, Ready, ToShim, VERSION};
 
-use super::{Backend, Check, Error, Identity, Network, Policy, Sandbox, Spec};
+use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
 use cell::Cell;
+use checks::Unmet;
 use container::{Container, Started};
 pub use engine::Importer;
 use engine::{Engine, Image};
-use hardened::{Size, Ways};
+use hardened::{Place, Size, Ways};
 use line::Line;
 pub(super) use shim::SHIM;
 use uids::Uids;
@@ -78,7 +80,7 @@ struct Inner {
     image: Image,
     info: SystemInfo,
     /// What the first container told; why none can be made, otherwise.
-    tried: Result<Ready, String>,
+    tried: Result<Ready, Unmet>,
     ways: Ways,
     numbers: AtomicU64,
     uids: Uids,
@@ -123,7 +125,7 @@ impl Docker {
             engine,
             image,
             info,
-            tried: Err("not tried yet".to_owned()),
+            tried: Err(Unmet { clause: "container", why: "not tried yet".to_owned() }),
             ways: Ways::default(),
             numbers: AtomicU64::new(1),
             uids,
@@ -132,7 +134,7 @@ impl Docker {
             filling: tokio::sync::Mutex::new(()),
             carrying: tokio::sync::Mutex::new(()),
         };
-        inner.tried = inner.find_ways().await.map_err(|why| why.to_string());
+        inner.tried = inner.find_ways().await;
         if let Ok(ready) = &inner.tried {
             inner.engine.most_files.get_or_init(|| ready.open_files);
         }
@@ -141,45 +143,9 @@ impl Docker {
 }
 
 impl Inner {
-    /// Tries one sandbox, and again in another way where the engine cannot do it in the first.
-    async fn find_ways(&mut self) -> Result<Ready, Error> {
-        loop {
-            let why = match self.try_one().await {
-                Ok(ready) => return Ok(ready),
-                Err(why) => why,
-            };
-            let told = why.to_string();
-            if told.contains("unknown mount option") && !self.ways.shim_mounts {
-                // Podman's word for a limit that it does not know.
-                self.ways.shim_mounts = true;
-            } else if told.contains("rlimit") && !self.ways.own_rlimits {
-                self.ways.own_rlimits = true;
-            } else {
-                return Err(why);
-            }
-            tracing::debug!(%why, ways = ?self.ways, "another way");
-        }
-    }
-
-    async fn try_one(&self) -> Result<Ready, Error> {
-        let policy = Policy {
-            wall_ms: 1000,
-            memory_bytes: 32 << 20,
-            pids: 8,
-            cpu_milli: 1000,
-            disk_bytes: 1 << 20,
-            inodes: 64,
-            open_files: 64,
-            output_bytes: 1024,
-            network: Network::None,
-        };
-        let (mut started, ready) = self.start(&policy, Size::default()).await?;
-        started.container.remove().await?;
-        Ok(ready)
-    }
-
-    /// Makes a container with the first uid that no other has, of this node or of another; what its shim is told.
-    async fn make(&self, policy: &Policy, base: Size) -> Result<(Container, Hello), Error> {
+    /// Makes a container with the first uid that no other has, of this node or of another; what its shim is told, and
+    /// its writable places.
+    async fn make(&self, policy: &Policy, base: Size) -> Result<(Container, Hello, Vec<Place>), Error> {
         let mut others = Vec::new();
         loop {
             let lease = self.uids.take()?;
@@ -190,9 +156,11 @@ impl Inner {
             let body = hardened::body(&self.engine, &self.image, policy, base, &places, self.ways);
             match container.make(body, "make its container").await {
                 Ok(true) => {
-                    let mounts = if self.ways.shim_mounts { places } else { Vec::new() };
+                    let by_shim = places.iter().filter(|_| self.ways.shim_mounts);
+                    let mounts = by_shim.map(|place| place.mount.clone()).collect();
                     let open_files = policy.open_files;
-                    return Ok((container, Hello { version: VERSION, uid, gid: uid, open_files, mounts }));
+                    let hello = Hello { version: VERSION, uid, gid: uid, open_files, mounts };
+                    return Ok((container, hello, places));
                 }
                 Ok(false) => {
                     tracing::debug!(uid, "another node's, or not given back yet");
@@ -208,7 +176,7 @@ impl Inner {
 
     /// Makes and starts a container, and greets its shim.
     async fn start(&self, policy: &Policy, base: Size) -> Result<(Started, Ready), Error> {
-        let (container, hello) = self.make(policy, base).await?;
+        let (container, hello, places) = self.make(policy, base).await?;
         let line = match self.engine.start(container.id()).await {
             Ok(streams) => Line::new(streams),
             Err(why) => {
@@ -221,7 +189,12 @@ impl Inner {
         let host = |source| Error::Host { doing, source };
         let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
         match greeted.map_err(|late| host(late.into()))?.map_err(host)? {
-            FromShim::Ready(ready) if ready.version == VERSION => Ok((started, ready)),
+            FromShim::Ready(ready) if ready.version == VERSION => {
+                match hardened::too_large(&places, &ready.rooms) {
+                    None => Ok((started, ready)),
+                    Some((clause, why)) => Err(Error::Unenforceable { backend: BACKEND, clause, why }),
+                }
+            }
             other => Err(host(io::Error::other(format!("it said {other:?}")))),
         }
     }
@@ -312,86 +285,11 @@ impl Backend for Docker {
     }
 
     fn checks(&self) -> Vec<Check> {
-        let (info, tried) = (&self.inner.info, &self.inner.tried);
-        let check = |name: &str, ok: bool, how: String, mend: Option<&str>| Check {
-            name: name.to_owned(),
-            ok,
-            how,
-            mend: mend.filter(|_| !ok).map(str::to_owned),
-        };
-        let version = info.server_version.clone().unwrap_or_default();
-        let kernel = info.kernel_version.clone().unwrap_or_default();
-        let cgroup = info.cgroup_version.map(|version| version.to_string()).unwrap_or_default();
-        let runtime = info.default_runtime.clone().unwrap_or_default();
-        let mut all =
-            vec![check("engine", true, format!("{version}, kernel {kernel}, runtime {runtime}"), None)];
-        all.push(match tried {
-            Ok(_) => {
-                check("container", true, "a sandbox was started at the start of the node".to_owned(), None)
-            }
-            Err(why) => check("container", false, why.clone(), Some("see the engine's own log")),
-        });
-        let by = |name: &str, has: Option<bool>, how: &str| {
-            let ok = has == Some(true);
-            let how = if ok { format!("{how}, cgroup v{cgroup}") } else { "the engine cannot".to_owned() };
-            check(name, ok, how, Some("give the engine this cgroup controller"))
-        };
-        all.push(check(
-            "wall_ms",
-            true,
-            "the shim kills the job, or the engine the container".to_owned(),
-            None,
-        ));
-        all.push(by("memory_bytes", info.memory_limit, "by the kernel, without swap"));
-        all.push(by("pids", info.pids_limit, "by the kernel"));
-        all.push(by("cpu_milli", info.cpu_cfs_quota, "by the kernel"));
-        for (name, how) in [
-            (
-                "disk_bytes",
-                "file systems in memory of this size together; a base comes on top, or in a waiting \
-                            container out of it",
-            ),
-            ("inodes", "as disk_bytes"),
-            ("open_files", "a limit of each process"),
-            ("output_bytes", "counted by the node"),
-            ("network", "none but a loopback of its own"),
-        ] {
-            all.push(check(name, true, how.to_owned(), None));
-        }
-        if let Ok(ready) = tried {
-            let how =
-                if ready.landlock { "in force" } else { "kept from containers by the engine or the kernel" };
-            all.push(check("landlock", true, how.to_owned(), None));
-        }
-        all
+        self.inner.checks()
     }
 
     fn admit(&self, policy: &Policy) -> Result<(), Error> {
-        let refuse =
-            |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
-        policy.usable()?;
-        if let Err(why) = &self.inner.tried {
-            return refuse(if why.contains("nr_inodes") { "inodes" } else { "container" }, why.clone());
-        }
-        if policy.network == Network::Egress {
-            return refuse("network", "there is no egress gateway yet".to_owned());
-        }
-        if let Some(most) =
-            self.inner.engine.most_files.get().filter(|most| u64::from(policy.open_files) > **most)
-        {
-            return refuse("open_files", format!("this engine lets a process open {most} at most"));
-        }
-        let info = &self.inner.info;
-        for (clause, has) in [
-            ("memory_bytes", info.memory_limit),
-            ("pids", info.pids_limit),
-            ("cpu_milli", info.cpu_cfs_quota),
-        ] {
-            if has != Some(true) {
-                return refuse(clause, "this engine has no cgroup controller for it".to_owned());
-            }
-        }
-        Ok(())
+        self.inner.admit(policy)
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use coinop_shim::confine::{self, Limits, Walls};
 use coinop_shim::launch::{Inside, Launch};
 use coinop_shim::seccomp::StandIns;
-use coinop_shim::wire::{self, Decoder, Ended, FromShim, Hello, Ready, Run, ToShim};
+use coinop_shim::wire::{self, Decoder, Ended, FromShim, Hello, Ready, Room, Run, ToShim};
 use coinop_shim::{processes, sys};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -23,6 +23,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, fchmod, fstat, umask};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 use super::streams::{Outbox, Output, Window};
@@ -40,6 +41,9 @@ const FIRST: &str = "1000";
 const AGAIN: Duration = Duration::from_millis(5);
 /// The writable places, whose bytes are counted.
 const PLACES: [&CStr; 3] = [c"/workspace", c"/tmp", c"/home/job"];
+
+/// One more, whose bytes count as memory.
+const SHARED: &CStr = c"/dev/shm";
 
 /// Serves the node until it lets go.
 pub fn serve() -> io::Result<()> {
@@ -64,6 +68,7 @@ pub fn serve() -> io::Result<()> {
         .map(|place| open_place(place, &hello))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|why| io::Error::new(why.kind(), "a writable place is missing"))?;
+    let rooms = PLACES.into_iter().chain([SHARED]).map(measure).collect::<io::Result<Vec<_>>>()?;
     // It keeps the right to write where the job may not, so it leaves before the walls are closed.
     let worker = Worker::start(hello.uid, hello.gid)?;
     let workspace = open(PLACES[0], OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -75,7 +80,7 @@ pub fn serve() -> io::Result<()> {
     let mut shim =
         Shim { hello, workspace, places, score, worker, worker_run: 0, running, stopping: false, killing };
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files }))?;
+    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, rooms }))?;
     shim.run(&mut decoder, &ended)
 }
 
@@ -87,6 +92,13 @@ fn make_place(place: &wire::Mount) -> io::Result<()> {
     mount(tmpfs, place.path.as_str(), tmpfs, flags, Some(place.options.as_str())).map_err(|errno| {
         io::Error::other(format!("{} cannot be mounted with {}: {errno}", place.path, place.options))
     })
+}
+
+/// How large a writable place is.
+fn measure(place: &CStr) -> io::Result<Room> {
+    let found = statvfs(place)?;
+    let bytes = found.blocks().saturating_mul(found.fragment_size());
+    Ok(Room { path: place.to_string_lossy().into_owned(), bytes, inodes: found.files() })
 }
 
 /// Opens a writable place, and has it let its job in: an engine gives a mount the mode of the image's own folder.

@@ -157,6 +157,7 @@ impl Inner {
         ] {
             clause(name, true, how.to_owned(), "");
         }
+        all.push(check("uids", true, format!("one for each container, {}", self.uids), None));
         if let Ok(ready) = tried {
             let how =
                 if ready.landlock { "in force" } else { "kept from containers by the engine or the kernel" };

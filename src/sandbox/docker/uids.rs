@@ -64,6 +64,13 @@ impl Uids {
     }
 }
 
+impl std::fmt::Display for Uids {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write!(f, "{} from {} on", known.count, known.first)
+    }
+}
+
 impl Lease {
     pub fn uid(&self) -> u32 {
         self.uid

@@ -116,6 +116,8 @@ pub fn docker_options(config: &Config, warm: usize) -> docker::Options {
         host: config.docker.host.clone(),
         image: config.docker.image.clone(),
         runtime: config.docker.runtime.clone(),
+        first_uid: config.docker.first_uid,
+        uids: config.docker.uids,
         node: hex::encode(folder).chars().take(8).collect(),
         warm,
     }

@@ -148,6 +148,11 @@ pub struct Docker {
     /// None: the engine's default.
     #[serde(deserialize_with = "some_text")]
     pub runtime: Option<String>,
+    /// The first of the uids and gids that containers run as, one each, at least 1,000; none: as the engine wants it.
+    #[serde(deserialize_with = "some_uid")]
+    pub first_uid: Option<u32>,
+    /// How many of them, and so how many containers at most.
+    pub uids: u32,
 }
 
 impl Limits {
@@ -392,6 +397,17 @@ fn settle(mut stack: layers::Stack, sources: &Sources, file: Option<PathBuf>) ->
 fn some_path<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let text = String::deserialize(from)?;
     Ok(if text.is_empty() { None } else { Some(PathBuf::from(text)) })
+}
+
+/// Zero in a file stands for none; those below a thousand are the system's.
+fn some_uid<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(from)? {
+        0 => Ok(None),
+        1..1_000 => {
+            Err(serde::de::Error::custom("uids below 1000 are the system's; 0 leaves the choice to the node"))
+        }
+        first => Ok(Some(first)),
+    }
 }
 
 /// Empty text in a file stands for none.

@@ -128,6 +128,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     of("docker.host", Kind::Text { max_bytes: 1_000 }),
     of("docker.image", Kind::Text { max_bytes: 500 }),
     of("docker.runtime", Kind::Text { max_bytes: 100 }),
+    // All of them are numbers that the kernel takes for a user.
+    number("docker.first_uid", 0, 4_000_000_000),
+    number("docker.uids", 1, 65_536),
     // The largest log must fit.
     number("logs.max_bytes", 64 * MIB, 1_024 * TIB),
     number("repo.max_fetch_bytes", MIB, TIB),

@@ -212,3 +212,14 @@ fn every_example_is_good() {
     }
     assert!(seen >= 4);
 }
+
+#[test]
+fn the_uids_of_containers_are_left_to_the_node_or_begin_above_the_system_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let with =
+        |first: &'static str| Sources { flags: vec![flag("docker.first_uid", first)], ..sources(dir.path()) };
+    assert_eq!(Config::load(&with("0")).unwrap().config.docker.first_uid, None);
+    assert_eq!(Config::load(&with("70000")).unwrap().config.docker.first_uid, Some(70_000));
+    let why = Config::load(&with("999")).unwrap_err().to_string();
+    assert!(why.contains("docker.first_uid") && why.contains("below 1000"), "{why}");
+}

@@ -252,7 +252,7 @@ async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Ar
 
 fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Trouble>, Again> {
     match error {
-        sandbox::Error::Host { .. } => Err(Again(error)),
+        sandbox::Error::Host { .. } | sandbox::Error::Full { .. } => Err(Again(error)),
         error => Ok(Err(sandbox_failure(&error).into())),
     }
 }
@@ -263,7 +263,7 @@ fn sandbox_failure(error: &sandbox::Error) -> Failure {
         E::Unenforceable { .. } => Code::Unsupported,
         E::BadPath(_) | E::NotFound(_) | E::BadPolicy(_) => Code::InvalidInput,
         E::TooLarge { .. } | E::TooDeep { .. } => Code::ResourceLimit,
-        E::Gone(_) | E::Host { .. } => Code::Internal,
+        E::Gone(_) | E::Host { .. } | E::Full { .. } => Code::Internal,
     };
     Failure::new(code, error.to_string())
 }

@@ -246,6 +246,9 @@ pub enum Error {
     /// The policy cannot be enforced here; the job is refused, never run with less.
     #[error("the {backend} sandbox cannot enforce {clause} here: {why}")]
     Unenforceable { backend: &'static str, clause: &'static str, why: String },
+    /// As many are alive as there can be; may be tried again.
+    #[error("the {backend} sandbox has no {what} left: all {all} are in use")]
+    Full { backend: &'static str, what: &'static str, all: u32 },
     #[error("the policy is not usable: {0}")]
     BadPolicy(String),
     #[error("path {0:?} leaves the workspace or is not a plain file")]

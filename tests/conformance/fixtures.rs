@@ -59,6 +59,15 @@ pub fn columns() -> Vec<Column> {
         });
     }
     all.push(Column { name: "docker", start: || Box::pin(docker()), ..here });
+    // No part that must be there: where there is none the suite says so, once.
+    if podman_host().is_some() {
+        all.push(Column {
+            name: "podman",
+            groups: &["limits", "walls"],
+            start: || Box::pin(podman()),
+            ..here
+        });
+    }
     all.push(Column { name: "sim", start: || Box::pin(sim()), ..here });
     all
 }
@@ -72,11 +81,22 @@ async fn local() -> Result<Fixture, String> {
 
 /// On the engine of the tests alone, never on the machine's own.
 async fn docker() -> Result<Fixture, String> {
+    on_engine(crate::engine::found()?).await
+}
+
+/// Where a Podman for tests listens, if there is one.
+pub fn podman_host() -> Option<String> {
+    std::env::var("E2E_PODMAN_HOST").ok().filter(|host| !host.is_empty())
+}
+
+async fn podman() -> Result<Fixture, String> {
+    on_engine(podman_host().ok_or("E2E_PODMAN_HOST names none")?).await
+}
+
+async fn on_engine(host: String) -> Result<Fixture, String> {
     let dir = tempfile::tempdir().unwrap();
-    let host = crate::engine::found()?;
     let node = format!("conformance{}n{}", std::process::id(), number());
-    let image = "coinop-test:busybox".to_owned();
-    let options = docker::Options { host: Some(host), image, runtime: None, node, warm: 0 };
+    let options = docker::Options { host: Some(host), ..docker::Options::new("coinop-test:busybox", node) };
     let docker = docker::Docker::connect(options).await.map_err(|why| why.to_string())?;
     Fixture::of(dir, Arc::new(docker))
 }

@@ -93,6 +93,9 @@ fn main() -> ExitCode {
             }));
         }
     }
+    if fixtures::podman_host().is_none() && !arguments.list {
+        eprintln!("SKIPPED podman::*: E2E_PODMAN_HOST names no Podman (`.ci/podman start` starts one)");
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if wanted && !arguments.list {
         table.print(&groups(), &fixtures::columns());

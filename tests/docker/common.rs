@@ -43,8 +43,8 @@ pub fn name(test: &str) -> String {
 }
 
 pub async fn backend(host: &str, node: &str, image: &str, warm: usize) -> Result<Docker, Error> {
-    let (host, image, node) = (Some(host.to_owned()), image.to_owned(), node.to_owned());
-    Docker::connect(Options { host, image, runtime: None, node, warm }).await
+    let host = Some(host.to_owned());
+    Docker::connect(Options { host, warm, ..Options::new(image, node) }).await
 }
 
 pub async fn sandbox(backend: &Docker) -> Box<dyn Sandbox> {

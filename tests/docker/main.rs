@@ -9,11 +9,14 @@ mod engines;
 mod files;
 mod kills;
 mod making;
+mod podman;
+mod runtimes;
 mod streams;
 #[expect(dead_code, reason = "each test program uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod users;
 
 use std::time::Duration;
 

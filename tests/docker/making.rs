@@ -128,13 +128,7 @@ async fn an_engine_behind_tls_or_ssh_that_cannot_be_reached_is_told_not_a_panic(
         ("tcp://127.0.0.1:1", "reach the engine"),
         ("ssh://nobody@127.0.0.1:1", ""),
     ] {
-        let options = Options {
-            host: Some(host.to_owned()),
-            image: IMAGE.to_owned(),
-            runtime: None,
-            node: "x".to_owned(),
-            warm: 0,
-        };
+        let options = Options { host: Some(host.to_owned()), ..Options::new(IMAGE, "x") };
         let why = soon(host, Docker::connect(options)).await.err().unwrap().to_string();
         eprintln!("{host}: {why}");
         assert!(why.contains(says), "{why}");

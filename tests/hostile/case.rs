@@ -11,8 +11,6 @@ pub type Outcome = Result<String, String>;
 
 /// How the reason begins where showing an attack without its defence would do harm.
 pub const NOT_SHOWN: &str = "not shown: ";
-/// How the reason begins where a backend is known not to hold an attack; docs/security.md says the same.
-pub const NOT_HELD: &str = "NOT HELD: ";
 
 pub type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 

@@ -141,8 +141,7 @@ pub fn local() -> Result<Ground, String> {
 
 /// How the docker backend is reached by a node of this name.
 pub async fn dial(host: &str, node: &str) -> Result<Docker, String> {
-    let (host, image, node) = (Some(host.to_owned()), IMAGE.to_owned(), node.to_owned());
-    let options = docker::Options { host, image, runtime: None, node, warm: 0 };
+    let options = docker::Options { host: Some(host.to_owned()), ..docker::Options::new(IMAGE, node) };
     Docker::connect(options).await.map_err(|why| why.to_string())
 }
 

@@ -154,14 +154,11 @@ async fn a_filler_of_inodes_gets_its_own_files(ground: &Ground) -> Outcome {
     let words: Vec<&str> = ["inodes", "5000"].iter().chain(PLACES).copied().collect();
     let check = async |siege: &Siege| {
         let (made, most) = (siege.number(), policy().inodes);
-        assert!(made > most / 2 && made <= most + OWN_FOLDERS, "{made}");
+        assert_eq!(made, most);
         format!("{made} of {most} files")
     };
     Ok(hold(ground, policy(), &words, check).await)
 }
-
-/// A backend's own folders are counted with the job's; as many files may be more.
-const OWN_FOLDERS: u64 = 8;
 
 fn hoarder_at_large(plain: &Plain) -> Outcome {
     let mut loose = plain

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::case::{Case, NOT_HELD, NOT_SHOWN, Outcome};
+use crate::case::{Case, NOT_SHOWN, Outcome};
 
 type Key = (&'static str, &'static str);
 
@@ -22,7 +22,7 @@ impl Table {
             None => String::new(),
             Some(None) => "FAILED".to_owned(),
             Some(Some(Ok(note))) => format!("✓ {note}"),
-            Some(Some(Err(why))) if why.starts_with(NOT_SHOWN) || why.starts_with(NOT_HELD) => why.clone(),
+            Some(Some(Err(why))) if why.starts_with(NOT_SHOWN) => why.clone(),
             Some(Some(Err(why))) => format!("skipped: {why}"),
         };
         let rows: Vec<&Case> =
@@ -39,13 +39,11 @@ impl Table {
             let of = |kind: fn(&Option<Outcome>) -> bool| {
                 kept.iter().filter(|((_, name), how)| name == column && kind(how)).count()
             };
-            let known = |how: &Option<Outcome>| matches!(how, Some(Err(why)) if why.starts_with(NOT_HELD));
             let word = if columns.first() == Some(column) { "succeeded" } else { "held" };
             println!(
-                "    {column:12} {} {word}, {} known not to be held, {} not shown or skipped, {} failed",
+                "    {column:12} {} {word}, {} not shown or skipped, {} failed",
                 of(|how| matches!(how, Some(Ok(_)))),
-                of(known),
-                of(|how| matches!(how, Some(Err(why)) if !why.starts_with(NOT_HELD))),
+                of(|how| matches!(how, Some(Err(_)))),
                 of(Option::is_none),
             );
         }

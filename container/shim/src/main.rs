@@ -2,6 +2,10 @@
 //! the job's commands (`serve`) and keeps a worker for the job's files (`worker`). It ends when the node lets go, and
 //! never before it has been told to. As `probe` it is the node's own test job.
 
+#[path = "shim/places.rs"]
+mod places;
+#[path = "shim/running.rs"]
+mod running;
 #[path = "shim/serve.rs"]
 mod serve;
 #[path = "shim/streams.rs"]

@@ -243,15 +243,28 @@ pub fn reap_one() -> Option<Reaped> {
 
 /// Empties the capability sets of this process. Nothing can be won back.
 pub fn drop_capabilities() -> io::Result<()> {
+    set_capabilities(0)
+}
+
+/// Keeps the capabilities to become another user and group, and no other.
+pub fn keep_setuid_and_setgid() -> io::Result<()> {
+    const CAP_SETGID: u32 = 6;
+    const CAP_SETUID: u32 = 7;
+    set_capabilities(1 << CAP_SETGID | 1 << CAP_SETUID)
+}
+
+/// Makes these all that this process can do; it must have them. None is inherited.
+fn set_capabilities(first_32: u32) -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
         pid: i32,
     }
     let header = Header { version: 0x2008_0522, pid: 0 };
-    let none = [0u32; 6];
+    // Effective, permitted and inheritable of the first 32, then of the rest.
+    let sets = [first_32, first_32, 0, 0, 0, 0];
     // SAFETY: version 3 of the call reads this header and two triples of 32-bit sets.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
 }
 
 /// Whether this kernel has Landlock and it is on.

@@ -72,6 +72,19 @@ pub struct Hello {
     pub open_files: u32,
     /// How fast what commands print is taken from them, all together.
     pub output_bytes_per_s: u64,
+    /// File systems that the shim itself makes before it closes itself in, where the engine cannot make them as they
+    /// must be. It needs CAP_SYS_ADMIN for that, and gives it up at once.
+    pub mounts: Vec<Mount>,
+}
+
+/// A file system in memory, without set-uid bits and devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute; a folder is there.
+    pub path: String,
+    /// As tmpfs takes them, `nr_inodes` among them.
+    pub options: String,
+    pub exec: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +96,16 @@ pub struct Ready {
     pub open_files: u64,
     /// Whether its host has swap.
     pub swap: bool,
+    /// How large the writable places really are: not every runtime keeps to what a mount asks for.
+    pub rooms: Vec<Room>,
+}
+
+/// A writable place, as the kernel tells its size; 0 where it tells none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub path: String,
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,6 +330,7 @@ mod tests {
                 gid: 1000,
                 open_files: 64,
                 output_bytes_per_s: u64::MAX,
+                mounts: vec![Mount { path: "/tmp".to_owned(), options: "size=1".to_owned(), exec: true }],
             }),
             ToShim::Run(Run::Command {
                 argv,
@@ -326,7 +350,13 @@ mod tests {
             ToShim::Usage,
         ]);
         all_at_once_and_byte_by_byte(&[
-            FromShim::Ready(Ready { version: VERSION, landlock: true, open_files: 1024, swap: true }),
+            FromShim::Ready(Ready {
+                version: VERSION,
+                landlock: true,
+                open_files: 1024,
+                swap: true,
+                rooms: vec![Room { path: "/tmp".to_owned(), bytes: 4096, inodes: 0 }],
+            }),
             FromShim::Stdout(Vec::new()),
             FromShim::Stderr(vec![7; 40_000]),
             FromShim::Took(1),

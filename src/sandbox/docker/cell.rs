@@ -88,7 +88,7 @@ impl Cell {
         let wall = Duration::from_millis(policy.wall_ms);
         let shared = Arc::new(Shared {
             engine,
-            container: started.container.id.clone(),
+            container: started.container.id().to_owned(),
             line: started.line.clone(),
             activity: Activity::new(),
             output_left: AtomicU64::new(policy.output_bytes),

@@ -25,6 +25,10 @@ use super::shim;
 /// Whose containers these are: the node's label, and that of this life of it.
 pub const NODE_LABEL: &str = "coinop.node";
 const RUN_LABEL: &str = "coinop.run";
+/// How engines say that a container's name is another one's; their codes differ.
+const NAME_TAKEN: &str = "already in use";
+/// What Podman calls itself among its parts.
+const PODMAN: &str = "Podman";
 /// How long an engine may take to remove a container that it says it removes.
 const REMOVAL: Duration = Duration::from_secs(20);
 
@@ -39,6 +43,8 @@ pub struct Image {
     pub path: Option<String>,
     /// Where it wants a disk of the engine's.
     pub volumes: Vec<String>,
+    /// Whether it wants a program of its own to be run now and then.
+    pub has_healthcheck: bool,
 }
 
 pub struct Engine {
@@ -103,12 +109,17 @@ impl Importer {
     /// When the tar cannot be read, or the engine refuses it.
     pub async fn import(&self, name: &str, tar: &Path, settings: Vec<String>) -> Result<String, Error> {
         let doing = "import the image";
+        let version = self.0.version().await.map_err(failed(doing))?;
+        let parts = version.components.unwrap_or_default();
+        if settings.len() > 1 && parts.iter().any(|part| part.name.contains(PODMAN)) {
+            // It would take the lines for one, and call that an image.
+            let why = "this engine is Podman, whose API takes one setting with an image: `podman import --change …` takes all";
+            return Err(Error::Host { doing, source: io::Error::new(io::ErrorKind::Unsupported, why) });
+        }
         let file = tokio::fs::File::open(tar).await.map_err(|source| Error::Host { doing, source })?;
         let body = bollard::body_try_stream(ReaderStream::with_capacity(file, 1 << 20));
-        let repo = repository(name);
-        let tag = name.get(repo.len() + 1..).unwrap_or("latest");
-        let options =
-            CreateImageOptionsBuilder::new().from_src("-").repo(repo).tag(tag).changes(settings).build();
+        // Podman takes no notice of a tag that stands by itself.
+        let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).changes(settings).build();
         let mut steps = self.0.create_image(Some(options), Some(body), None);
         while let Some(step) = steps.next().await {
             step.map_err(failed(doing))?;
@@ -122,6 +133,12 @@ impl Importer {
 fn one_tag(name: &str) -> String {
     let tagged = name.contains('@') || repository(name) != name;
     if tagged { name.to_owned() } else { format!("{name}:latest") }
+}
+
+/// Whether a name says where the image comes from; a digest alone comes from nowhere else.
+fn names_a_registry(name: &str) -> bool {
+    let place = name.split_once('/').map(|(place, _)| place);
+    name.contains("sha256:") || place.is_some_and(|place| place.contains(['.', ':']) || place == "localhost")
 }
 
 /// A name without its tag.
@@ -150,9 +167,13 @@ impl Engine {
 
     /// The image of this name; pulled where the engine knows a registry that has it.
     pub async fn image(&self, name: &str) -> Result<Image, Error> {
-        match self.find(name).await {
-            Err(why) if is_status(&why, 404) => {}
-            other => return other.map_err(failed("look for its image")),
+        // As Podman calls an image that was made there and came from nowhere.
+        let made_there = format!("localhost/{name}");
+        for name in [name, &made_there].into_iter().take(if names_a_registry(name) { 1 } else { 2 }) {
+            match self.find(name).await {
+                Err(why) if is_status(&why, 404) => {}
+                other => return other.map_err(failed("look for its image")),
+            }
         }
         let options = CreateImageOptionsBuilder::new().from_image(&one_tag(name)).build();
         let mut pulling = self.docker.create_image(Some(options), None, None);
@@ -186,7 +207,8 @@ impl Engine {
             None if name.contains("sha256:") => name.to_owned(),
             None => format!("{name}@{id}"),
         };
-        Ok(Image { id, shown, path, volumes })
+        let has_healthcheck = config.healthcheck.is_some();
+        Ok(Image { id, shown, path, volumes, has_healthcheck })
     }
 
     pub fn labels(&self) -> HashMap<String, String> {
@@ -196,16 +218,33 @@ impl Engine {
             .collect()
     }
 
-    /// Makes a container, not yet started.
+    /// Makes a container, not yet started; its id, or none where another container has this name.
     pub async fn create(
         &self,
         name: &str,
         body: ContainerCreateBody,
         doing: &'static str,
-    ) -> Result<String, Error> {
+    ) -> Result<Option<String>, Error> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let made = self.docker.create_container(Some(options), body).await;
-        Ok(made.map_err(failed(doing))?.id)
+        match self.docker.create_container(Some(options), body).await {
+            Ok(made) => Ok(Some(made.id)),
+            Err(EngineError::DockerResponseServerError { message, .. }) if message.contains(NAME_TAKEN) => {
+                Ok(None)
+            }
+            Err(why) => Err(failed(doing)(why)),
+        }
+    }
+
+    /// The container of this name, where this life of the node has made it.
+    pub async fn own(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.docker.inspect_container(name, None).await {
+            Ok(found) => {
+                let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+                Ok(found.id.filter(|_| labels.get(RUN_LABEL) == Some(&self.run)))
+            }
+            Err(why) if is_status(&why, 404) => Ok(None),
+            Err(why) => Err(failed("look for its container")(why)),
+        }
     }
 
     /// Attaches first, so that nothing the shim says is lost.
@@ -280,6 +319,23 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_made_on_the_engine_is_looked_for_unless_the_name_says_where_it_comes_from() {
+        for local in ["coinop-agent:bookworm", "coinop-agent", "team/agent:1"] {
+            assert!(!names_a_registry(local), "{local}");
+        }
+        for from in [
+            "127.0.0.1:1/nobody/x:none",
+            "ghcr.io/a/b",
+            "localhost/x:1",
+            "host:5000/x",
+            "sha256:00",
+            "a@sha256:00",
+        ] {
+            assert!(names_a_registry(from), "{from}");
+        }
+    }
 
     #[test]
     fn one_image_is_pulled_not_all_tags_of_a_name() {

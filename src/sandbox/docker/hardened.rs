@@ -7,6 +7,7 @@ use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
     ResourcesUlimits,
 };
+use coinop_shim::wire::{Mount, Room};
 
 use super::super::Policy;
 use super::engine::{Engine, Image};
@@ -17,6 +18,10 @@ pub const SHIM_MEMORY: u64 = 4 << 20;
 /// Open files of the shim: its commands' pipes, and two for each folder down a deep tree. It gives each command its own
 /// limit.
 const SHIM_FILES: u64 = 4096;
+/// As the kernel rounds the size of a tmpfs.
+const PAGE: u64 = 4096;
+/// Tasks of the container's user, where the engine must be told some number; the cgroup's limit is the one that holds.
+const TASKS: u64 = 32_768;
 /// The shim's own two processes.
 const SHIM_TASKS: i64 = 2;
 /// As many processes as the kernel can number; it takes no larger limit.
@@ -27,11 +32,29 @@ const MOST_INODES: u64 = 1 << 50;
 
 /// The memory of a whole container: the job's, the shim's, and a base's in its workspace.
 pub fn memory_bytes(policy: &Policy, base: Size) -> u64 {
-    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes)
+    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes).min(MOST_BYTES)
 }
 
-/// What a container is made of for one job.
-pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> ContainerCreateBody {
+/// How this engine is asked, where engines differ.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ways {
+    /// It makes no file system with a limit on inodes: the shim does, in its first moment.
+    pub shim_mounts: bool,
+    /// Its own resource limits are more than it can give: it is told others.
+    pub own_rlimits: bool,
+    /// Nothing starts under a limit on processes; only tried, to know why.
+    pub no_pids: bool,
+}
+
+/// What a container is made of for one job, with these places.
+pub fn body(
+    engine: &Engine,
+    image: &Image,
+    policy: &Policy,
+    base: Size,
+    places: &[Place],
+    ways: Ways,
+) -> ContainerCreateBody {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
     let memory = number(memory_bytes(policy, base));
@@ -44,21 +67,31 @@ pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> Cont
     // Left as the engine has it until a container has told how much that is: an engine refuses more.
     if let Some(most) = engine.most_files.get() {
         ulimits.push(ulimit("nofile", u64::from(policy.open_files).max(SHIM_FILES).min(*most)));
+    } else if ways.own_rlimits {
+        ulimits.push(ulimit("nofile", SHIM_FILES));
+    }
+    if ways.own_rlimits {
+        ulimits.push(ulimit("nproc", TASKS));
+    }
+    // For the shim to become the job's user; the job has none.
+    let mut powers = vec!["SETUID", "SETGID"];
+    if ways.shim_mounts {
+        // Given up before the first command.
+        powers.push("SYS_ADMIN");
     }
     let host = HostConfig {
         network_mode: Some("none".to_owned()),
         cap_drop: words(&["ALL"]),
-        // For the shim to become the job's user; the job has none.
-        cap_add: words(&["SETUID", "SETGID"]),
+        cap_add: words(&powers),
         security_opt: words(&["no-new-privileges"]),
         readonly_rootfs: Some(true),
-        tmpfs: Some(places(image, policy, base)),
+        tmpfs: Some(tmpfs(image, places, ways)),
         mounts: Some(vec![shim::mount(engine, true)]),
         memory: Some(memory),
         // Memory and swap together.
         memory_swap: Some(number(memory_bytes(policy, base).saturating_add(policy.swap_bytes))),
         nano_cpus: Some(number(policy.cpu_milli.into()) * 1_000_000),
-        pids_limit: Some((i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
+        pids_limit: (!ways.no_pids).then(|| (i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
         ulimits: Some(ulimits),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -79,7 +112,10 @@ pub fn body(engine: &Engine, image: &Image, policy: &Policy, base: Size) -> Cont
         working_dir: Some("/".to_owned()),
         // What the shim takes for the wish to end, whatever the image says.
         stop_signal: Some("SIGTERM".to_owned()),
-        healthcheck: Some(HealthConfig { test: words(&["NONE"]), ..HealthConfig::default() }),
+        // Podman would make a timer for one that is none.
+        healthcheck: image
+            .has_healthcheck
+            .then(|| HealthConfig { test: words(&["NONE"]), ..HealthConfig::default() }),
         open_stdin: Some(true),
         stdin_once: Some(true),
         attach_stdin: Some(true),
@@ -101,28 +137,105 @@ pub struct Size {
     pub entries: u64,
 }
 
+/// A writable place, and what it may hold.
+pub struct Place {
+    pub mount: Mount,
+    bytes: u64,
+    inodes: u64,
+}
+
+/// The clause that a place is too large for, as its shim has measured it; the kernel counts in pages.
+pub fn too_large(places: &[Place], rooms: &[Room]) -> Option<(&'static str, String)> {
+    rooms.iter().find_map(|room| {
+        let place = places.iter().find(|place| place.mount.path == room.path)?;
+        let told = |clause, most: u64, found: u64| {
+            let found = if found == 0 { "without a limit".to_owned() } else { format!("of {found}") };
+            Some((clause, format!("{} should have at most {most} and was made {found}", room.path)))
+        };
+        if room.bytes == 0 || room.bytes > place.bytes.saturating_add(PAGE) {
+            return told("disk_bytes", place.bytes, room.bytes);
+        }
+        if room.inodes == 0 || room.inodes > place.inodes {
+            return told("inodes", place.inodes, room.inodes);
+        }
+        None
+    })
+}
+
 /// The writable places with their shares: together no more than the policy's disk, and the base's own size.
-fn places(image: &Image, policy: &Policy, base: Size) -> HashMap<String, String> {
+pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Place> {
     let sixteenths = |whole: u64, share: u64| (whole / 16 * share + whole % 16 * share / 16).max(1);
     let place = |path: &str, share: u64, mode: &str, base: Size| {
         let bytes = sixteenths(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
         // The kernel counts the top folder as one.
         let inodes = sixteenths(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
         let inodes = inodes.min(MOST_INODES);
-        (path.to_owned(), format!("size={bytes},nr_inodes={inodes},mode={mode},nosuid,nodev,exec"))
+        let options = format!("size={bytes},nr_inodes={inodes},mode={mode},uid={uid},gid={uid}");
+        Place { mount: Mount { path: path.to_owned(), options, exec: true }, bytes, inodes }
     };
     let none = Size::default();
-    // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
-    let closed = "size=4k,nr_inodes=1,mode=0755,ro,nosuid,nodev,noexec";
-    let mut places: HashMap<_, _> =
-        image.volumes.iter().map(|path| (path.clone(), closed.to_owned())).collect();
-    places.extend([
-        place("/workspace", 12, "0777", base),
+    // Written by the node only, and not counted as the job's.
+    let options = "size=16m,nr_inodes=1k,mode=0755".to_owned();
+    let mount = Mount { path: "/job".to_owned(), options, exec: false };
+    let job = Place { mount, bytes: 16 << 20, inodes: 1 << 10 };
+    vec![
+        place("/workspace", 12, "0755", base),
         place("/tmp", 2, "1777", none),
-        place("/home/job", 1, "0777", none),
+        place("/home/job", 1, "0755", none),
         place("/dev/shm", 1, "1777", none),
-        // Written by the node only, and not counted as the job's.
-        ("/job".to_owned(), "size=16m,nr_inodes=1k,mode=0755,nosuid,nodev,noexec".to_owned()),
-    ]);
-    places
+        job,
+    ]
+}
+
+/// What the engine mounts: the places, or where the shim makes them itself a folder for each to be mounted on.
+fn tmpfs(image: &Image, places: &[Place], ways: Ways) -> HashMap<String, String> {
+    // Podman would copy the image's own files there.
+    let (closed, own) = if ways.shim_mounts {
+        (
+            "size=4k,mode=0755,ro,nosuid,nodev,noexec,notmpcopyup",
+            "size=4k,mode=0755,nosuid,nodev,noexec,notmpcopyup",
+        )
+    } else {
+        ("size=4k,nr_inodes=1,mode=0755,ro,nosuid,nodev,noexec", "")
+    };
+    let option = |place: &Mount| match ways.shim_mounts {
+        true => own.to_owned(),
+        false => format!("{},nosuid,nodev,{}", place.options, if place.exec { "exec" } else { "noexec" }),
+    };
+    // Where an image wants a volume it would get a folder on the engine's disk, to be written without a limit.
+    let volumes = image.volumes.iter().map(|path| (path.clone(), closed.to_owned()));
+    volumes.chain(places.iter().map(|place| (place.mount.path.clone(), option(&place.mount)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::Network;
+
+    #[test]
+    fn a_place_that_a_runtime_made_larger_than_it_was_told_is_named_by_its_clause() {
+        let policy = Policy {
+            wall_ms: 1,
+            idle_ms: 1_000,
+            memory_bytes: 64 << 20,
+            swap_bytes: 0,
+            pids: 8,
+            cpu_milli: 1000,
+            disk_bytes: 1 << 20,
+            inodes: 64,
+            open_files: 64,
+            output_bytes: 0,
+            output_bytes_per_s: 1 << 20,
+            network: Network::None,
+        };
+        let places = places(&policy, Size::default(), 5000);
+        let room = |bytes, inodes| vec![Room { path: "/workspace".to_owned(), bytes, inodes }];
+        let clause = |bytes, inodes| too_large(&places, &room(bytes, inodes)).map(|(clause, _)| clause);
+        let (bytes, inodes) = ((1 << 20) / 16 * 12, 64 / 16 * 12 + 1);
+        assert_eq!(clause(bytes, inodes), None);
+        assert_eq!(clause(bytes + 1 + PAGE, inodes), Some("disk_bytes"));
+        assert_eq!(clause(0, inodes), Some("disk_bytes"));
+        assert_eq!(clause(bytes, inodes + 1), Some("inodes"));
+        assert_eq!(clause(bytes, 0), Some("inodes"));
+    }
 }

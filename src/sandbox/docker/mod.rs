@@ -3,6 +3,7 @@
 //! makes them, `cell` is a living one, `line` speaks with the shim inside, `files` and `tree` carry files.
 
 mod cell;
+mod checks;
 mod container;
 mod engine;
 mod files;
@@ -11,6 +12,7 @@ mod line;
 mod running;
 mod shim;
 mod tree;
+mod uids;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,18 +23,20 @@ use async_trait::async_trait;
 use bollard::models::SystemInfo;
 use coinop_shim::wire::{FromShim, Hello, Ready, ToShim, VERSION};
 
-use super::{Backend, Check, Error, Identity, Network, Policy, Sandbox, Spec};
+use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
 use cell::Cell;
+use checks::Unmet;
 use container::{Container, Started};
 pub use engine::Importer;
 use engine::{Engine, Image};
-use hardened::Size;
+use hardened::{Place, Size, Ways};
 use line::Line;
 pub(super) use shim::SHIM;
+use uids::Uids;
 
 const BACKEND: &str = "docker";
-/// The job's user and group inside.
-const JOB: u32 = 1000;
+/// As many containers as may live at once, unless the operator says otherwise.
+const UIDS: u32 = 1024;
 /// How long a shim may take to answer in a container that has started.
 const GREETING: Duration = Duration::from_secs(20);
 /// A started container that waited longer is not given to a job.
@@ -52,6 +56,18 @@ pub struct Options {
     pub node: String,
     /// How many containers stand started for the next job of the last policy, each used once.
     pub warm: usize,
+    /// The first of the uids that containers run as, one each; none: as suits the engine.
+    pub first_uid: Option<u32>,
+    /// How many uids there are, from 1: no more containers live at once.
+    pub uids: u32,
+}
+
+impl Options {
+    /// An engine where it usually is, its default runtime, no pool.
+    pub fn new(image: impl Into<String>, node: impl Into<String>) -> Options {
+        let (image, node) = (image.into(), node.into());
+        Options { host: None, image, runtime: None, node, warm: 0, first_uid: None, uids: UIDS }
+    }
 }
 
 /// The backend. Containers end with it: their shims let go when their lines do.
@@ -64,10 +80,12 @@ struct Inner {
     image: Image,
     info: SystemInfo,
     /// What the first container told; why none can be made, otherwise.
-    tried: Result<Ready, String>,
+    tried: Result<Ready, Unmet>,
     /// Whether the shim or the engine counts the processor time of a container.
     counts_cpu: OnceLock<bool>,
+    ways: Ways,
     numbers: AtomicU64,
+    uids: Uids,
     warm: usize,
     pool: Mutex<Pool>,
     filling: tokio::sync::Mutex<()>,
@@ -78,6 +96,12 @@ struct Inner {
 struct Pool {
     policy: Option<Policy>,
     waiting: Vec<(Started, Instant)>,
+}
+
+/// Whether a uid inside of its containers is another one on the host.
+fn has_uids_apart(info: &SystemInfo) -> bool {
+    let options = info.security_options.iter().flatten();
+    options.flat_map(|option| option.split(',')).any(|word| word == "name=userns" || word == "name=rootless")
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,21 +120,24 @@ impl Docker {
         let host = options.host.as_deref();
         let engine = Arc::new(Engine::connect(host, options.node, run, options.runtime).await?);
         let info = engine.info().await?;
+        let uids = Uids::new(options.first_uid, options.uids, has_uids_apart(&info), &engine.run);
         let image = engine.image(&options.image).await?;
         shim::carry(&engine, &image, 0).await?;
         let mut inner = Inner {
             engine,
             image,
             info,
-            tried: Err("not tried yet".to_owned()),
+            tried: Err(Unmet { clause: "container", why: "not tried yet".to_owned() }),
             counts_cpu: OnceLock::new(),
+            ways: Ways::default(),
             numbers: AtomicU64::new(1),
+            uids,
             warm: options.warm,
             pool: Mutex::default(),
             filling: tokio::sync::Mutex::new(()),
             carrying: tokio::sync::Mutex::new(()),
         };
-        inner.tried = inner.try_one().await.map_err(|why| why.to_string());
+        inner.tried = inner.find_ways().await;
         if let Ok(ready) = &inner.tried {
             inner.engine.most_files.get_or_init(|| ready.open_files);
         }
@@ -119,52 +146,60 @@ impl Docker {
 }
 
 impl Inner {
-    async fn try_one(&self) -> Result<Ready, Error> {
-        let policy = Policy {
-            wall_ms: 1000,
-            idle_ms: 1000,
-            memory_bytes: 32 << 20,
-            swap_bytes: 0,
-            pids: 8,
-            cpu_milli: 1000,
-            disk_bytes: 1 << 20,
-            inodes: 64,
-            open_files: 64,
-            output_bytes: 1024,
-            output_bytes_per_s: 1 << 30,
-            network: Network::None,
-        };
-        let (mut started, ready) = self.start(&policy, Size::default()).await?;
-        let counted = match started.line.ask(&ToShim::Usage).await {
-            Ok(FromShim::Usage(used)) => used.cpu_us,
-            _ => None,
-        };
-        let counted = match counted {
-            None => self.engine.used(&started.container.id).await.ok().and_then(|used| used.cpu_us),
-            counted => counted,
-        };
-        self.counts_cpu.get_or_init(|| counted.is_some());
-        started.container.remove().await?;
-        Ok(ready)
+    /// Makes a container with the first uid that no other has, of this node or of another; what its shim is told, and
+    /// its writable places.
+    async fn make(&self, policy: &Policy, base: Size) -> Result<(Container, Hello, Vec<Place>), Error> {
+        let mut others = Vec::new();
+        loop {
+            let lease = self.uids.take()?;
+            let uid = lease.uid();
+            // From here on it is removed, whatever fails.
+            let mut container = Container::of_uid(self.engine.clone(), lease);
+            let places = hardened::places(policy, base, uid);
+            let body = hardened::body(&self.engine, &self.image, policy, base, &places, self.ways);
+            match container.make(body, "make its container").await {
+                Ok(true) => {
+                    let by_shim = places.iter().filter(|_| self.ways.shim_mounts);
+                    let mounts = by_shim.map(|place| place.mount.clone()).collect();
+                    let open_files = policy.open_files;
+                    let output_bytes_per_s = policy.output_bytes_per_s;
+                    let hello =
+                        Hello { version: VERSION, uid, gid: uid, open_files, output_bytes_per_s, mounts };
+                    return Ok((container, hello, places));
+                }
+                Ok(false) => {
+                    tracing::debug!(uid, "another node's, or not given back yet");
+                    others.extend(container.into_uid());
+                }
+                Err(why) => {
+                    container.give_up().await;
+                    return Err(why);
+                }
+            }
+        }
     }
 
     /// Makes and starts a container, and greets its shim.
     async fn start(&self, policy: &Policy, base: Size) -> Result<(Started, Ready), Error> {
-        let n = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let name = format!("coinop-{}-{n}", self.engine.run);
-        // From here on it is removed, whatever fails.
-        let container = Container::new(self.engine.clone(), name);
-        let body = hardened::body(&self.engine, &self.image, policy, base);
-        self.engine.create(&container.id, body, "make its container").await?;
-        let line = Line::new(self.engine.start(&container.id).await?);
+        let (container, hello, places) = self.make(policy, base).await?;
+        let line = match self.engine.start(container.id()).await {
+            Ok(streams) => Line::new(streams),
+            Err(why) => {
+                container.give_up().await;
+                return Err(why);
+            }
+        };
         let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
-        let (open_files, output_bytes_per_s) = (policy.open_files, policy.output_bytes_per_s);
-        let hello = Hello { version: VERSION, uid: JOB, gid: JOB, open_files, output_bytes_per_s };
         let doing = "greet the shim in its container";
         let host = |source| Error::Host { doing, source };
         let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
         match greeted.map_err(|late| host(late.into()))?.map_err(host)? {
-            FromShim::Ready(ready) if ready.version == VERSION => Ok((started, ready)),
+            FromShim::Ready(ready) if ready.version == VERSION => {
+                match hardened::too_large(&places, &ready.rooms) {
+                    None => Ok((started, ready)),
+                    Some((clause, why)) => Err(Error::Unenforceable { backend: BACKEND, clause, why }),
+                }
+            }
             other => Err(host(io::Error::other(format!("it said {other:?}")))),
         }
     }
@@ -200,18 +235,6 @@ impl Inner {
         let most_milli = cores.map_or(u32::MAX, |cores| cores.saturating_mul(1000));
         let cpu_milli = policy.cpu_milli.min(most_milli);
         Policy { wall_ms: 1, idle_ms: 1, output_bytes: 0, cpu_milli, ..policy.clone() }
-    }
-
-    /// Why a clause cannot be kept here that the engine's own words do not tell.
-    fn lacks(&self, clause: &'static str) -> Option<&'static str> {
-        let swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
-        match clause {
-            "idle_ms" if self.counts_cpu.get() == Some(&false) => Some("no processor time is counted here"),
-            "swap_bytes" if swap && self.info.swap_limit != Some(true) => {
-                Some("its host has swap, and this engine cannot limit it")
-            }
-            _ => None,
-        }
     }
 
     /// A waiting container of this policy that is young and well.
@@ -267,106 +290,11 @@ impl Backend for Docker {
     }
 
     fn checks(&self) -> Vec<Check> {
-        let (info, tried) = (&self.inner.info, &self.inner.tried);
-        let check = |name: &str, ok: bool, how: String, mend: Option<&str>| Check {
-            name: name.to_owned(),
-            ok,
-            how,
-            mend: mend.filter(|_| !ok).map(str::to_owned),
-        };
-        let version = info.server_version.clone().unwrap_or_default();
-        let kernel = info.kernel_version.clone().unwrap_or_default();
-        let cgroup = info.cgroup_version.map(|version| version.to_string()).unwrap_or_default();
-        let runtime = info.default_runtime.clone().unwrap_or_default();
-        let mut all =
-            vec![check("engine", true, format!("{version}, kernel {kernel}, runtime {runtime}"), None)];
-        all.push(match tried {
-            Ok(_) => {
-                check("container", true, "a sandbox was started at the start of the node".to_owned(), None)
-            }
-            Err(why) => check("container", false, why.clone(), Some("see the engine's own log")),
-        });
-        let by = |name: &str, has: Option<bool>, how: &str| {
-            let ok = has == Some(true);
-            let how = if ok { format!("{how}, cgroup v{cgroup}") } else { "the engine cannot".to_owned() };
-            check(name, ok, how, Some("give the engine this cgroup controller"))
-        };
-        all.push(check(
-            "wall_ms",
-            true,
-            "the shim kills the job, or the engine the container".to_owned(),
-            None,
-        ));
-        let kept = |name: &'static str, how: &str, mend: &str| match self.inner.lacks(name) {
-            None => check(name, true, how.to_owned(), None),
-            Some(why) => check(name, false, why.to_owned(), Some(mend)),
-        };
-        all.push(kept(
-            "idle_ms",
-            "the node ends commands without output and processor time, as the container's cgroup counts it",
-            "give the engine the cgroup controller for processors",
-        ));
-        all.push(by("memory_bytes", info.memory_limit, "by the kernel"));
-        let counted =
-            if info.swap_limit == Some(true) { "by the kernel, with memory" } else { "its host has none" };
-        let mend = "boot the engine's host with swapaccount=1, or do without swap there (swapoff -a)";
-        all.push(kept("swap_bytes", counted, mend));
-        all.push(by("pids", info.pids_limit, "by the kernel"));
-        all.push(by("cpu_milli", info.cpu_cfs_quota, "by the kernel"));
-        for (name, how) in [
-            (
-                "disk_bytes",
-                "file systems in memory of this size together; a base comes on top, or in a waiting \
-                            container out of it",
-            ),
-            ("inodes", "as disk_bytes"),
-            ("open_files", "a limit of each process"),
-            ("output_bytes", "counted by the node"),
-            ("output_bytes_per_s", "the shim drains no faster"),
-            ("network", "none but a loopback of its own"),
-        ] {
-            all.push(check(name, true, how.to_owned(), None));
-        }
-        if let Ok(ready) = tried {
-            let how =
-                if ready.landlock { "in force" } else { "kept from containers by the engine or the kernel" };
-            all.push(check("landlock", true, how.to_owned(), None));
-        }
-        all
+        self.inner.checks()
     }
 
     fn admit(&self, policy: &Policy) -> Result<(), Error> {
-        let refuse =
-            |clause: &'static str, why: String| Err(Error::Unenforceable { backend: BACKEND, clause, why });
-        policy.usable()?;
-        if let Err(why) = &self.inner.tried {
-            // Podman's word for a limit that it does not know.
-            return refuse(if why.contains("nr_inodes") { "inodes" } else { "container" }, why.clone());
-        }
-        if policy.network == Network::Egress {
-            return refuse("network", "there is no egress gateway yet".to_owned());
-        }
-        if let Some(most) =
-            self.inner.engine.most_files.get().filter(|most| u64::from(policy.open_files) > **most)
-        {
-            return refuse("open_files", format!("this engine lets a process open {most} at most"));
-        }
-        for clause in ["idle_ms", "swap_bytes"] {
-            if let Some(why) = self.inner.lacks(clause) {
-                return refuse(clause, why.to_owned());
-            }
-        }
-        let info = &self.inner.info;
-        for (clause, has) in [
-            ("memory_bytes", info.memory_limit),
-            ("pids", info.pids_limit),
-            ("cpu_milli", info.cpu_cfs_quota),
-        ] {
-            if has != Some(true) {
-                return refuse(clause, "this engine has no cgroup controller for it".to_owned());
-            }
-        }
-        Ok(())
+        self.inner.admit(policy)
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {

@@ -67,12 +67,14 @@ pub async fn carry(engine: &Arc<Engine>, image: &Image, n: u64) -> Result<(), Er
         ..ContainerCreateBody::default()
     };
     let mut carrier = Container::new(engine.clone(), format!("coinop-{}-shim-{n}", engine.run));
-    engine.create(&carrier.id, body, doing).await?;
-    if !is_there(engine, &carrier.id).await {
+    if !carrier.make(body, doing).await? {
+        return Err(Error::Host { doing, source: io::ErrorKind::AlreadyExists.into() });
+    }
+    if !is_there(engine, carrier.id()).await {
         let options = UploadToContainerOptionsBuilder::new().path(FOLDER).build();
         let tar = packed().map_err(|source| Error::Host { doing, source })?;
         let body = bollard::body_full(Bytes::from(tar));
-        let put = engine.docker.upload_to_container(&carrier.id, Some(options), body).await;
+        let put = engine.docker.upload_to_container(carrier.id(), Some(options), body).await;
         put.map_err(failed(doing))?;
     }
     carrier.remove().await

@@ -1,44 +1,38 @@
-//! The shim's loop: takes the node's orders, starts and ends commands as the job's user, carries their streams, reaps
-//! whatever ends. Work on files is passed to the worker, frame by frame.
+//! The shim's loop: closes itself in, takes the node's orders, has commands started and ended, carries their streams, reaps
+//! whatever ends. A command is `running`'s; work on files is passed to the worker, frame by frame.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coinop_shim::confine::{self, Limits, Walls};
-use coinop_shim::launch::{Inside, Launch};
+use coinop_shim::launch::Inside;
 use coinop_shim::pace::Pace;
 use coinop_shim::seccomp::StandIns;
 use coinop_shim::wire::{self, Decoder, Ended, FromShim, Hello, Ready, Run, ToShim};
 use coinop_shim::{processes, sys};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::{Mode, fchmod, fstat, umask};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
-use super::streams::{Outbox, Output, Window};
+use super::places;
+use super::running::{Running, Score};
+use super::streams::{Outbox, Output};
 use super::usage;
 use super::worker::Worker;
 
-/// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
-const AFTERMATH: Duration = Duration::from_millis(50);
 /// Of the signals that an engine sends to process 1, those passed on to the job.
 const FORWARDED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-/// The first place in the kernel's order of those to kill for memory.
-const FIRST: &str = "1000";
 /// How soon a kill is tried again on those that it did not find, or that were not the job's yet.
 const AGAIN: Duration = Duration::from_millis(5);
-/// The writable places, whose bytes are counted.
-const PLACES: [&std::ffi::CStr; 3] = [c"/workspace", c"/tmp", c"/home/job"];
 
 /// Serves the node until it lets go.
 pub fn serve() -> io::Result<()> {
@@ -56,22 +50,14 @@ pub fn serve() -> io::Result<()> {
     let mut decoder = Decoder::default();
     let Some((n, hello)) = greeting(&mut decoder)? else { return Ok(()) };
     setgroups(&[])?;
-    let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let places = PLACES
-        .into_iter()
-        .map(|place| open(place, folder, Mode::empty()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), "a writable place is missing"))?;
-    for place in &places {
-        // An engine gives a mount the mode of the image's own folder, and root's in most images.
-        let found = fstat(place)?;
-        if found.st_uid == 0 {
-            fchmod(place, Mode::from_bits_truncate(found.st_mode & 0o7777 | 0o777))?;
-        }
-    }
+    hello.mounts.iter().try_for_each(places::make)?;
+    sys::keep_setuid_and_setgid()?;
+    let places = places::open_all(&hello)?;
+    let rooms = places::measure_all()?;
     // It keeps the right to write where the job may not, so it leaves before the walls are closed.
     let worker = Worker::start(hello.uid, hello.gid)?;
-    let workspace = open(PLACES[0], OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let workspace =
+        open(places::WORKSPACE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let walls = Walls::gather()?;
     let score = Score::open().ok();
     let swap = usage::has_swap();
@@ -93,7 +79,7 @@ pub fn serve() -> io::Result<()> {
         killing,
     };
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, swap }))?;
+    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, swap, rooms }))?;
     shim.run(&mut decoder, &ended)
 }
 
@@ -148,52 +134,6 @@ struct Shim {
     stopping: bool,
     /// The questions whose answer is that nothing of the job runs.
     killing: Vec<u32>,
-}
-
-/// Where this process, and what it starts, stands in the order of those that the kernel kills for memory. It is opened
-/// before the walls are closed.
-struct Score {
-    file: File,
-    ours: String,
-}
-
-impl Score {
-    fn open() -> io::Result<Score> {
-        let mut file = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
-        let mut ours = String::new();
-        file.read_to_string(&mut ours)?;
-        Ok(Score { file, ours })
-    }
-
-    fn stand(&self, at: &str) -> io::Result<()> {
-        (&self.file).write_all(at.as_bytes())
-    }
-}
-
-struct Running {
-    pid: i32,
-    /// Where an errno comes if it could not be started.
-    told: PipeReader,
-    stdin: Option<Outbox>,
-    stdout: Output,
-    stderr: Output,
-    window: Window,
-    /// It is to be killed.
-    doomed: bool,
-    memory_kills_before: u64,
-    ended: Option<(Ended, Instant)>,
-}
-
-impl Running {
-    /// Killed, and not dead yet.
-    fn lives_on(&self) -> bool {
-        self.doomed && self.ended.is_none()
-    }
-
-    /// Until when others may print for it, when it has ended and all that it printed itself was sent.
-    fn patience(&self) -> Option<Instant> {
-        self.ended.map(|(_, until)| until).filter(|_| !self.stdout.owes() && !self.stderr.owes())
-    }
 }
 
 /// Whose turn it is after a poll.
@@ -284,8 +224,14 @@ impl Shim {
             // Only the first frame greets.
             ToShim::Hello(_) => Ok(()),
             ToShim::Run(Run::Command { argv, env, cwd, stdin }) => {
-                match self.start(n, argv, env, cwd, stdin) {
-                    Ok(()) => Ok(()),
+                let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
+                let user = Some((self.hello.uid, self.hello.gid));
+                let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user };
+                match Running::start(argv, env, cwd, stdin, &inside, self.score.as_ref()) {
+                    Ok(run) => {
+                        self.running.insert(n, run);
+                        Ok(())
+                    }
                     Err(errno) => {
                         let ended = Ended { errno: Some(errno as i32), ..Ended::default() };
                         tell(n, &FromShim::Ended(ended))
@@ -363,49 +309,6 @@ impl Shim {
         std::mem::take(&mut self.killing).into_iter().try_for_each(|n| tell(n, &killed))
     }
 
-    fn start(
-        &mut self,
-        n: u32,
-        argv: Vec<String>,
-        env: Vec<String>,
-        cwd: String,
-        stdin: bool,
-    ) -> Result<(), Errno> {
-        let errno = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
-        let (out, out_theirs) = io::pipe().map_err(errno)?;
-        let (err, err_theirs) = io::pipe().map_err(errno)?;
-        let mut stdio: Vec<OwnedFd> = vec![out_theirs.into(), err_theirs.into()];
-        let mut input = None;
-        if stdin {
-            let (theirs, ours) = io::pipe().map_err(errno)?;
-            stdio.push(theirs.into());
-            input = Some(Outbox::new(ours.into()).map_err(errno)?);
-        }
-        let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
-        let user = Some((self.hello.uid, self.hello.gid));
-        let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user };
-        let launch = Launch::prepare(argv, env, cwd, stdin, stdio)?;
-        let memory_kills_before = usage::memory_kills();
-        // Short of memory, the job goes before us. Where that cannot be, the largest goes, which we are not.
-        self.score.as_ref().map(|score| score.stand(FIRST)).transpose().unwrap_or_default();
-        let started = launch.start(&inside);
-        self.score.as_ref().map(|score| score.stand(&score.ours)).transpose().unwrap_or_default();
-        let (pid, told) = started?;
-        let run = Running {
-            pid,
-            told,
-            stdin: input,
-            stdout: Output::new(out.into()).map_err(errno)?,
-            stderr: Output::new(err.into()).map_err(errno)?,
-            window: Window::new(),
-            doomed: false,
-            memory_kills_before,
-            ended: None,
-        };
-        self.running.insert(n, run);
-        Ok(())
-    }
-
     fn signalled(&mut self, ended: &SignalFd) -> io::Result<()> {
         while let Some(signal) = ended.read_signal()? {
             // 0 is nobody in here. While a kill is at work, the job may signal us.
@@ -423,23 +326,7 @@ impl Shim {
                 return Err(io::Error::other("the worker for files has ended"));
             }
             let Some(run) = self.running.values_mut().find(|run| run.pid == reaped.pid) else { continue };
-            let starved = usage::memory_kills() > run.memory_kills_before;
-            let mut errno = [0; 4];
-            let (exited, signalled) = (libc::WIFEXITED(reaped.status), libc::WIFSIGNALED(reaped.status));
-            // Every copy of the other end closed at exec or with the child: this read does not wait.
-            let how = if run.told.read(&mut errno)? == errno.len() {
-                Ended { errno: Some(i32::from_ne_bytes(errno)), starved, ..Ended::default() }
-            } else {
-                Ended {
-                    code: exited.then(|| libc::WEXITSTATUS(reaped.status)),
-                    signal: signalled.then(|| libc::WTERMSIG(reaped.status)),
-                    errno: None,
-                    starved,
-                }
-            };
-            run.stdout.owe();
-            run.stderr.owe();
-            run.ended = Some((how, Instant::now() + AFTERMATH));
+            run.end(reaped.status)?;
         }
         Ok(())
     }
@@ -491,16 +378,21 @@ impl Shim {
         tell(n, &FromShim::Took(u32::try_from(left).unwrap_or(u32::MAX)))
     }
 
-    /// As the job's user, who may harm the job and nobody else: the worker is spared.
     fn as_job(&self, act: impl FnOnce()) -> io::Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.hello.uid), Gid::from_raw(self.hello.gid));
-        let root = (Uid::from_raw(0), Gid::from_raw(0));
-        setresgid(gid, gid, root.1)?;
-        setresuid(uid, uid, root.0)?;
-        act();
-        setresuid(root.0, root.0, root.0)?;
-        Ok(setresgid(root.1, root.1, root.1)?)
+        as_job(&self.hello, act)
     }
+}
+
+/// As the job's user, who may harm the job and nobody else: the worker is spared.
+pub fn as_job<T>(hello: &Hello, act: impl FnOnce() -> T) -> io::Result<T> {
+    let (uid, gid) = (Uid::from_raw(hello.uid), Gid::from_raw(hello.gid));
+    let root = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, root.1)?;
+    setresuid(uid, uid, root.0)?;
+    let acted = act();
+    setresuid(root.0, root.0, root.0)?;
+    setresgid(root.1, root.1, root.1)?;
+    Ok(acted)
 }
 
 /// Sends one frame to the node, which always reads.

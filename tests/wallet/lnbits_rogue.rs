@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coinop::wallet::{Cursor, Error, Invoice, Limits, Outgoing, PaymentHash, State, Wallet, read_bolt11};
+use coinop::wallet::{Cursor, Error, Invoice, Outgoing, PaymentHash, State, Wallet, read_bolt11};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -165,7 +165,7 @@ async fn each_way_to_fail_has_its_own_error_at_each_question() {
     let (wallet, hash) = (rogue.wallet(), PaymentHash::from_bytes([7; 32]));
     type Check = fn(&Error) -> bool;
     let ways: [(&str, Act, Check); 10] = [
-        ("silent", Act::Silence, |e| matches!(e, Error::Slow { limit_ms: 400, .. })),
+        ("silent", Act::Silence, |e| matches!(e, Error::Slow { limit_ms: 1_000, .. })),
         ("cut", cut(), |e| matches!(e, Error::Cut(_))),
         ("hanging up", Act::Raw(Vec::new()), |e| matches!(e, Error::Cut(_))),
         ("not HTTP", Act::Raw(b"hello\r\n\r\n".to_vec()), |e| matches!(e, Error::Cut(_))),
@@ -202,7 +202,7 @@ async fn each_way_to_fail_has_its_own_error_at_each_question() {
             assert!(is_right(&error), "{way}: {error:?}");
             assert!(!error.to_string().contains("5ecre7"), "{error}");
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "{way} took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(20), "{way} took {:?}", began.elapsed());
     }
     assert!(!format!("{:?} {}", wallet.identity(), wallet.identity()).contains("5ecre7"));
 }
@@ -346,7 +346,7 @@ async fn a_payment_is_refused_only_where_it_surely_was_not_made() {
 async fn slow_answers_are_waited_for_side_by_side() {
     let rogue = Rogue::start().await;
     rogue.on(LIST, Act::Silence);
-    let wallet = lnbits_wallet(&rogue.url, "5ecre7", Limits { call: Duration::from_secs(1), ..hasty() });
+    let wallet = rogue.wallet();
     let began = Instant::now();
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..16 {

@@ -46,8 +46,8 @@ pub fn nwc_wallet(uri: &str, limits: Limits) -> Arc<dyn Wallet> {
 
 /// Short limits, for a wallet that is not going to answer.
 pub fn hasty() -> Limits {
-    let (call, pay) = (Duration::from_millis(400), Duration::from_millis(600));
-    Limits { connect: Duration::from_millis(300), call, pay, ..Limits::default() }
+    let (call, pay) = (Duration::from_millis(1_000), Duration::from_millis(1_500));
+    Limits { connect: Duration::from_millis(800), call, pay, ..Limits::default() }
 }
 
 pub fn new_invoice(amount_msat: u64) -> NewInvoice {

@@ -150,7 +150,7 @@ async fn a_request_carries_its_own_end_so_that_a_late_wallet_leaves_it_alone() {
 #[tokio::test]
 async fn a_payment_without_an_answer_is_in_doubt_until_the_wallet_says_what_became_of_it() {
     let rogue = Rogue::start().await;
-    let wallet = nwc_wallet(&rogue.uri, Limits { pay: Duration::from_millis(800), ..patient() });
+    let wallet = nwc_wallet(&rogue.uri, Limits { pay: Duration::from_secs(2), ..patient() });
     let made = invoice(21_000, clock::now_s(), 600);
     let order = coinop::wallet::Pay { bolt11: made.bolt11, amount_msat: 21_000, max_fee_msat: 1_000 };
     let hash = made.hash;

@@ -50,6 +50,17 @@ pub enum Committed {
     Again(u64),
 }
 
+/// What may be spent, msat; 0: without a bound. Days are UTC; a week is seven of them, today with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budgets {
+    /// A customer's charges and open holds.
+    pub customer_day_msat: u64,
+    pub customer_week_msat: u64,
+    /// What jobs cost the node. A job is not begun once it is used up.
+    pub node_day_msat: u64,
+    pub node_week_msat: u64,
+}
+
 /// What a customer has with us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Purse {
@@ -78,6 +89,19 @@ impl Ledger {
     /// # Errors
     /// Why a transfer may not be made, or [`Error::Store`]: then the node must stop, as for any append.
     pub async fn commit(&self, records: Vec<Record>) -> Result<Committed, Error> {
+        self.commit_within(records, &Budgets::default(), 0).await
+    }
+
+    /// As [`Ledger::commit`]; holds in it must keep to the budgets as of `now_ms`, Unix milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`] as well.
+    pub async fn commit_within(
+        &self,
+        records: Vec<Record>,
+        budgets: &Budgets,
+        now_ms: u64,
+    ) -> Result<Committed, Error> {
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
             let mut landed = pin!(self.landed.notified());
@@ -88,6 +112,7 @@ impl Ledger {
                     Judged::Again(seq) => return Ok(Committed::Again(seq)),
                     Judged::OnItsWay => None,
                     Judged::New(plan) => {
+                        pending.within(&self.store, &records, budgets, now_ms)?;
                         let way = pending.begin(plan);
                         let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
                         let then = Box::new(move |_: &Result<u64, store::Error>| {

@@ -341,3 +341,44 @@ async fn records_between_two_moments_are_found_over_segments() {
     assert_eq!(ids(29 * HOUR, 29 * HOUR), [""; 0]);
     assert_eq!(ids(40 * HOUR, u64::MAX), [""; 0]);
 }
+
+#[tokio::test]
+async fn budgets_bound_what_a_customer_and_the_node_spend_in_a_day_and_a_week() {
+    let house = House::new();
+    let ledger = house.open();
+    const DAY: u64 = 86_400_000;
+    let now = crate::clock::system()();
+    ledger.post(grant("g", &alice(), 100_000, "")).await.unwrap();
+    let within = async |job: &str, msat, budgets: Budgets, at_ms| {
+        let hold = vec![Record::Transfer(hold(job, &alice(), msat, 0, 0))];
+        ledger.commit_within(hold, &budgets, at_ms).await
+    };
+    let day = |msat| Budgets { customer_day_msat: msat, ..Budgets::default() };
+    let over = within("a", 1_001, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { days: 1, would_msat: 1_001, .. })), "{over:?}");
+    within("a", 600, day(1_000), now).await.unwrap();
+    let over = within("b", 401, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { .. })), "open holds count: {over:?}");
+    ledger.post(capture("a", 600, &[(revenue(), 500)], about())).await.unwrap();
+    let over = within("b", 501, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { would_msat: 1_001, .. })), "charges count: {over:?}");
+    within("b", 500, day(1_000), now).await.unwrap();
+    // Tomorrow there is a new day, but not a new week.
+    let week = |msat| Budgets { customer_week_msat: msat, ..day(1_000) };
+    within("c", 400, day(1_000), now + DAY).await.unwrap();
+    let over = within("d", 100, week(1_499), now + DAY).await;
+    assert!(matches!(over, Err(Error::OverBudget { days: 7, .. })), "{over:?}");
+    within("d", 100, week(1_500), now + DAY).await.unwrap();
+    // The first day is a week ago: what is held now is all that counts.
+    let week = Budgets { customer_week_msat: 1_400, ..Budgets::default() };
+    within("e", 400, week, now + 7 * DAY).await.unwrap();
+
+    let spent = transfer::cost("a", 0, Account::ContainerCost("docker".into()), "rent", 700, None, about());
+    ledger.post(spent).await.unwrap();
+    let node = |msat| Budgets { node_day_msat: msat, ..Budgets::default() };
+    let over = within("f", 1, node(700), now).await;
+    let Err(Error::OverBudget { whose, .. }) = over else { panic!("{over:?}") };
+    assert_eq!(whose, "node");
+    within("f", 1, node(701), now).await.unwrap();
+    verify(ledger.store()).unwrap();
+}

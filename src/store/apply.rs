@@ -97,7 +97,7 @@ impl Applier<'_> {
                 if let Some(job) = books::job_of(transfer) {
                     self.about(job, |_| {})?;
                 }
-                books::take_in(self.slots, self.place, transfer)
+                books::take_in(self.slots, self.place, self.at_ms, transfer)
             }
             Record::Quoted { job, .. } => {
                 self.about(job, |_| {})?;

@@ -63,6 +63,18 @@ impl Store {
         self.inner.view.postings(customer, limit)
     }
 
+    /// Msat that `whose` has spent on the `days` UTC days up to and with the one of `now_ms`; see
+    /// [`Transfer::spends`].
+    pub fn spent(&self, whose: &str, now_ms: u64, days: u64) -> Result<u64, Error> {
+        let today = now_ms / books::DAY_MS;
+        let first = (today + 1).saturating_sub(days);
+        (first..=today).try_fold(0_u64, |sum, day| {
+            let stored = self.inner.view.get(Tree::Spent, &books::spent_key(whose, day))?;
+            let spent = stored.map_or(Ok(0), |stored| Bytes(&stored).u64())?;
+            Ok(sum.saturating_add(spent))
+        })
+    }
+
     /// The open hold of a job.
     pub fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
         self.inner.view.hold(job)

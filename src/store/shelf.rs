@@ -39,6 +39,8 @@ pub(super) enum Tree {
     Postings,
     /// job → customer, msat, expiry of a hold that is not resolved.
     Holds,
+    /// whose, day (UTC) → msat that were charged to a customer, or that jobs cost the node.
+    Spent,
     /// payment hash → place of a refund that has begun and not ended.
     Refunds,
     /// payment hash → place of the invoice, and whether it is open.
@@ -52,7 +54,7 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 19] = [
+    pub(super) const ALL: [Tree; 20] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -67,6 +69,7 @@ impl Tree {
         Tree::Transfers,
         Tree::Postings,
         Tree::Holds,
+        Tree::Spent,
         Tree::Refunds,
         Tree::Invoices,
         Tree::Unpaid,
@@ -90,6 +93,7 @@ impl Tree {
             Tree::Transfers => "transfers",
             Tree::Postings => "postings",
             Tree::Holds => "holds",
+            Tree::Spent => "spent",
             Tree::Refunds => "refunds",
             Tree::Invoices => "invoices",
             Tree::Unpaid => "unpaid",

@@ -202,16 +202,10 @@ impl Inner {
         Policy { wall_ms: 1, idle_ms: 1, output_bytes: 0, cpu_milli, ..policy.clone() }
     }
 
-    /// Why a clause cannot be kept here that the engine's own words do not tell.
-    fn lacks(&self, clause: &'static str) -> Option<&'static str> {
-        let swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
-        match clause {
-            "idle_ms" if self.counts_cpu.get() == Some(&false) => Some("no processor time is counted here"),
-            "swap_bytes" if swap && self.info.swap_limit != Some(true) => {
-                Some("its host has swap, and this engine cannot limit it")
-            }
-            _ => None,
-        }
+    /// Why this clause cannot be kept here, where more than the engine's own words tells it.
+    fn lacks(&self, clause: &str) -> Option<&'static str> {
+        let has_swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
+        lacks(clause, self.counts_cpu.get().copied(), has_swap, self.info.swap_limit)
     }
 
     /// A waiting container of this policy that is young and well.
@@ -257,6 +251,21 @@ impl Inner {
             pool.waiting.clear();
             pool.policy = Some(policy);
         }
+    }
+}
+
+fn lacks(
+    clause: &str,
+    counts_cpu: Option<bool>,
+    has_swap: bool,
+    limits_swap: Option<bool>,
+) -> Option<&'static str> {
+    match clause {
+        "idle_ms" if counts_cpu == Some(false) => Some("no processor time is counted here"),
+        "swap_bytes" if has_swap && limits_swap != Some(true) => {
+            Some("its host has swap, and this engine cannot limit it")
+        }
+        _ => None,
     }
 }
 
@@ -413,5 +422,26 @@ impl Backend for Docker {
         }
         shim::sweep(&self.inner.engine).await?;
         Ok(left.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacks;
+
+    #[test]
+    fn what_nobody_counts_cannot_be_kept() {
+        for (clause, counts_cpu, has_swap, limits_swap, kept) in [
+            ("idle_ms", Some(true), true, None, true),
+            ("idle_ms", Some(false), false, Some(true), false),
+            ("swap_bytes", Some(true), true, Some(true), true),
+            ("swap_bytes", Some(true), true, Some(false), false),
+            ("swap_bytes", Some(true), true, None, false),
+            ("swap_bytes", Some(true), false, Some(false), true),
+            ("pids", Some(false), true, None, true),
+        ] {
+            let lack = lacks(clause, counts_cpu, has_swap, limits_swap);
+            assert_eq!(lack.is_none(), kept, "{clause}: {lack:?}");
+        }
     }
 }

@@ -102,16 +102,10 @@ impl Inner {
         Ok(ready)
     }
 
-    /// Why a clause cannot be kept here that the engine's own words do not tell.
-    pub(super) fn lacks(&self, clause: &'static str) -> Option<&'static str> {
-        let swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
-        match clause {
-            "idle_ms" if self.counts_cpu.get() == Some(&false) => Some("no processor time is counted here"),
-            "swap_bytes" if swap && self.info.swap_limit != Some(true) => {
-                Some("its host has swap, and this engine cannot limit it")
-            }
-            _ => None,
-        }
+    /// Why this clause cannot be kept here, where more than the engine's own words tells it.
+    fn lacks(&self, clause: &str) -> Option<&'static str> {
+        let has_swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
+        super::lacks(clause, self.counts_cpu.get().copied(), has_swap, self.info.swap_limit)
     }
 
     pub fn checks(&self) -> Vec<Check> {

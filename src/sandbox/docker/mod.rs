@@ -283,21 +283,6 @@ impl Inner {
     }
 }
 
-fn lacks(
-    clause: &str,
-    counts_cpu: Option<bool>,
-    has_swap: bool,
-    limits_swap: Option<bool>,
-) -> Option<&'static str> {
-    match clause {
-        "idle_ms" if counts_cpu == Some(false) => Some("no processor time is counted here"),
-        "swap_bytes" if has_swap && limits_swap != Some(true) => {
-            Some("its host has swap, and this engine cannot limit it")
-        }
-        _ => None,
-    }
-}
-
 #[async_trait]
 impl Backend for Docker {
     fn identity(&self) -> Identity {
@@ -356,26 +341,5 @@ impl Backend for Docker {
         }
         shim::sweep(&self.inner.engine).await?;
         Ok(left.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lacks;
-
-    #[test]
-    fn what_nobody_counts_cannot_be_kept() {
-        for (clause, counts_cpu, has_swap, limits_swap, kept) in [
-            ("idle_ms", Some(true), true, None, true),
-            ("idle_ms", Some(false), false, Some(true), false),
-            ("swap_bytes", Some(true), true, Some(true), true),
-            ("swap_bytes", Some(true), true, Some(false), false),
-            ("swap_bytes", Some(true), true, None, false),
-            ("swap_bytes", Some(true), false, Some(false), true),
-            ("pids", Some(false), true, None, true),
-        ] {
-            let lack = lacks(clause, counts_cpu, has_swap, limits_swap);
-            assert_eq!(lack.is_none(), kept, "{clause}: {lack:?}");
-        }
     }
 }

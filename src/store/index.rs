@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel, sync_channel};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
 use super::log::{self, End, Position};
-use super::shelf::{Overlay, Shelf, Sled, Slots, Tree};
+use super::overlay::Overlay;
+use super::record::Record;
+use super::shelf::{Shelf, Sled, Slots, Tree};
 use super::tail::Placed;
 use super::{Damage, Error};
 
@@ -19,6 +21,9 @@ const MARKER: &str = "CLEAN";
 const APPLIED: &[u8] = b"applied";
 /// After a rebuild of so many frames the database is opened afresh: sled keeps what it has touched in memory.
 const REOPEN_AFTER_FRAMES: u64 = 20_000;
+/// Frames that are handed to the applier together, and how often so many may wait for it.
+const HANDED_OVER: usize = 128;
+const READ_AHEAD: usize = 8;
 
 /// Written last at an orderly stop, removed first at a start. While it stands, the index is whole and durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,20 +165,7 @@ fn rebuild(
     let shelf = open_watched(&dir.join(&generation), cache_bytes, patience, None)?;
     let mut index = Index { dir: dir.to_path_buf(), generation, shelf };
     index.sweep()?;
-    let mut frames = 0_u64;
-    let overlay = Overlay::new(index.shelf());
-    let end = log::scan(log_dir, false, &mut |met| {
-        frames += 1;
-        if let Some(clean) = clean
-            && clean.seq == met.seq
-            && clean.hash != hex::encode(met.hash)
-        {
-            return Err(rewritten(log_dir, met.seq));
-        }
-        let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
-        apply::apply(&overlay, &placed, &log::records(log_dir, met)?)
-    })?;
-    overlay.settle()?;
+    let (end, frames) = take_in_all(log_dir, index.shelf(), clean)?;
     if frames > REOPEN_AFTER_FRAMES {
         put_applied(index.shelf(), &end.position)?;
         index.shelf.flush()?;
@@ -183,6 +175,52 @@ fn rebuild(
     }
     disk::sync_dir(dir)?;
     Ok((index, end))
+}
+
+/// Reads the log while another thread takes in what was read; tells how many frames there were.
+fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64), Error> {
+    let (hand_over, handed_over) = sync_channel::<Vec<(Placed, Vec<Record>)>>(READ_AHEAD);
+    std::thread::scope(|scope| {
+        let applier = std::thread::Builder::new()
+            .name("coinop-rebuild".into())
+            .spawn_scoped(scope, move || {
+                let overlay = Overlay::new(shelf);
+                for (placed, records) in handed_over.into_iter().flatten() {
+                    apply::apply(&overlay, &placed, &records)?;
+                }
+                overlay.settle()
+            })
+            .map_err(trouble("start a thread for", log_dir))?;
+        let (mut frames, mut read) = (0_u64, Vec::new());
+        let gone = |_| Error::Index { why: "it does not take in the log".into() };
+        let scanned = log::scan(log_dir, false, &mut |met| {
+            frames += 1;
+            if let Some(clean) = clean
+                && clean.seq == met.seq
+                && clean.hash != hex::encode(met.hash)
+            {
+                return Err(rewritten(log_dir, met.seq));
+            }
+            let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
+            read.push((placed, log::records(log_dir, met)?));
+            if read.len() >= HANDED_OVER {
+                hand_over.send(std::mem::take(&mut read)).map_err(gone)
+            } else {
+                Ok(())
+            }
+        });
+        let rest = hand_over.send(read).map_err(gone);
+        drop(hand_over);
+        let applied = applier
+            .join()
+            .unwrap_or_else(|_| Err(Error::Index { why: "sled panicked while the log was taken in".into() }));
+        // What is wrong with the log comes first, unless it only says that the applier has gone.
+        match (scanned, applied) {
+            (Ok(end), Ok(())) => rest.map(|()| (end, frames)),
+            (Err(Error::Index { .. }) | Ok(_), Err(applied)) => Err(applied),
+            (Err(scanned), _) => Err(scanned),
+        }
+    })
 }
 
 fn put_applied(shelf: &dyn Shelf, position: &Position) -> Result<(), Error> {

@@ -13,6 +13,7 @@ mod keys;
 mod lock;
 mod log;
 pub mod money;
+mod overlay;
 mod reading;
 pub mod record;
 mod rows;

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use super::Error;
 use super::apply;
 use super::index::Index;
-use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair};
+use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair, short};
 use super::log::Reader;
 use super::record::Record;
 use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Owed, Refusal};
@@ -198,11 +198,11 @@ impl View {
         {
             let reading = self.read();
             let shelf = reading.shelf()?;
-            let prefix = key(job);
+            let prefix = short(job);
             for (key, _) in under(shelf, Tree::History, &prefix)? {
                 places.push(Bytes(key.get(prefix.len()..).unwrap_or_default()).place()?);
             }
-            if let Some(row) = shelf.get(Tree::Jobs, &prefix)? {
+            if let Some(row) = shelf.get(Tree::Jobs, &key(job))? {
                 places.extend(StoredJob::read(&row)?.history);
             }
         }

@@ -59,7 +59,8 @@ pub async fn measure(options: &Options) -> anyhow::Result<Grouped> {
         let at_once = rate(&ledger, &jobs, options.at_once.max(1), pairs * 4).await?;
         let after = store.stats();
         if round > 0 {
-            let carried = (after.batches - before.batches) as f64 / (after.syncs - before.syncs).max(1) as f64;
+            let carried =
+                (after.batches - before.batches) as f64 / (after.syncs - before.syncs).max(1) as f64;
             rounds.take(bare_per_s, one_by_one, at_once, carried);
         }
     }

@@ -13,7 +13,6 @@ mod seal;
 pub mod transfer;
 mod verify;
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -78,15 +77,19 @@ impl Ledger {
     /// # Errors
     /// Why a transfer may not be made, or [`Error::Store`]: then the node must stop, as for any append.
     pub async fn commit(&self, records: Vec<Record>) -> Result<Committed, Error> {
+        let mut records = Some(records);
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
-            let mut landed = pin!(self.landed.notified());
-            landed.as_mut().enable();
+            let landed = self.landed.notified();
             let durable = {
                 let mut pending = self.pending();
-                match pending.judge(&self.store, &records)? {
+                let Some(batch) = records.take() else { return Err(store::Error::Closed.into()) };
+                match pending.judge(&self.store, &batch)? {
                     Judged::Again(seq) => return Ok(Committed::Again(seq)),
-                    Judged::OnItsWay => None,
+                    Judged::OnItsWay => {
+                        records = Some(batch);
+                        None
+                    }
                     Judged::New(plan) => {
                         let way = pending.begin(plan);
                         let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
@@ -94,7 +97,7 @@ impl Ledger {
                             ended.lock().unwrap_or_else(PoisonError::into_inner).push(way);
                             landed.notify_waiters();
                         });
-                        Some(self.store.submit(records.clone(), then)?)
+                        Some(self.store.submit(batch, then)?)
                     }
                 }
             };

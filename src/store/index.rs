@@ -71,8 +71,8 @@ pub(super) fn open(
             let generation = clean.generation.clone();
             match open_watched(&dir.join(&generation), cache_bytes, patience, Some(end.position)) {
                 Ok(shelf) => {
-                    let index = Index { dir: dir.to_path_buf(), generation, shelf };
-                    index.sweep()?;
+                    let index = Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) };
+                    sweep(dir, &index.generation)?;
                     return Ok(Opened { index, end, rebuilt: false });
                 }
                 Err(e) => {
@@ -107,18 +107,22 @@ impl Index {
         let bytes = serde_json::to_vec(&clean).map_err(|e| Error::Index { why: e.to_string() })?;
         disk::write_whole(&self.dir.join(MARKER), &bytes)
     }
+}
 
-    /// Removes the folders of indexes that were given up.
-    fn sweep(&self) -> Result<(), Error> {
-        for name in disk::names(&self.dir)? {
-            if name != self.generation {
-                let path = self.dir.join(&name);
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(trouble("remove", &path))?;
-            }
+fn live(shelf: Box<dyn Shelf>) -> Box<dyn Shelf> {
+    Box::new(Overlay::live(shelf))
+}
+
+/// Removes the folders of indexes that were given up.
+fn sweep(dir: &Path, keep: &str) -> Result<(), Error> {
+    for name in disk::names(dir)? {
+        if name != keep {
+            let path = dir.join(&name);
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(trouble("remove", &path))?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn read_marker(dir: &Path) -> Result<Option<Clean>, Error> {
@@ -162,19 +166,18 @@ fn rebuild(
     // A new folder each time: a thread that hangs in the old database cannot disturb the new one.
     let newest = disk::names(dir)?.iter().filter_map(|n| n.parse::<u64>().ok()).max();
     let generation = newest.map_or(1, |n| n.saturating_add(1)).to_string();
-    let shelf = open_watched(&dir.join(&generation), cache_bytes, patience, None)?;
-    let mut index = Index { dir: dir.to_path_buf(), generation, shelf };
-    index.sweep()?;
-    let (end, frames) = take_in_all(log_dir, index.shelf(), clean)?;
+    let path = dir.join(&generation);
+    let mut shelf = open_watched(&path, cache_bytes, patience, None)?;
+    sweep(dir, &generation)?;
+    let (end, frames) = take_in_all(log_dir, shelf.as_ref(), clean)?;
     if frames > REOPEN_AFTER_FRAMES {
-        put_applied(index.shelf(), &end.position)?;
-        index.shelf.flush()?;
-        let path = index.dir.join(&index.generation);
-        drop(index.shelf);
-        index.shelf = open_watched(&path, cache_bytes, patience, Some(end.position))?;
+        put_applied(shelf.as_ref(), &end.position)?;
+        shelf.flush()?;
+        drop(shelf);
+        shelf = open_watched(&path, cache_bytes, patience, Some(end.position))?;
     }
     disk::sync_dir(dir)?;
-    Ok((index, end))
+    Ok((Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) }, end))
 }
 
 /// Reads the log while another thread takes in what was read; tells how many frames there were.
@@ -184,7 +187,7 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
         let applier = std::thread::Builder::new()
             .name("coinop-rebuild".into())
             .spawn_scoped(scope, move || {
-                let overlay = Overlay::new(shelf);
+                let overlay = Overlay::rebuilding(shelf);
                 for (placed, records) in handed_over.into_iter().flatten() {
                     apply::apply(&overlay, &placed, &records)?;
                 }

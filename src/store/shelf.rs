@@ -137,7 +137,7 @@ pub(super) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-fn bound(to: Option<&[u8]>) -> Bound<&[u8]> {
+pub(super) fn bound(to: Option<&[u8]>) -> Bound<&[u8]> {
     to.map_or(Bound::Unbounded, Bound::Excluded)
 }
 

@@ -47,14 +47,22 @@ impl View {
         Reading(self.source.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a batch in, unseen until it is whole.
-    pub(super) fn apply(&self, placed: &Placed, records: &[Record]) -> Result<(), Error> {
+    /// Takes batches in, unseen until all of them are whole; `taken` counts them.
+    pub(super) fn apply<'b>(
+        &self,
+        batches: impl Iterator<Item = (&'b Placed, &'b [Record])>,
+        taken: &mut usize,
+    ) -> Result<(), Error> {
         let source = self.source.write().unwrap_or_else(PoisonError::into_inner);
-        match &*source {
-            Source::Index(index) => apply::apply(index.shelf(), placed, records),
-            Source::Memory(memory) => apply::apply(memory, placed, records),
-            Source::Closed => Err(Error::Closed),
+        for (placed, records) in batches {
+            match &*source {
+                Source::Index(index) => apply::apply(index.shelf(), placed, records)?,
+                Source::Memory(memory) => apply::apply(memory, placed, records)?,
+                Source::Closed => return Err(Error::Closed),
+            }
+            *taken += 1;
         }
+        Ok(())
     }
 
     /// Ends all reading and hands the index back, if there was one.

@@ -140,7 +140,7 @@ fn measure(what: What, args: &Args, folder: &std::path::Path, config: Config) ->
                 entries: usize::try_from(args.entries).unwrap_or(usize::MAX),
                 rounds: rounds(3),
                 at_once: 64,
-                commits: 2_000,
+                commits: usize::try_from(args.entries / 500).unwrap_or(usize::MAX).clamp(100, 2_000),
                 dir,
                 program: None,
             };

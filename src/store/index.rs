@@ -12,6 +12,7 @@ use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
 use super::log::{self, End, Position};
 use super::overlay::Overlay;
+use super::packed::Packed;
 use super::record::Record;
 use super::shelf::{Shelf, Sled, Slots, Tree};
 use super::tail::Placed;
@@ -274,5 +275,5 @@ fn open_and_look(path: &Path, cache_bytes: u64, expected: Option<Position>) -> R
             return Err(Error::Index { why: "it has not taken in the log that is here".into() });
         }
     }
-    Ok(Box::new(shelf))
+    Ok(Box::new(Packed::new(shelf)))
 }

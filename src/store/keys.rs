@@ -74,6 +74,8 @@ pub(super) fn pair(first: &str, second: &str) -> Vec<u8> {
     key
 }
 
+/// Bytes of a place.
+pub(super) const PLACE_BYTES: usize = 14;
 /// Bytes of a short key.
 pub(super) const SHORT_BYTES: usize = 16;
 

@@ -39,7 +39,7 @@ struct Changes {
 }
 
 /// Bytes that a rebuild holds before it brings all of it down.
-const REBUILD_BYTES: usize = 64 * 1024 * 1024;
+const REBUILD_BYTES: usize = 128 * 1024 * 1024;
 /// Bytes that a node holds, and how many pairs it then brings down with each new one: a few, so that no commit waits
 /// long, and in the order of their keys from one time to the next.
 const LIVE_BYTES: usize = 4 * 1024 * 1024;

@@ -13,7 +13,6 @@ mod seal;
 pub mod transfer;
 mod verify;
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -102,24 +101,28 @@ impl Ledger {
         budgets: &Budgets,
         now_ms: u64,
     ) -> Result<Committed, Error> {
+        let mut records = Some(records);
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
-            let mut landed = pin!(self.landed.notified());
-            landed.as_mut().enable();
+            let landed = self.landed.notified();
             let durable = {
                 let mut pending = self.pending();
-                match pending.judge(&self.store, &records)? {
+                let Some(batch) = records.take() else { return Err(store::Error::Closed.into()) };
+                match pending.judge(&self.store, &batch)? {
                     Judged::Again(seq) => return Ok(Committed::Again(seq)),
-                    Judged::OnItsWay => None,
+                    Judged::OnItsWay => {
+                        records = Some(batch);
+                        None
+                    }
                     Judged::New(plan) => {
-                        pending.within(&self.store, &records, budgets, now_ms)?;
+                        pending.within(&self.store, &batch, budgets, now_ms)?;
                         let way = pending.begin(plan);
                         let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
                         let then = Box::new(move |_: &Result<u64, store::Error>| {
                             ended.lock().unwrap_or_else(PoisonError::into_inner).push(way);
                             landed.notify_waiters();
                         });
-                        Some(self.store.submit(records.clone(), then)?)
+                        Some(self.store.submit(batch, then)?)
                     }
                 }
             };

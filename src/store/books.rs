@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::Error;
-use super::keys::{Bytes, Place, key, later};
+use super::keys::{Bytes, Place, key, later, short};
 use super::money::{Account, Transfer, Why};
 use super::record::{EventId, Invoice, PublicKey};
 use super::shelf::{Slots, Tree};
@@ -46,7 +46,7 @@ pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
 }
 
 pub(super) fn take_in(slots: &dyn Slots, place: Place, at_ms: u64, transfer: &Transfer) -> Result<(), Error> {
-    let id = key(&transfer.id);
+    let id = short(&transfer.id);
     if slots.get(Tree::Transfers, &id)?.is_some() {
         return Ok(());
     }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::books::{self, InvoiceState, OpenHold};
-use super::keys::{Bytes, Place, key};
+use super::keys::{Bytes, Place, key, short};
 use super::log;
 use super::money::{Account, Transfer};
 use super::record::{Invoice, Record};
@@ -192,7 +192,7 @@ impl View {
     }
 
     fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
-        let Some(at) = self.get(Tree::Transfers, &key(id))? else { return Ok(None) };
+        let Some(at) = self.get(Tree::Transfers, &short(id))? else { return Ok(None) };
         self.posted(&Bytes(&at).place()?).map(Some)
     }
 
@@ -205,7 +205,7 @@ impl View {
     }
 
     fn postings(&self, customer: &str, limit: usize) -> Result<Vec<Posted>, Error> {
-        let prefix = key(customer);
+        let prefix = short(customer);
         let keys = self.newest_under(Tree::Postings, &prefix, limit)?;
         let place = |key: &Vec<u8>| Bytes(key.get(prefix.len()..).unwrap_or_default()).place();
         keys.iter().map(|key| self.posted(&place(key)?)).collect()

@@ -22,6 +22,9 @@ use super::writes::{ABREAST, TOO_MANY, delivered, injecting, lives_through, stra
 const GRANT_MSAT: u64 = 100_000;
 /// By time, so that the hold is more than the charge and something must come back.
 const PRICE: &str = "payment.prices=* base_msat=5000 per_second_msat=10";
+/// The first calls of `pwrite64` write zeros ahead of the log, 64 KiB each; one of them stands for all, for the same
+/// zeros are met one by one in `writes`.
+const ZEROS: u32 = 16;
 
 /// A node with a price, and a customer with credit there, before the node's first start.
 struct Shop {
@@ -95,7 +98,8 @@ impl Shop {
         let grant = ("grant:first".to_owned(), posted[0].1);
         assert_eq!(posted, [grant, (hold, accepted[0]), (resolve, closed[0])], "{point}");
 
-        let price = store.job(&id).expect("readable").and_then(|row| row.summary).expect("a summary").price_msat;
+        let price =
+            store.job(&id).expect("readable").and_then(|row| row.summary).expect("a summary").price_msat;
         assert!((5_000..GRANT_MSAT).contains(&price), "{point}: {price}");
         let balance = |account: Account| store.balance(&account).expect("readable");
         assert_eq!(balance(Account::Credit(self.customer())), i128::from(price) - i128::from(GRANT_MSAT));
@@ -148,21 +152,32 @@ async fn a_paid_job_killed_at_every_write_is_charged_once() {
     if let Err(why) = strace_works() {
         return skip("a_paid_job_killed_at_every_write_is_charged_once", &why);
     }
-    for calls in
-        ["fdatasync", "pwrite64", "fsync", "rename,renameat,renameat2,unlink,unlinkat,ftruncate"]
-    {
-        let last = AtomicU32::new(TOO_MANY);
-        futures_util::stream::iter(1..TOO_MANY)
-            .for_each_concurrent(ABREAST, async |n| {
-                if n < last.load(Ordering::SeqCst) && !killed_at(calls, n).await {
-                    last.fetch_min(n, Ordering::SeqCst);
-                }
-            })
-            .await;
-        let points = last.load(Ordering::SeqCst);
-        assert!((2..TOO_MANY).contains(&points), "{calls}: {points} points");
-        eprintln!("paid, {calls}: killed at {} calls", points - 1);
+    for calls in ["fdatasync", "pwrite64", "fsync", "rename,renameat,renameat2,unlink,unlinkat,ftruncate"] {
+        let points = at_every(calls, async |n| killed_at(calls, n).await).await;
+        eprintln!("paid, {calls}: killed at {points} calls");
     }
+}
+
+/// Tries one point after the other, a few at once, until one is never met. How many were met.
+async fn at_every(calls: &str, met: impl AsyncFn(u32) -> bool) -> u32 {
+    let (last, tried) = (AtomicU32::new(TOO_MANY), AtomicU32::new(0));
+    let skipped = |n: u32| calls == "pwrite64" && (2..ZEROS).contains(&n);
+    // Not as tasks of their own: a point is more waiting than work.
+    futures_util::stream::iter((1..TOO_MANY).filter(|n| !skipped(*n)))
+        .for_each_concurrent(ABREAST, async |n| {
+            if n >= last.load(Ordering::SeqCst) {
+                return;
+            }
+            if met(n).await {
+                tried.fetch_add(1, Ordering::SeqCst);
+            } else {
+                last.fetch_min(n, Ordering::SeqCst);
+            }
+        })
+        .await;
+    let last = last.load(Ordering::SeqCst);
+    assert!((2..TOO_MANY).contains(&last), "{calls}: {last} points");
+    tried.load(Ordering::SeqCst)
 }
 
 // === a disk that takes no more
@@ -172,8 +187,7 @@ async fn a_paid_job_killed_at_every_write_is_charged_once() {
 async fn failing(calls: &'static str, errno: &'static str, n: u32) -> bool {
     let point = format!("{calls} {errno} {n}");
     let shop = Shop::open().await;
-    let mut node =
-        shop.home.start_under(&injecting(calls, &format!("error={errno}"), &format!("{n}+")));
+    let mut node = shop.home.start_under(&injecting(calls, &format!("error={errno}"), &format!("{n}+")));
     let words = said_or_served(&mut node, &shop, &point).await;
     let met = match &words {
         Some(words) => {
@@ -226,18 +240,10 @@ async fn a_paid_job_on_a_disk_that_fails_at_any_write_is_charged_once() {
     if let Err(why) = strace_works() {
         return skip("a_paid_job_on_a_disk_that_fails_at_any_write_is_charged_once", &why);
     }
-    for (calls, errno) in [("fdatasync", "EIO"), ("fdatasync", "ENOSPC"), ("pwrite64", "EIO"), ("pwrite64", "ENOSPC")]
-    {
-        let last = AtomicU32::new(TOO_MANY);
-        futures_util::stream::iter(1..TOO_MANY)
-            .for_each_concurrent(ABREAST, async |n| {
-                if n < last.load(Ordering::SeqCst) && !failing(calls, errno, n).await {
-                    last.fetch_min(n, Ordering::SeqCst);
-                }
-            })
-            .await;
-        let points = last.load(Ordering::SeqCst);
-        assert!((2..TOO_MANY).contains(&points), "{calls} {errno}: {points} points");
-        eprintln!("paid, {calls} {errno}: failed from {} calls on", points - 1);
+    // What is wrong with the disk makes no difference to the order of things, so the two take turns.
+    for calls in ["fdatasync", "pwrite64"] {
+        let points =
+            at_every(calls, async |n| failing(calls, if n % 2 == 0 { "ENOSPC" } else { "EIO" }, n).await);
+        eprintln!("paid, {calls}: failed from {} calls on", points.await);
     }
 }

@@ -3,6 +3,7 @@
 //! fails. Afterwards the payment is booked once, the job delivered once and charged once.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use coinop::ledger::{self, transfer};
@@ -10,13 +11,14 @@ use coinop::protocol::Status;
 use coinop::store::JobState;
 use coinop::store::money::Account;
 use coinop::store::record::Record;
+use futures_util::StreamExt;
 use nostr_sdk::prelude::Event;
 
 use crate::deal::{Deal, Over};
 use crate::paid::SET;
 use crate::support::buyer::{Buyer, printed};
 use crate::support::gate::{Gate, Way};
-use crate::support::process::Nap;
+use crate::support::process::{Nap, Running};
 use crate::support::{PATIENCE, until};
 
 /// Orders and pays by invoice; the request and what was paid for it.
@@ -194,4 +196,89 @@ async fn a_job_that_is_charged_and_not_delivered_when_the_node_dies_is_delivered
     let now = deal.home.store().transfer(&transfer::resolve_id(&id)).expect("readable");
     assert_eq!(now, Some(charged));
     check_each_sold_once(&deal, &buyer, &[sold]).await;
+}
+
+/// Pays the quote when it comes, and waits for the delivery. `None`: the node died.
+async fn deal_goes_on(
+    deal: &Deal,
+    buyer: &Buyer,
+    request: &Event,
+    node: &mut Running,
+    paid: &mut Option<u64>,
+) -> Option<()> {
+    let id = request.id.to_hex();
+    until("the delivery, or the node's end", async || {
+        if node.try_ended().is_some() {
+            return Some(None);
+        }
+        let quotes = || async { buyer.feedbacks(request).await.into_iter() };
+        if paid.is_none()
+            && let Some(quote) = quotes().await.find(|f| f.status == Status::PaymentRequired)
+        {
+            *paid = Some(deal.pay(&quote).await);
+        }
+        let answer = deal.home.job(&id)?.answer?;
+        let words = deal.home.store().deliveries(&answer).ok()?;
+        (!words.is_empty()).then_some(Some(()))
+    })
+    .await
+}
+
+/// One life that is killed at its N-th sync, and the one after it. `false`: the first life did all the work.
+async fn killed_at_sync(deal: &Deal, n: u32) -> bool {
+    let buyer = Buyer::at(&[deal.relay.url()], deal.home.keys.public_key()).await;
+    let request = buyer.post(&buyer.order(None, &["echo sold"])).await;
+    let mut paid = None;
+    let inject = format!("inject=fdatasync:signal=SIGKILL:when={n}");
+    let strace = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject];
+    let mut node = deal.home.start_under(&strace.map(str::to_owned));
+    if deal_goes_on(deal, &buyer, &request, &mut node, &mut paid).await.is_some() {
+        node.terminate();
+    }
+    let killed = !node.ended(PATIENCE).await.success();
+    drop(node);
+    // The customer does not know that the node is dead.
+    if let Ok(store) = coinop::store::Store::read_only(&deal.home.data) {
+        let told = buyer.stored(&request).await;
+        let kept = |event: &Event| store.answer(&event.id.to_hex()).expect("readable").is_some();
+        assert!(told.iter().all(kept), "sync {n}: told and not recorded: {told:?}");
+    }
+
+    let mut node = deal.home.start();
+    let went_on = deal_goes_on(deal, &buyer, &request, &mut node, &mut paid).await;
+    assert!(went_on.is_some(), "sync {n}: {}", node.log());
+    assert_eq!(printed(&buyer.result(&request).await), "sold\n", "sync {n}");
+    assert!(node.stop().await.success(), "sync {n}");
+    let quotes = buyer.feedbacks(&request).await;
+    let quotes = quotes.iter().filter(|f| f.status == Status::PaymentRequired).count();
+    assert_eq!(quotes, 1, "sync {n}: asked once");
+    check_each_sold_once(deal, &buyer, &[(request, paid.expect("paid"))]).await;
+    killed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_node_killed_at_any_sync_of_a_paid_deal_asks_once_delivers_once_and_charges_once() {
+    let test = "a_node_killed_at_any_sync_of_a_paid_deal_asks_once_delivers_once_and_charges_once";
+    if let Err(error) = Command::new("strace").arg("-V").stdout(Stdio::null()).status() {
+        return crate::skip::skip(test, &format!("strace: {error}"));
+    }
+    let last = AtomicU32::new(u32::MAX);
+    // Most of a deal is waiting for the wallet.
+    futures_util::stream::iter(1..100)
+        .for_each_concurrent(8, async |n| {
+            if n > last.load(Ordering::SeqCst) {
+                return;
+            }
+            let Some(deal) = Deal::open(test, Over::Lnbits, &SET).await else {
+                last.fetch_min(0, Ordering::SeqCst);
+                return;
+            };
+            if !killed_at_sync(&deal, n).await {
+                last.fetch_min(n, Ordering::SeqCst);
+            }
+        })
+        .await;
+    let last = last.load(Ordering::SeqCst);
+    assert!(last == 0 || (8..100).contains(&last), "{last} syncs");
+    eprintln!("a deal by invoice: killed at {} syncs", last.saturating_sub(1));
 }

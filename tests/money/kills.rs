@@ -263,9 +263,9 @@ async fn a_node_killed_at_any_sync_of_a_paid_deal_asks_once_delivers_once_and_ch
         return crate::skip::skip(test, &format!("strace: {error}"));
     }
     let last = AtomicU32::new(u32::MAX);
-    // Most of a deal is waiting for the wallet.
-    futures_util::stream::iter(1..100)
-        .for_each_concurrent(8, async |n| {
+    // The first two are of the start, before any event is read; the free job is killed at them, too.
+    futures_util::stream::iter(3..100)
+        .for_each_concurrent(4, async |n| {
             if n > last.load(Ordering::SeqCst) {
                 return;
             }
@@ -280,5 +280,5 @@ async fn a_node_killed_at_any_sync_of_a_paid_deal_asks_once_delivers_once_and_ch
         .await;
     let last = last.load(Ordering::SeqCst);
     assert!(last == 0 || (8..100).contains(&last), "{last} syncs");
-    eprintln!("a deal by invoice: killed at {} syncs", last.saturating_sub(1));
+    eprintln!("a deal by invoice: killed at {} syncs", last.saturating_sub(3));
 }

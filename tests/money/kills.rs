@@ -50,7 +50,8 @@ async fn check_each_sold_once(deal: &Deal, buyer: &Buyer, sold: &[(Event, u64)])
     let customer = buyer.keys.public_key().to_hex();
     let posted = store.postings(&customer, 100).expect("readable");
     let mut posted: Vec<String> = posted.into_iter().map(|p| p.transfer.id).collect();
-    (posted.sort(), wanted.sort());
+    posted.sort();
+    wanted.sort();
     assert_eq!(posted, wanted);
     let balance = |account| store.balance(&account).expect("readable");
     assert_eq!(balance(Account::Wallet("lnbits".into())), i128::from(paid_msat));

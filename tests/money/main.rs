@@ -3,6 +3,7 @@
 
 mod credit;
 mod deal;
+mod kills;
 mod paid;
 mod reports;
 

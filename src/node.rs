@@ -321,6 +321,7 @@ impl Node {
             clock: Arc::clone(&clock),
         })
         .await?;
+        desk.attach(engine.clone());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(hand_over(events, engine.clone()));

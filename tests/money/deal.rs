@@ -152,7 +152,7 @@ fn flags(settings: &[(&str, &str)]) -> Vec<String> {
     settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]).collect()
 }
 
-fn write_secret(path: &std::path::Path, secret: &str) {
+pub fn write_secret(path: &std::path::Path, secret: &str) {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =

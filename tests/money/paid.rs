@@ -54,6 +54,9 @@ async fn a_deal_is_made(test: &str, over: Over) {
     assert_eq!(purse["available_msat"].as_u64(), Some(paid - price - second));
     assert!(node.stop().await.success());
     ledger::verify_log(&deal.home.data).expect("books that add up");
+    let agreed = deal.told(&["ledger", "reconcile", "--json"]).await;
+    assert_eq!((&agreed["clean"], &agreed["matched"]), (&true.into(), &2.into()), "{agreed}");
+    assert_eq!(agreed["balance"]["rest_msat"], 0, "{agreed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

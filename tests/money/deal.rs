@@ -31,6 +31,8 @@ pub struct Deal {
     pub provider: Purse,
     pub customer: Purse,
     pub customer_keys: Keys,
+    /// Flags that name the provider's wallet.
+    pub own: Vec<String>,
     /// Flags for the customer's commands.
     wallet: Vec<String>,
     dir: TempDir,
@@ -78,6 +80,7 @@ impl Deal {
             provider,
             customer,
             customer_keys,
+            own,
             wallet: theirs,
             dir,
             _services: services,

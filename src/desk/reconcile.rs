@@ -1,6 +1,7 @@
 //! Walking the wallet's own list of payments and holding it against the books; putting right what can be, by the same
 //! transfers that the till and the refunds make. What a difference is, is `ledger::reconcile`'s to say.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -46,24 +47,39 @@ impl Desk {
         let latest_s = ((self.clock)() / 1_000).saturating_add(AHEAD_S);
         let until_s = (to_ms.saturating_sub(1) / 1_000).min(latest_s);
         let (mut outcome, mut seen) = (Outcome::default(), Seen::default());
-        let began = Instant::now();
+        let until = Instant::now() + WALK;
+        // What moved nothing waits for the end: of a failed try and a later one that went through, the latter counts,
+        // in whatever order they come.
+        let mut idle: HashMap<(Way, String), Row> = HashMap::new();
         let mut at = Some(Cursor::window(from_ms.div_ceil(1_000), until_s));
         while let Some(cursor) = at {
-            if began.elapsed() > WALK {
+            if Instant::now() > until {
                 return Err(Error::TooLong { limit_s: WALK.as_secs(), read: outcome.read });
             }
             let page = till.wallet().history(&cursor, PAGE).await?;
             for movement in &page.items {
                 let row = row(movement);
-                if seen.first(row.way, &row.payment_hash) {
+                let key = (row.way, row.payment_hash.clone());
+                if row.stage != Stage::Settled {
+                    let known = idle.entry(key).or_insert_with(|| row.clone());
+                    if row.stage == Stage::Pending {
+                        *known = row;
+                    }
+                } else if seen.first(row.way, &row.payment_hash) {
                     outcome.read += 1;
-                    self.hold_against(till, &row, book, &mut outcome).await?;
+                    self.hold_against(till, &row, book, until, &mut outcome).await?;
                 }
             }
             at = page.next;
         }
+        for row in idle.into_values() {
+            if seen.first(row.way, &row.payment_hash) {
+                outcome.read += 1;
+                self.hold_against(till, &row, book, until, &mut outcome).await?;
+            }
+        }
         let claims = self.claims(from_ms, to_ms, account.clone(), &seen).await?;
-        self.ask_for(till, claims, book, &mut outcome).await?;
+        self.ask_for(till, claims, book, until, &mut outcome).await?;
 
         // Read together, and after all that was booked.
         let wallet_msat = i128::from(till.wallet().balance_msat().await?);
@@ -96,6 +112,7 @@ impl Desk {
         till: &Till,
         row: &Row,
         book: bool,
+        until: Instant,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
         match judge(row, &Known::read(self.ledger.store(), &row.payment_hash)?) {
@@ -103,7 +120,7 @@ impl Desk {
             Judged::Unmoved => outcome.unmoved += 1,
             Judged::Differs(mut difference) => {
                 if book && row.stage == Stage::Settled {
-                    self.put_right(till, row, &mut difference).await?;
+                    self.put_right(till, row, until, &mut difference).await?;
                 }
                 outcome.add(*difference);
             }
@@ -163,13 +180,14 @@ impl Desk {
         till: &Till,
         claims: Vec<Claim>,
         book: bool,
+        until: Instant,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
         let asked = claims.into_iter().enumerate().map(async |(nth, claim)| {
-            let found = if nth < ASKED_MAX {
+            let found = if nth < ASKED_MAX && Instant::now() < until {
                 look(till, &claim).await.map_err(|error| error.to_string())
             } else {
-                Err(format!("over {ASKED_MAX} payments would have to be asked for"))
+                Err("there are too many to ask for each".to_owned())
             };
             (claim, found)
         });
@@ -178,7 +196,7 @@ impl Desk {
             let booked_msat = claim.msat;
             let what = match found {
                 Ok(Some(row)) => {
-                    self.hold_against(till, &row, book, outcome).await?;
+                    self.hold_against(till, &row, book, until, outcome).await?;
                     continue;
                 }
                 Ok(None) => What::Missing { booked_msat },
@@ -201,10 +219,16 @@ impl Desk {
 
     // === putting right
 
-    async fn put_right(&self, till: &Till, row: &Row, difference: &mut Difference) -> Result<(), Error> {
+    async fn put_right(
+        &self,
+        till: &Till,
+        row: &Row,
+        until: Instant,
+        difference: &mut Difference,
+    ) -> Result<(), Error> {
         let (hash, wallet) = (row.payment_hash.as_str(), till.name());
         let posted = match &difference.what {
-            What::Unbooked { .. } => return self.take(row, difference).await,
+            What::Unbooked { .. } => return self.take(row, until, difference).await,
             What::Foreign if row.way == Way::In => {
                 self.post_found(transfer::reconciled_in(hash, wallet, row.msat, &row.memo), "in suspense")
                     .await?
@@ -244,7 +268,7 @@ impl Desk {
 
     /// A payment of a customer's goes the way of all payments: to the engine where there is one, which may begin the
     /// job that it pays for; to the customer's credit where there is none, unless a job waits for it.
-    async fn take(&self, row: &Row, difference: &mut Difference) -> Result<(), Error> {
+    async fn take(&self, row: &Row, until: Instant, difference: &mut Difference) -> Result<(), Error> {
         let store = self.ledger.store();
         let Some((invoice, _)) = store.invoice(&row.payment_hash)? else { return Ok(()) };
         let paid = Paid { invoice: Box::new(invoice), received_msat: row.msat };
@@ -260,8 +284,8 @@ impl Desk {
             return Ok(());
         };
         engine.paid(paid).await;
-        let told = Instant::now();
-        while told.elapsed() < BOOKING {
+        let until = until.min(Instant::now() + BOOKING);
+        while Instant::now() < until {
             if let Some((_, InvoiceState::Paid)) = store.invoice(&row.payment_hash)? {
                 (difference.done, difference.booked) = ("booked by the node".into(), true);
                 return Ok(());

@@ -95,6 +95,11 @@ impl Bank {
         locked(&self.books).rows.push(row(hash, "", msat, fee_msat, "success"));
     }
 
+    /// A try that failed, shown before all others.
+    pub fn fails(&self, hash: &str, msat: i64) {
+        locked(&self.books).rows.insert(0, row(hash, "", msat, 0, "failed"));
+    }
+
     /// It never heard of this invoice.
     pub fn forgets(&self, bolt11: &str) {
         locked(&self.books).rows.retain(|row| row["bolt11"] != bolt11);

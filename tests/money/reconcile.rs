@@ -11,6 +11,7 @@ use coinop::protocol::Code;
 use coinop::store::{Holder, Store};
 use serde_json::Value;
 
+use crate::bank::Mood;
 use crate::faults::{Counter, booked_msat, hash_of, purse, quoted};
 use crate::support::backend::Backstage;
 use crate::support::{now_s, until};
@@ -117,6 +118,8 @@ async fn what_nobody_knows_goes_to_suspense_and_what_is_missing_stays_named() {
     let begun = transfer::refund_begun(&refund, &customer, 1_000, "lnbc1", 100);
     node.ledger().post(begun).await.expect("begun");
     counter.bank.moves(&refund, -1_000, 10);
+    // A second try of the same, which failed because it was paid.
+    counter.bank.fails(&refund, -1_000);
 
     let told = asked(&counter, false).await;
     let names = |booked: bool| ["foreign", "foreign", "refund_paid"].map(|name| (name.to_owned(), booked));
@@ -128,7 +131,13 @@ async fn what_nobody_knows_goes_to_suspense_and_what_is_missing_stays_named() {
     let told = asked(&counter, true).await;
     assert_eq!((named(&told), rest(&told)), (vec![], (true, 0)), "nothing is booked twice");
 
-    // The wallet loses a payment that we have delivered for; then it cannot be asked.
+    counter.bank.is(Mood::Away);
+    let order = serde_json::to_value(order(true)).expect("JSON");
+    let why = counter.stage.ask(Ask::Desk(order)).await.expect_err("no wallet").to_string();
+    assert!(why.contains("the bank is closed"), "{why}");
+    counter.bank.is(Mood::Well);
+
+    // The wallet loses a payment that we have delivered for.
     counter.bank.forgets(&bolt11);
     let told = asked(&counter, true).await;
     assert_eq!((named(&told), rest(&told)), (vec![("missing".into(), false)], (false, 0)), "{told}");

@@ -72,13 +72,17 @@ impl Desk {
             }
             at = page.next;
         }
+        let mut claims = Vec::new();
         for row in idle.into_values() {
             if seen.first(row.way, &row.payment_hash) {
                 outcome.read += 1;
-                self.hold_against(till, &row, book, until, &mut outcome).await?;
+                match self.missing(&row)? {
+                    Some(claim) => claims.push(claim),
+                    None => self.hold_against(till, &row, book, until, &mut outcome).await?,
+                }
             }
         }
-        let claims = self.claims(from_ms, to_ms, account.clone(), &seen).await?;
+        claims.extend(self.claims(from_ms, to_ms, account.clone(), seen).await?);
         self.ask_for(till, claims, book, until, &mut outcome).await?;
 
         // Read together, and after all that was booked.
@@ -130,12 +134,21 @@ impl Desk {
 
     // === what the books say and the walk did not show
 
+    /// What the books have and this entry of the wallet denies. A list may be behind: it is asked for by its hash.
+    fn missing(&self, row: &Row) -> Result<Option<Claim>, Error> {
+        let judged = judge(row, &Known::read(self.ledger.store(), &row.payment_hash)?);
+        let Judged::Differs(difference) = judged else { return Ok(None) };
+        let What::Missing { booked_msat } = difference.what else { return Ok(None) };
+        let Row { payment_hash, way, at_ms, .. } = row.clone();
+        Ok(Some(Claim { payment_hash, way, msat: booked_msat, at_ms, id: String::new() }))
+    }
+
     async fn claims(
         &self,
         from_ms: u64,
         to_ms: u64,
         account: Account,
-        seen: &Seen,
+        seen: Seen,
     ) -> Result<Vec<Claim>, Error> {
         let dir = self.ledger.store().dir().to_path_buf();
         let read = tokio::task::spawn_blocking(move || {
@@ -143,19 +156,20 @@ impl Desk {
             let mut visit = |entry: Entry| {
                 if let Record::Transfer(transfer) = entry.record
                     && let Some((payment_hash, way, msat)) = claim(&transfer, &account)
+                    && !seen.has(way, &payment_hash)
                 {
                     claims.push(Claim { payment_hash, way, msat, at_ms: entry.at_ms, id: transfer.id });
                 }
                 Ok::<_, store::Error>(())
             };
             store::between(&dir, from_ms, to_ms, "\"transfer\"", &mut visit)?;
-            Ok::<_, store::Error>(claims)
+            Ok::<_, store::Error>((claims, seen))
         });
-        let mut claims = read.await.unwrap_or(Err(store::Error::Closed))?;
+        let (mut claims, seen) = read.await.unwrap_or(Err(store::Error::Closed))?;
         for begun in self.ledger.store().refunds()? {
             let store::Posted { at_ms, transfer, .. } = begun;
             let Some((_, hash)) = transfer.id.split_once(':') else { continue };
-            if (from_ms..to_ms).contains(&at_ms) {
+            if (from_ms..to_ms).contains(&at_ms) && !seen.has(Way::Out, hash) {
                 let msat = transfer.legs.iter().map(|leg| leg.msat).sum();
                 claims.push(Claim {
                     payment_hash: hash.to_owned(),
@@ -167,7 +181,7 @@ impl Desk {
             }
         }
         let mut left = Vec::new();
-        for claim in claims.into_iter().filter(|claim| !seen.has(claim.way, &claim.payment_hash)) {
+        for claim in claims {
             if self.ledger.transfer(&transfer::correction_id(&claim.id))?.is_none() {
                 left.push(claim);
             }

@@ -95,6 +95,13 @@ impl Bank {
         locked(&self.books).rows.push(row(hash, "", msat, fee_msat, "success"));
     }
 
+    /// This invoice was not paid after all.
+    pub fn takes_back(&self, bolt11: &str) {
+        let mut books = locked(&self.books);
+        let row = books.rows.iter_mut().find(|row| row["bolt11"] == bolt11).expect("an invoice of ours");
+        row["status"] = "pending".into();
+    }
+
     /// A try that failed, shown before all others.
     pub fn fails(&self, hash: &str, msat: i64) {
         locked(&self.books).rows.insert(0, row(hash, "", msat, 0, "failed"));

@@ -137,7 +137,10 @@ async fn what_nobody_knows_goes_to_suspense_and_what_is_missing_stays_named() {
     assert!(why.contains("the bank is closed"), "{why}");
     counter.bank.is(Mood::Well);
 
-    // The wallet loses a payment that we have delivered for.
+    // The wallet takes a payment back that we have delivered for, and then does not even know it.
+    counter.bank.takes_back(&bolt11);
+    let told = asked(&counter, true).await;
+    assert_eq!((named(&told), rest(&told)), (vec![("missing".into(), false)], (false, 0)), "{told}");
     counter.bank.forgets(&bolt11);
     let told = asked(&counter, true).await;
     assert_eq!((named(&told), rest(&told)), (vec![("missing".into(), false)], (false, 0)), "{told}");

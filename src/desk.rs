@@ -2,14 +2,16 @@
 //! the node stands still. It keeps the order of things (credit leaves the books before sats leave the wallet); the rules
 //! are the ledger's.
 
-use std::sync::Arc;
+mod reconcile;
+
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
-use crate::job::{Till, till};
+use crate::job::{Engine, Till, till};
 use crate::ledger::{self, Committed, Ledger, transfer};
 use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
@@ -61,6 +63,13 @@ pub enum Order {
         bolt11: String,
         max_fee_msat: u64,
     },
+    /// Holds the wallet's own list of payments made in `[from_ms, to_ms)` against the books; `book` puts right what
+    /// can be.
+    Reconcile {
+        from_ms: u64,
+        to_ms: u64,
+        book: bool,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +94,10 @@ pub enum Error {
     InDoubt(String),
     #[error("this invoice was refunded before: {0}")]
     Before(String),
+    #[error(
+        "the wallet's history did not end within {limit_s} s ({read} entries were read): narrow it by --from and --to"
+    )]
+    TooLong { limit_s: u64, read: u64 },
 }
 
 /// The desk of one node.
@@ -95,11 +108,20 @@ pub struct Desk {
     pub clock: Clock,
     /// One refund at a time.
     paying: Arc<Mutex<()>>,
+    /// Of the node that runs on these books, if one does.
+    engine: Arc<OnceLock<Engine>>,
 }
 
 impl Desk {
     pub fn new(ledger: Ledger, till: Option<Arc<Till>>, clock: Clock) -> Desk {
-        Desk { ledger, till, clock, paying: Arc::default() }
+        Desk { ledger, till, clock, paying: Arc::default(), engine: Arc::default() }
+    }
+
+    /// From now on payments that are found go the way of all payments: to this engine.
+    pub fn attach(&self, engine: Engine) {
+        if self.engine.set(engine).is_err() {
+            tracing::error!("two engines on the same books");
+        }
     }
 
     /// Carries an order out; the answer is for programs as it is.
@@ -135,6 +157,7 @@ impl Desk {
             Order::Refund { customer, bolt11, max_fee_msat } => {
                 self.refund(&key(customer)?, &bolt11, max_fee_msat).await
             }
+            Order::Reconcile { from_ms, to_ms, book } => self.reconcile(from_ms, to_ms, book).await,
         }
     }
 
@@ -195,7 +218,7 @@ impl Desk {
             Some(_) => return Err(wallet::Error::Invoice("it has expired".into()).into()),
             None => return Err(wallet::Error::Invoice("it names no amount".into()).into()),
         };
-        if self.ledger.transfer(&format!("refund:{hash}"))?.is_some() {
+        if self.ledger.transfer(&transfer::refund_id(&hash))?.is_some() {
             return Err(Error::Before(hash));
         }
         let available_msat = self.ledger.purse(customer)?.available_msat;

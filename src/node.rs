@@ -21,7 +21,7 @@ use crate::desk::{Desk, Order};
 use crate::job::{self, Engine, Offer, Rooms, Till};
 use crate::ledger::{Budgets, Ledger};
 use crate::market::{Catalog, Rules, catalog};
-use crate::protocol::announcement::Announcement;
+use crate::protocol::{self, announcement::Announcement};
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
 use crate::repo::{self, Repos};
 use crate::sandbox::docker::{self, Docker};
@@ -287,7 +287,7 @@ impl Node {
         let clock = clock::system();
         let options = relay::Options {
             relays: config.relays.clone(),
-            kinds: kinds.clone(),
+            kinds: kinds.iter().copied().chain([protocol::ACCOUNT_KIND]).collect(),
             allow_private: config.admission.allow_private_relays,
             look_back_s: config.relay.lookback_ms / 1000,
             max_read_relays: engine_options(&config).max_answer_relays,
@@ -318,6 +318,7 @@ impl Node {
             clock: Arc::clone(&clock),
         })
         .await?;
+        desk.attach(engine.clone());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(hand_over(events, engine.clone()));

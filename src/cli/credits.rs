@@ -152,7 +152,7 @@ fn name() -> String {
 }
 
 /// Asks the running node; without one, opens the books here.
-fn ask(config: &Config, order: &Order) -> Result<Value, Failure> {
+pub(super) fn ask(config: &Config, order: &Order) -> Result<Value, Failure> {
     match control::ask(&config.data_dir, &Ask::Desk(serde_json::to_value(order)?)) {
         Err(control::Error::NotRunning(_)) => {}
         Err(error) => return Err(error).or_exit(Exit::Failure),

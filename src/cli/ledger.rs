@@ -1,17 +1,18 @@
-//! `coinop ledger {show,verify,export,seal,backup,restore}`: the books of this node, checked, copied and handed to other
+//! `coinop ledger {show,verify,export,reconcile,backup,restore}`: the books of this node, checked, copied and handed to other
 //! programs. Reading works whether a node runs or not.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Table};
 use super::span::Span;
 use crate::config::Config;
+use crate::desk::Order;
 use crate::ledger::{self, export};
 use crate::store::{self, Store};
 
@@ -44,6 +45,17 @@ pub enum Command {
         /// A new file instead of stdout
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
+    },
+    /// Hold the wallet's own list of payments against the books, and name every difference
+    Reconcile {
+        #[command(flatten)]
+        span: Span,
+        /// Put right what can be: payments to their customers' credit, what nobody can name to suspense
+        #[arg(long)]
+        book: bool,
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
     },
     /// Copy log and kept output into a new folder, and check the copy
     Backup {
@@ -86,6 +98,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         Command::Show { json } => show(&config, json),
         Command::Verify { json } => verify(&config, json),
         Command::Export { format, span, output } => export(&config, format, &span, output),
+        Command::Reconcile { span, book, json } => reconcile(&config, &span, book, json),
         Command::Backup { to, json } => backup(&config, &to, json),
         Command::Restore { from, json } => restore(&config, &from, json),
     }
@@ -167,6 +180,80 @@ fn export(config: &Config, format: Format, span: &Span, to: Option<PathBuf>) -> 
         Err(export::Error::Write(error)) => return Err(error.into()),
     }
     Ok(Exit::Ok)
+}
+
+fn reconcile(config: &Config, span: &Span, book: bool, as_json: bool) -> Outcome {
+    let window = span.window()?;
+    let order = Order::Reconcile { from_ms: window.from_ms, to_ms: window.to_ms, book };
+    let told = super::credits::ask(config, &order)?;
+    let clean = told["clean"] == true;
+    let rest_msat = told["balance"]["rest_msat"].as_i64().unwrap_or_default();
+    if as_json {
+        output::json(&told)?;
+    } else {
+        differences(&told).print()?;
+        for line in summary(&told) {
+            output::talk(&line);
+        }
+    }
+    // What came before the window explains a rest; over all time nothing does.
+    let off = told["whole"] == true && rest_msat != 0;
+    match (clean, off) {
+        (true, false) => Ok(Exit::Ok),
+        (true, true) => {
+            let words = "the balances differ by more than the payments explain";
+            Err(Failure::say(Exit::Unverified, words))
+        }
+        (false, _) => {
+            let words =
+                "wallet and books differ; `--book` puts right what can be, the rest is yours to judge";
+            Err(Failure::say(Exit::Unverified, words))
+        }
+    }
+}
+
+fn differences(told: &Value) -> Table {
+    let mut table = Table::new(&["payment", "way", "what", ">wallet", ">fee", "done"]);
+    for row in told["differences"].as_array().into_iter().flatten() {
+        let text = |key: &str| row[key].as_str().unwrap_or_default();
+        let msat = |key: &str| output::sats(row[key].as_u64().unwrap_or_default());
+        let cells = [
+            output::short(text("payment_hash")),
+            text("way").to_owned(),
+            text("what").replace('_', " "),
+            msat("wallet_msat"),
+            msat("fee_msat"),
+            text("done").to_owned(),
+        ];
+        table.row(cells.map(Into::into).into());
+    }
+    table
+}
+
+fn summary(told: &Value) -> Vec<String> {
+    let count = |key: &str| output::thousands(told[key].as_u64().unwrap_or_default());
+    let msat = |key: &str| output::signed_sats(told["balance"][key].as_i64().unwrap_or_default().into());
+    let wallet = output::tame(told["wallet"].as_str().unwrap_or_default(), 100);
+    let mut lines = vec![
+        format!(
+            "{wallet}: {} entries, {} agree with the books, {} moved nothing, {} put right now",
+            count("read"),
+            count("matched"),
+            count("unmoved"),
+            count("booked")
+        ),
+        format!(
+            "the wallet has {}, the books say {}; the differences explain {}, and {} stay unexplained",
+            msat("wallet_msat"),
+            msat("books_msat"),
+            msat("explained_msat"),
+            msat("rest_msat")
+        ),
+    ];
+    if told["left_out"] != 0 {
+        lines.push(format!("{} more differences are not listed: narrow the span", count("left_out")));
+    }
+    lines
 }
 
 fn backup(config: &Config, to: &std::path::Path, as_json: bool) -> Outcome {

@@ -1,6 +1,7 @@
 //! The command line: one file a command. Prints data on stdout and talk on stderr; leaves every decision
 //! to the rooms.
 
+pub mod balance;
 pub mod bench;
 pub mod common;
 pub mod completions;
@@ -51,6 +52,8 @@ pub enum Command {
     Jobs(jobs::Args),
     /// What customers have with this node, and their payments
     Credits(credits::Args),
+    /// What you have with a provider, as its customer
+    Balance(balance::Args),
     /// Revenue, costs and profit of a span of time
     Earnings(earnings::Args),
     /// The books: balances, check, export, backup
@@ -82,6 +85,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Scan(args) => scan::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
         Command::Credits(args) => credits::run(args, &common),
+        Command::Balance(args) => balance::run(args, &common),
         Command::Earnings(args) => earnings::run(args, &common),
         Command::Ledger(args) => ledger::run(args, &common),
         Command::Verify(args) => verify::run(args, &common),

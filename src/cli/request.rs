@@ -137,7 +137,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_string(), value.to_string()))
 }
 
-fn provider(text: &str) -> Result<PublicKey, String> {
+pub(super) fn provider(text: &str) -> Result<PublicKey, String> {
     PublicKey::parse(text).map_err(|_| "want npub1… or 64 hex digits".to_string())
 }
 

@@ -5,6 +5,7 @@ use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 
 use super::content::Content;
 use super::{Failure, Rooms};
+use crate::ledger;
 use crate::market::Code;
 use crate::protocol::{self, Feedback, Proof, Request, Status, feedback, result};
 use crate::store::record::{Invoice, Record, Summary, Verdict};
@@ -51,6 +52,30 @@ pub fn refusal(
     };
     // For a stranger's sake nobody is asked where it reads.
     Ok(vec![refused, queued(rooms, request, relay, &event, &[])])
+}
+
+/// What a customer has here, owed to it alone. That it was told is on record, so that it is told once.
+pub fn account(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    purse: &ledger::Purse,
+) -> Result<Vec<Record>, Failure> {
+    let told = serde_json::json!({
+        "available_msat": purse.available_msat,
+        "held_msat": purse.held_msat,
+        "refunding_msat": purse.refunding_msat,
+        "at_s": rooms.now_ms() / 1000,
+    });
+    let feedback = Feedback { content: told.to_string(), ..Feedback::new(Status::Success, "balance") };
+    let event = sign_feedback(rooms, request, relay, &feedback)?;
+    let answered = Record::Refused {
+        request: request.id.to_hex(),
+        customer: request.customer.to_hex(),
+        code: "balance_told".into(),
+        answered: true,
+    };
+    Ok(vec![answered, queued(rooms, request, relay, &event, &[])])
 }
 
 /// The signed refusal of a request that asks for us and cannot be read, owed.

@@ -10,6 +10,7 @@ use super::till::Paid;
 use super::{Failure, Rooms, answer};
 use crate::ledger::{self, transfer};
 use crate::market::{Admission, Code, Way, judge};
+use crate::protocol;
 use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
 use crate::store::record::Record;
@@ -44,6 +45,9 @@ impl Dispatcher {
             Ok(request) => request,
             Err(error) => return self.undecodable(offer, &error),
         };
+        if request.kind == protocol::ACCOUNT_KIND {
+            return self.asked_for_account(&request, offer);
+        }
         let now_s = self.rooms.now_ms() / 1000;
         match self.admit(&request, now_s) {
             Ok(admission) => self.accept(request, admission, offer, None),
@@ -189,13 +193,26 @@ impl Dispatcher {
         } else {
             tracing::debug!(%id, code = %refusal.code, reason = %refusal.reason, "request left alone");
         }
-        if !targeted || !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
+        if !targeted {
+            return (offer.done)();
+        }
+        self.answered(offer, answer);
+    }
+
+    /// What is said about a request that becomes no job, unless too much was said this minute.
+    pub(super) fn answered(
+        &mut self,
+        offer: Offer,
+        answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
+    ) {
+        let id = offer.event.id;
+        if !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
             return (offer.done)();
         }
         let records = match answer(&self.rooms) {
             Ok(records) => records,
             Err(error) => {
-                tracing::error!(%id, %error, "the refusal could not be signed");
+                tracing::error!(%id, %error, "the answer could not be signed");
                 return (offer.done)();
             }
         };
@@ -203,7 +220,7 @@ impl Dispatcher {
         self.begin(async move {
             match rooms.record(records).await {
                 Ok(()) => (offer.done)(),
-                Err(error) => tracing::error!(%id, %error, "a refusal was not recorded"),
+                Err(error) => tracing::error!(%id, %error, "an answer was not recorded"),
             }
         });
     }

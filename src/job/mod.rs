@@ -1,6 +1,7 @@
 //! The life of a job: intake, queue, run, one signed terminal answer, each step a record in the store
 //! before its effect. It decides when; the rooms below do the work, and `relay` carries the answers out.
 
+mod account;
 pub mod answer;
 mod budget;
 pub mod content;

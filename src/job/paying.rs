@@ -171,7 +171,7 @@ impl Dispatcher {
         if now_ms > quote.expires_ms || request.is_expired(now_ms / 1_000) {
             return Err(Some(Failure::new(
                 Code::Expired,
-                format!("paid after the quote had expired; {credited}"),
+                format!("the payment was seen after the quote had expired; {credited}"),
             )));
         }
         let refused =

@@ -2,7 +2,8 @@
 //! our wallet says that our invoice is settled, and never before; what it pays for is the dispatcher's business, the
 //! books are the ledger's.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -29,6 +30,8 @@ pub struct Till {
     lookups: Lookups,
     /// How long an invoice holds.
     pub quote_ms: u64,
+    /// Hashes of invoices that were made and are not on record yet.
+    made: Mutex<HashSet<String>>,
 }
 
 /// What the till has found out.
@@ -56,6 +59,9 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("{MOST_OPEN} invoices are open already")]
     Busy,
+    /// Whoever pays it would pay for somebody else.
+    #[error("the wallet gave an invoice that it had given before ({0})")]
+    GivenBefore(String),
 }
 
 impl Till {
@@ -71,7 +77,7 @@ impl Till {
         let (tell, found) = mpsc::channel(INBOX);
         let lookups = Lookups::start(Arc::clone(&wallet), LookupOptions::default(), tell);
         let name = wallet.identity().kind.to_string();
-        let till = Till { wallet, name, lookups, quote_ms };
+        let till = Till { wallet, name, lookups, quote_ms, made: Mutex::default() };
         for invoice in store.unpaid()? {
             till.follow(&invoice);
         }
@@ -111,8 +117,14 @@ impl Till {
             description_hash: None,
         };
         let made = self.wallet.make_invoice(&new).await?;
+        let payment_hash = made.payment_hash.to_hex();
+        // In this order: what is taken out of `made` is on record by then.
+        let new = self.made().insert(payment_hash.clone());
+        if !new || store.invoice(&payment_hash)?.is_some() {
+            return Err(Error::GivenBefore(payment_hash));
+        }
         Ok(record::Invoice {
-            payment_hash: made.payment_hash.to_hex(),
+            payment_hash,
             bolt11: made.bolt11,
             customer: customer.to_owned(),
             amount_msat: made.amount_msat,
@@ -122,8 +134,13 @@ impl Till {
         })
     }
 
-    /// Looks at this invoice until it is paid or given up.
+    fn made(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at this invoice, which is on record, until it is paid or given up.
     pub fn follow(&self, invoice: &record::Invoice) {
+        self.made().remove(&invoice.payment_hash);
         match invoice.payment_hash.parse::<PaymentHash>() {
             Ok(hash) => {
                 if let Err(error) = self.lookups.follow(hash) {
@@ -176,6 +193,10 @@ async fn learn(ledger: &Ledger, change: Found, engine: &Engine) {
         // One that was given up counts as well: the money has come.
         Ok(Some((invoice, InvoiceState::Open | InvoiceState::Closed))) => {
             let received_msat = received_msat.unwrap_or(invoice.amount_msat);
+            if received_msat == 0 {
+                // Nothing has come, whatever the wallet calls it.
+                return tracing::error!(%hash, "the wallet calls an invoice paid and has received nothing");
+            }
             tracing::info!(%hash, received_msat, customer = %invoice.customer, "an invoice was paid");
             engine.paid(Paid { invoice: invoice.into(), received_msat }).await;
         }

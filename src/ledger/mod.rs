@@ -8,6 +8,7 @@
 mod books;
 mod error;
 pub mod export;
+pub mod reconcile;
 pub mod report;
 mod seal;
 pub mod transfer;

@@ -20,6 +20,27 @@ pub fn correction_id(of: &str) -> String {
     format!("correct:{of}")
 }
 
+pub fn refund_id(payment_hash: &str) -> String {
+    format!("refund:{payment_hash}")
+}
+
+/// Paid and failed share it: a refund ends one way only.
+pub fn refunded_id(payment_hash: &str) -> String {
+    format!("refunded:{payment_hash}")
+}
+
+pub fn reconciled_in_id(payment_hash: &str) -> String {
+    format!("reconciled:in:{payment_hash}")
+}
+
+pub fn reconciled_out_id(payment_hash: &str) -> String {
+    format!("reconciled:out:{payment_hash}")
+}
+
+pub fn reconciled_fee_id(payment_hash: &str) -> String {
+    format!("reconciled:fee:{payment_hash}")
+}
+
 fn leg(from: Account, to: Account, msat: u64) -> Leg {
     Leg { from, to, msat }
 }
@@ -110,7 +131,7 @@ pub fn refund_begun(
     max_fee_msat: u64,
 ) -> Transfer {
     Transfer {
-        id: format!("refund:{payment_hash}"),
+        id: refund_id(payment_hash),
         why: Why::RefundBegun {
             payment_hash: payment_hash.to_owned(),
             bolt11: bolt11.to_owned(),
@@ -129,7 +150,7 @@ pub fn refund_paid(payment_hash: &str, customer: &str, wallet: &str, msat: u64, 
         legs.push(leg(wallet, Account::Fees, fee_msat));
     }
     Transfer {
-        id: format!("refunded:{payment_hash}"),
+        id: refunded_id(payment_hash),
         why: Why::RefundPaid { payment_hash: payment_hash.to_owned(), fee_msat },
         legs,
         about: None,
@@ -138,8 +159,7 @@ pub fn refund_paid(payment_hash: &str, customer: &str, wallet: &str, msat: u64, 
 
 pub fn refund_failed(payment_hash: &str, customer: &str, msat: u64, reason: &str) -> Transfer {
     Transfer {
-        // The same id as a refund that was paid: it ends one way only.
-        id: format!("refunded:{payment_hash}"),
+        id: refunded_id(payment_hash),
         why: Why::RefundFailed {
             payment_hash: payment_hash.to_owned(),
             reason: reason.chars().take(200).collect(),
@@ -147,6 +167,40 @@ pub fn refund_failed(payment_hash: &str, customer: &str, msat: u64, reason: &str
         legs: vec![leg(Account::Credit(customer.to_owned()), Account::Refunding(customer.to_owned()), msat)],
         about: None,
     }
+}
+
+/// What came into the wallet and nobody here can name: into suspense, until the owner finds out.
+pub fn reconciled_in(payment_hash: &str, wallet: &str, msat: u64, note: &str) -> Transfer {
+    Transfer {
+        id: reconciled_in_id(payment_hash),
+        why: reconciled(payment_hash, note),
+        legs: vec![leg(Account::Suspense, Account::Wallet(wallet.to_owned()), msat)],
+        about: None,
+    }
+}
+
+/// What left the wallet without us, and its fee.
+pub fn reconciled_out(payment_hash: &str, wallet: &str, msat: u64, fee_msat: u64, note: &str) -> Transfer {
+    let wallet = Account::Wallet(wallet.to_owned());
+    let mut legs = vec![leg(wallet.clone(), Account::Suspense, msat)];
+    if fee_msat > 0 {
+        legs.push(leg(wallet, Account::Fees, fee_msat));
+    }
+    Transfer { id: reconciled_out_id(payment_hash), why: reconciled(payment_hash, note), legs, about: None }
+}
+
+/// A fee that the wallet took and the books did not know.
+pub fn reconciled_fee(payment_hash: &str, wallet: &str, fee_msat: u64) -> Transfer {
+    Transfer {
+        id: reconciled_fee_id(payment_hash),
+        why: reconciled(payment_hash, "a fee"),
+        legs: vec![leg(Account::Wallet(wallet.to_owned()), Account::Fees, fee_msat)],
+        about: None,
+    }
+}
+
+fn reconciled(payment_hash: &str, note: &str) -> Why {
+    Why::Reconciled { payment_hash: payment_hash.to_owned(), note: note.chars().take(200).collect() }
 }
 
 pub fn written_off(id: &str, customer: &str, msat: u64, note: &str) -> Transfer {

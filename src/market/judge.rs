@@ -101,7 +101,11 @@ fn is_shared(kind: u16) -> bool {
     matches!(kind, 5000 | 5100 | 5200 | 5300)
 }
 
-fn judge_time(rules: &Rules, request: &Request, now_s: u64) -> Result<(), Refusal> {
+/// Whether a request's times are ones that we take.
+///
+/// # Errors
+/// The first of them that is not.
+pub fn judge_time(rules: &Rules, request: &Request, now_s: u64) -> Result<(), Refusal> {
     if request.is_expired(now_s) {
         return refuse(Code::Expired, "the request's expiration has passed");
     }

@@ -26,6 +26,8 @@ pub use result::Reply;
 
 /// Kind of job feedback.
 pub const FEEDBACK_KIND: u16 = 7000;
+/// Kind of a customer's question about its own account: a request that is no job.
+pub const ACCOUNT_KIND: u16 = 5939;
 /// A result's kind is its request's kind plus this.
 pub const RESULT_OFFSET: u16 = 1000;
 /// All bitcoin there can be, in millisatoshi; larger numbers from outside are clamped to it.

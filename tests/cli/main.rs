@@ -73,6 +73,8 @@ fn help_names_every_command_and_every_exit_code() {
         "request",
         "scan",
         "jobs",
+        "balance",
+        "ledger",
         "verify",
         "keys",
         "doctor",

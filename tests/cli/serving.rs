@@ -222,3 +222,31 @@ fn without_a_node_jobs_are_read_from_the_log_and_cannot_be_cancelled() {
     assert_eq!(said.code, 7, "{said:?}");
     assert!(said.talk.contains("no node runs on"), "{said:?}");
 }
+
+#[test]
+fn a_customer_asks_its_balance_with_its_own_key_and_nobody_elses() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(LocalRelay::start()).unwrap();
+    let (home, customer, relay_url) = (Home::new(), Home::new(), relay.url());
+    let node = Node::start(&home, &["--relay", &relay_url]);
+    let provider = home.run(&["keys", "show", "--json"]).json()["npub"].as_str().unwrap().to_owned();
+    let keys = nostr_sdk::Keys::generate();
+    coinop::keys::create(&customer.path().join("me.key"), &keys, None).unwrap();
+    coinop::keys::create(&customer.path().join("other.key"), &nostr_sdk::Keys::generate(), None).unwrap();
+    let granted = home.run(&["credits", "grant", &keys.public_key().to_hex(), "1500"]);
+    assert_eq!(granted.code, 0, "{granted:?}");
+    let ask = |key: &str, more: &[&str]| {
+        let flags = ["balance", "--provider", &provider, "--key", key, "--relay", &relay_url];
+        customer.run(&[&flags[..], more].concat())
+    };
+    let said = ask("me.key", &["--json"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!((&said.json()["available_msat"], &said.json()["held_msat"]), (&1500.into(), &0.into()));
+    let said = ask("me.key", &[]);
+    assert!(said.data.contains("available") && said.data.contains("1.500 sat"), "{said:?}");
+    assert_eq!(ask("other.key", &["--json"]).json()["available_msat"], 0);
+    assert_eq!(node.end(), 0);
+    let said = ask("me.key", &["--timeout", "1"]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.talk.contains("no answer within 1 s"), "{said:?}");
+}

@@ -48,6 +48,24 @@ async fn credit_is_topped_up_by_an_invoice_and_refunded_to_one() {
         (&earned["total"]["refunds_msat"], &earned["total"]["profit_msat"]),
         (&60_000.into(), &0.into())
     );
+    // The wallet agrees: one payment in, one out.
+    let told = deal.told(&["ledger", "reconcile", "--json"]).await;
+    assert_eq!((&told["clean"], &told["matched"]), (&true.into(), &2.into()), "{told}");
+    // What its owner puts into it is foreign, until it is booked.
+    deal.server.fund(&deal.provider, 5);
+    let found = deal.owner(&["ledger", "reconcile"]).await;
+    let (data, talk) = (String::from_utf8_lossy(&found.stdout), String::from_utf8_lossy(&found.stderr));
+    assert!(found.status.code() == Some(6) && data.contains("foreign"), "{data}\n{talk}");
+    assert!(talk.contains("2 agree with the books") && talk.contains("differences explain 5 sat"), "{talk}");
+    let booked = deal.told(&["ledger", "reconcile", "--book", "--json"]).await;
+    assert_eq!((&booked["clean"], &booked["booked"]), (&true.into(), &1.into()), "{booked}");
+    assert_eq!(booked["balance"]["rest_msat"], 0, "{booked}");
+    let again = deal.told(&["ledger", "reconcile", "--book", "--json"]).await;
+    assert_eq!((&again["matched"], &again["booked"]), (&3.into(), &0.into()), "{again}");
+    // A span that has nothing in it compares nothing.
+    let none = ["ledger", "reconcile", "--to", "2020-01-01", "--tz", "UTC", "--json"];
+    let none = deal.told(&none).await;
+    assert_eq!((&none["read"], &none["clean"], &none["whole"]), (&0.into(), &true.into(), &false.into()));
     assert!(node.stop().await.success());
 }
 

@@ -32,10 +32,10 @@ pub struct Deal {
     pub provider: Purse,
     pub customer: Purse,
     pub customer_keys: Keys,
+    /// Flags that name the provider's wallet.
+    pub own: Vec<String>,
     /// Flags for the customer's commands.
     wallet: Vec<String>,
-    /// Flags for the provider's node.
-    own: Vec<String>,
     dir: TempDir,
     _services: Vec<NwcService>,
 }
@@ -81,8 +81,8 @@ impl Deal {
             provider,
             customer,
             customer_keys,
-            wallet: theirs,
             own,
+            wallet: theirs,
             dir,
             _services: services,
         })
@@ -172,7 +172,7 @@ fn flags(settings: &[(&str, &str)]) -> Vec<String> {
     settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]).collect()
 }
 
-fn write_secret(path: &std::path::Path, secret: &str) {
+pub fn write_secret(path: &std::path::Path, secret: &str) {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =

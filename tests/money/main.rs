@@ -1,10 +1,13 @@
 //! Money end to end: the program as provider and as customer, with real wallets between them, and what their books say
 //! afterwards. Relay and repositories are the test's own; what a wallet answers is tested in `tests/wallet`.
 
+mod bank;
 mod credit;
 mod deal;
+mod faults;
 mod kills;
 mod paid;
+mod reconcile;
 mod reports;
 
 #[path = "../support/lnbits.rs"]
@@ -19,4 +22,9 @@ mod parts;
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../../src/wallet/testing.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod testing;
+
+use coinop::wallet::{PaymentHash, Preimage};
 use support::skip;

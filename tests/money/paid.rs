@@ -53,8 +53,16 @@ async fn a_deal_is_made(test: &str, over: Over) {
     let purse = deal.told(&["credits", "show", &key, "--json"]).await;
     let paid = deal.server.balance_msat(&deal.provider);
     assert_eq!(purse["available_msat"].as_u64(), Some(paid - price - second));
+    // The wallet says the same, asked by the node, and by the command alone when there is none.
+    let agree = |told: Value| {
+        assert_eq!((&told["clean"], &told["matched"]), (&true.into(), &2.into()), "{told}");
+        assert_eq!(told["balance"]["rest_msat"], 0, "{told}");
+    };
+    agree(deal.told(&["ledger", "reconcile", "--json"]).await);
     assert!(node.stop().await.success());
     ledger::verify_log(&deal.home.data).expect("books that add up");
+    let flags: Vec<&str> = deal.own.iter().map(String::as_str).collect();
+    agree(deal.told(&[&["ledger", "reconcile", "--json"], &flags[..]].concat()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

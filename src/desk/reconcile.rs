@@ -1,0 +1,375 @@
+//! Walking the wallet's own list of payments and holding it against the books; putting right what can be, by the same
+//! transfers that the till and the refunds make. What a difference is, is `ledger::reconcile`'s to say.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use super::{Desk, Error};
+use crate::job::Till;
+use crate::job::till::Paid;
+use crate::ledger::reconcile::{
+    Difference, Judged, Known, Outcome, Row, Seen, Stage, Way, What, claim, judge,
+};
+use crate::ledger::{self, transfer};
+use crate::store::money::{Account, Transfer};
+use crate::store::record::Record;
+use crate::store::{self, Entry, InvoiceState};
+use crate::wallet::{Cursor, Direction, Movement, Outgoing, PaymentHash, State};
+
+/// Entries asked for at once.
+const PAGE: u32 = 100;
+/// Who asks over the control socket does not wait for longer.
+const WALK: Duration = Duration::from_secs(60);
+/// Payments that are asked for by their hash at once, and in one comparison; further ones are called unasked.
+const ASKED_AT_ONCE: usize = 8;
+const ASKED_MAX: usize = 2_000;
+/// How long the engine may take to book a payment that it was told of.
+const BOOKING: Duration = Duration::from_secs(10);
+/// A wallet's clock may be ahead of ours by as much, seconds.
+const AHEAD_S: u64 = 86_400;
+
+/// One thing that the books say of the wallet.
+struct Claim {
+    payment_hash: String,
+    way: Way,
+    msat: u64,
+    at_ms: u64,
+    id: String,
+}
+
+impl Desk {
+    pub(super) async fn reconcile(&self, from_ms: u64, to_ms: u64, book: bool) -> Result<Value, Error> {
+        let till = self.till.as_ref().ok_or(Error::NoWallet)?;
+        let account = Account::Wallet(till.name().to_owned());
+        let latest_s = ((self.clock)() / 1_000).saturating_add(AHEAD_S);
+        let until_s = (to_ms.saturating_sub(1) / 1_000).min(latest_s);
+        let (mut outcome, mut seen) = (Outcome::default(), Seen::default());
+        let until = Instant::now() + WALK;
+        // What moved nothing waits for the end: of a failed try and a later one that went through, the latter counts,
+        // in whatever order they come.
+        let mut idle: HashMap<(Way, String), Row> = HashMap::new();
+        let mut at = Some(Cursor::window(from_ms.div_ceil(1_000), until_s));
+        while let Some(cursor) = at {
+            if Instant::now() > until {
+                return Err(Error::TooLong { limit_s: WALK.as_secs(), read: outcome.read });
+            }
+            let page = till.wallet().history(&cursor, PAGE).await?;
+            for movement in &page.items {
+                let row = row(movement);
+                let key = (row.way, row.payment_hash.clone());
+                if row.stage != Stage::Settled {
+                    let known = idle.entry(key).or_insert_with(|| row.clone());
+                    if row.stage == Stage::Pending {
+                        *known = row;
+                    }
+                } else if seen.first(row.way, &row.payment_hash) {
+                    outcome.read += 1;
+                    self.hold_against(till, &row, book, until, &mut outcome).await?;
+                }
+            }
+            at = page.next;
+        }
+        let mut claims = Vec::new();
+        for row in idle.into_values() {
+            if seen.first(row.way, &row.payment_hash) {
+                outcome.read += 1;
+                match self.missing(&row)? {
+                    Some(claim) => claims.push(claim),
+                    None => self.hold_against(till, &row, book, until, &mut outcome).await?,
+                }
+            }
+        }
+        claims.extend(self.claims(from_ms, to_ms, account.clone(), seen).await?);
+        self.ask_for(till, claims, book, until, &mut outcome).await?;
+
+        // Read together, and after all that was booked.
+        let wallet_msat = i128::from(till.wallet().balance_msat().await?);
+        let books_msat = self.ledger.balance(&account)?;
+        let rest_msat = wallet_msat - books_msat - outcome.explained_msat;
+        let (clean, explained_msat) = (outcome.is_clean(), outcome.explained_msat);
+        let mut told = json!(outcome);
+        if let Some(fields) = told.as_object_mut() {
+            fields.extend([
+                ("wallet".to_owned(), json!(till.wallet().identity().to_string())),
+                ("account".to_owned(), json!(account)),
+                ("clean".to_owned(), json!(clean)),
+                ("whole".to_owned(), json!(from_ms == 0 && to_ms == u64::MAX)),
+                (
+                    "balance".to_owned(),
+                    json!({
+                        "wallet_msat": wallet_msat,
+                        "books_msat": books_msat,
+                        "explained_msat": explained_msat,
+                        "rest_msat": rest_msat,
+                    }),
+                ),
+            ]);
+        }
+        Ok(told)
+    }
+
+    async fn hold_against(
+        &self,
+        till: &Till,
+        row: &Row,
+        book: bool,
+        until: Instant,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        match judge(row, &Known::read(self.ledger.store(), &row.payment_hash)?) {
+            Judged::Matched => outcome.matched += 1,
+            Judged::Unmoved => outcome.unmoved += 1,
+            Judged::Differs(mut difference) => {
+                if book && row.stage == Stage::Settled {
+                    self.put_right(till, row, until, &mut difference).await?;
+                }
+                outcome.add(*difference);
+            }
+        }
+        Ok(())
+    }
+
+    // === what the books say and the walk did not show
+
+    /// What the books have and this entry of the wallet denies. A list may be behind: it is asked for by its hash.
+    fn missing(&self, row: &Row) -> Result<Option<Claim>, Error> {
+        let judged = judge(row, &Known::read(self.ledger.store(), &row.payment_hash)?);
+        let Judged::Differs(difference) = judged else { return Ok(None) };
+        let What::Missing { booked_msat } = difference.what else { return Ok(None) };
+        let Row { payment_hash, way, at_ms, .. } = row.clone();
+        Ok(Some(Claim { payment_hash, way, msat: booked_msat, at_ms, id: String::new() }))
+    }
+
+    async fn claims(
+        &self,
+        from_ms: u64,
+        to_ms: u64,
+        account: Account,
+        seen: Seen,
+    ) -> Result<Vec<Claim>, Error> {
+        let dir = self.ledger.store().dir().to_path_buf();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut claims = Vec::new();
+            let mut visit = |entry: Entry| {
+                if let Record::Transfer(transfer) = entry.record
+                    && let Some((payment_hash, way, msat)) = claim(&transfer, &account)
+                    && !seen.has(way, &payment_hash)
+                {
+                    claims.push(Claim { payment_hash, way, msat, at_ms: entry.at_ms, id: transfer.id });
+                }
+                Ok::<_, store::Error>(())
+            };
+            store::between(&dir, from_ms, to_ms, "\"transfer\"", &mut visit)?;
+            Ok::<_, store::Error>((claims, seen))
+        });
+        let (mut claims, seen) = read.await.unwrap_or(Err(store::Error::Closed))?;
+        for begun in self.ledger.store().refunds()? {
+            let store::Posted { at_ms, transfer, .. } = begun;
+            let Some((_, hash)) = transfer.id.split_once(':') else { continue };
+            if (from_ms..to_ms).contains(&at_ms) && !seen.has(Way::Out, hash) {
+                let msat = transfer.legs.iter().map(|leg| leg.msat).sum();
+                claims.push(Claim {
+                    payment_hash: hash.to_owned(),
+                    way: Way::Out,
+                    msat,
+                    at_ms,
+                    id: transfer.id.clone(),
+                });
+            }
+        }
+        let mut left = Vec::new();
+        for claim in claims {
+            if self.ledger.transfer(&transfer::correction_id(&claim.id))?.is_none() {
+                left.push(claim);
+            }
+        }
+        Ok(left)
+    }
+
+    async fn ask_for(
+        &self,
+        till: &Till,
+        claims: Vec<Claim>,
+        book: bool,
+        until: Instant,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let asked = claims.into_iter().enumerate().map(async |(nth, claim)| {
+            let found = if nth < ASKED_MAX && Instant::now() < until {
+                look(till, &claim).await.map_err(|error| error.to_string())
+            } else {
+                Err("there are too many to ask for each".to_owned())
+            };
+            (claim, found)
+        });
+        let mut asked = std::pin::pin!(futures_util::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE));
+        while let Some((claim, found)) = asked.next().await {
+            let booked_msat = claim.msat;
+            let what = match found {
+                Ok(Some(row)) => {
+                    self.hold_against(till, &row, book, until, outcome).await?;
+                    continue;
+                }
+                Ok(None) => What::Missing { booked_msat },
+                Err(why) => What::Unasked { booked_msat, why },
+            };
+            outcome.add(Difference {
+                payment_hash: claim.payment_hash,
+                way: claim.way,
+                what,
+                wallet_msat: 0,
+                fee_msat: 0,
+                at_ms: claim.at_ms,
+                memo: String::new(),
+                done: String::new(),
+                booked: false,
+            });
+        }
+        Ok(())
+    }
+
+    // === putting right
+
+    async fn put_right(
+        &self,
+        till: &Till,
+        row: &Row,
+        until: Instant,
+        difference: &mut Difference,
+    ) -> Result<(), Error> {
+        let (hash, wallet) = (row.payment_hash.as_str(), till.name());
+        let posted = match &difference.what {
+            What::Unbooked { .. } => return self.take(row, until, difference).await,
+            What::Foreign if row.way == Way::In => {
+                self.post_found(transfer::reconciled_in(hash, wallet, row.msat, &row.memo), "in suspense")
+                    .await?
+            }
+            What::Foreign => {
+                let out = transfer::reconciled_out(hash, wallet, row.msat, row.fee_msat, &row.memo);
+                self.post_found(out, "in suspense").await?
+            }
+            What::RefundPaidTwice { .. } => {
+                let note = "a refund that was called failed, and was paid";
+                let out = transfer::reconciled_out(hash, wallet, row.msat, row.fee_msat, note);
+                self.post_found(out, "in suspense").await?
+            }
+            What::RefundPaid { customer } => {
+                let _one = self.paying.lock().await;
+                let paid = transfer::refund_paid(hash, customer, wallet, row.msat, row.fee_msat);
+                self.post_found(paid, "the refund is booked as paid").await?
+            }
+            What::FeeDiffers { booked_fee_msat: 0 } if row.fee_msat > 0 => {
+                self.post_found(transfer::reconciled_fee(hash, wallet, row.fee_msat), "the fee is booked")
+                    .await?
+            }
+            _ => return Ok(()),
+        };
+        (difference.done, difference.booked) = posted;
+        Ok(())
+    }
+
+    /// A transfer that the rules refuse is told, and the comparison goes on.
+    async fn post_found(&self, transfer: Transfer, done: &str) -> Result<(String, bool), Error> {
+        match self.ledger.post(transfer).await {
+            Ok(_) => Ok((done.to_owned(), true)),
+            Err(error @ ledger::Error::Store(_)) => Err(error.into()),
+            Err(error) => Ok((error.to_string(), false)),
+        }
+    }
+
+    /// A payment of a customer's goes the way of all payments: to the engine where there is one, which may begin the
+    /// job that it pays for; to the customer's credit where there is none, unless a job waits for it.
+    async fn take(&self, row: &Row, until: Instant, difference: &mut Difference) -> Result<(), Error> {
+        let store = self.ledger.store();
+        let Some((invoice, _)) = store.invoice(&row.payment_hash)? else { return Ok(()) };
+        let paid = Paid { invoice: Box::new(invoice), received_msat: row.msat };
+        let Some(engine) = self.engine.get() else {
+            if let Some(job) = &paid.invoice.job
+                && self.waits(job)?
+            {
+                difference.done = "a request waits for it: the node takes it up at its next start".into();
+                return Ok(());
+            }
+            (difference.done, difference.booked) =
+                self.post_found(paid.transfer(), "in its customer's credit").await?;
+            return Ok(());
+        };
+        engine.paid(paid).await;
+        let until = until.min(Instant::now() + BOOKING);
+        while Instant::now() < until {
+            if let Some((_, InvoiceState::Paid)) = store.invoice(&row.payment_hash)? {
+                (difference.done, difference.booked) = ("booked by the node".into(), true);
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        difference.done = "the node was told, and has not booked it yet".into();
+        Ok(())
+    }
+
+    /// Whether this request would become a job if its payment came now.
+    fn waits(&self, job: &str) -> Result<bool, Error> {
+        let store = self.ledger.store();
+        let Some(quote) = store.quote(job)? else { return Ok(false) };
+        let answered = store.job(job)?.is_some() || store.refusal(job)?.is_some();
+        let taken_back = store.is_cancelled(job, &quote.customer)?;
+        Ok(!answered && !taken_back && (self.clock)() <= quote.expires_ms)
+    }
+}
+
+/// What the wallet says of one payment. `None`: it does not have the money that the books say, or has not sent it.
+async fn look(till: &Till, claim: &Claim) -> Result<Option<Row>, crate::wallet::Error> {
+    let hash: PaymentHash = claim.payment_hash.parse()?;
+    let row = |stage, msat, fee_msat| Row {
+        payment_hash: claim.payment_hash.clone(),
+        way: claim.way,
+        stage,
+        msat,
+        fee_msat,
+        at_ms: claim.at_ms,
+        memo: String::new(),
+    };
+    Ok(match claim.way {
+        Way::In => match till.wallet().look_up(&hash).await?.state {
+            State::Settled { received_msat, fee_msat, .. } => {
+                let msat = received_msat.unwrap_or(claim.msat);
+                Some(row(Stage::Settled, msat, fee_msat.unwrap_or_default()))
+            }
+            State::Unknown | State::Pending | State::Held { .. } | State::Expired | State::Failed => None,
+        },
+        Way::Out => match till.wallet().outgoing(&hash).await? {
+            Outgoing::Paid(payment) => Some(row(Stage::Settled, payment.amount_msat, payment.fee_msat)),
+            Outgoing::Pending => Some(row(Stage::Pending, claim.msat, 0)),
+            // Of a refund that is on its way this is no loss, only news.
+            Outgoing::Unknown | Outgoing::Failed if claim.id.starts_with("refund:") => {
+                Some(row(Stage::Dead, claim.msat, 0))
+            }
+            Outgoing::Unknown | Outgoing::Failed => None,
+        },
+    })
+}
+
+fn row(movement: &Movement) -> Row {
+    let (stage, msat) = match &movement.state {
+        State::Settled { received_msat, .. } => {
+            (Stage::Settled, received_msat.unwrap_or(movement.amount_msat))
+        }
+        State::Pending | State::Held { .. } => (Stage::Pending, movement.amount_msat),
+        State::Unknown | State::Expired | State::Failed => (Stage::Dead, movement.amount_msat),
+    };
+    Row {
+        payment_hash: movement.payment_hash.to_hex(),
+        way: match movement.direction {
+            Direction::In => Way::In,
+            Direction::Out => Way::Out,
+        },
+        stage,
+        msat,
+        fee_msat: movement.fee_msat,
+        at_ms: movement.created_at_s.saturating_mul(1_000),
+        memo: movement.memo.clone(),
+    }
+}

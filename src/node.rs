@@ -19,7 +19,7 @@ use crate::config::{Config, SandboxChoice, WalletChoice};
 use crate::control;
 use crate::desk::{Desk, Order};
 use crate::job::{self, Engine, Offer, Rooms, Till};
-use crate::ledger::Ledger;
+use crate::ledger::{Budgets, Ledger};
 use crate::market::{Catalog, Rules, catalog};
 use crate::protocol::{self, announcement::Announcement};
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
@@ -166,10 +166,7 @@ pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) 
         max_ahead_s: admission.max_future_skew_ms / 1000,
         ceiling: config.limits.policy(),
         terms: config.payment.terms.clone(),
-        backend: match config.sandbox {
-            SandboxChoice::Docker => "docker".into(),
-            SandboxChoice::Auto | SandboxChoice::Local => "local".into(),
-        },
+        backend: backend_name(config).into(),
     }
 }
 
@@ -471,7 +468,29 @@ fn engine_options(config: &Config) -> job::Options {
         outbox_give_up_ms: config.relay.outbox_give_up_ms,
         max_answer_relays: count(config.relay.max_answer_relays),
         relays: config.relays.clone(),
+        budgets: Budgets {
+            customer_day_msat: config.payment.customer_day_msat,
+            customer_week_msat: config.payment.customer_week_msat,
+            node_day_msat: config.payment.node_day_msat,
+            node_week_msat: config.payment.node_week_msat,
+        },
+        rent: rented(config),
         refusals_per_minute: config.admission.refusals_per_minute,
+    }
+}
+
+/// What the configured backend costs, where there is a rate to book it at.
+fn rented(config: &Config) -> Option<job::Rented> {
+    let (payment, backend) = (&config.payment, backend_name(config));
+    let rent = payment.costs.get(backend).filter(|_| payment.msat_per_usd > 0)?.clone();
+    let (msat_per_usd, rate_source) = (payment.msat_per_usd, payment.rate_source.clone());
+    Some(job::Rented { rent, msat_per_usd, rate_source })
+}
+
+fn backend_name(config: &Config) -> &'static str {
+    match config.sandbox {
+        SandboxChoice::Docker => "docker",
+        SandboxChoice::Auto | SandboxChoice::Local => "local",
     }
 }
 

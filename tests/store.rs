@@ -1,6 +1,6 @@
 //! What the store promises while nothing goes wrong with the disk: durable order, reads after writes, group
 //! commit, locks, and an index that is always the log's. Damage is in `store_damage.rs`, faults of the disk
-//! and of the power in `store_faults.rs`.
+//! and of the power in `store_faults`.
 
 mod store_house;
 

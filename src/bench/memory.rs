@@ -48,41 +48,22 @@ pub struct Report {
 /// # Errors
 /// A node that does not start, or jobs that do not run.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
-    let relay = LocalRelay::start().await?;
-    let repo = options.dir.join("repo");
-    std::fs::create_dir_all(&repo)?;
-    serve::sample_repo(&repo, &[("README.md", "# A repository\n")])?;
-    let server = serve::start(&[repo], ([127, 0, 0, 1], 0).into()).await?;
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe().context("cannot find this program")?,
-    };
-    let mut node = start(&program, &options.dir, &relay.url(), options.jobs)?;
-    let pid = node.id().context("the node ended at once")?;
-    let keys = Keys::generate();
-    let client = Client::connect(&[relay.url()], None, true, Wire::default(), PATIENCE).await?;
-    let post = |command: String| {
-        let draft =
-            Draft { kind: 5930, repo: Some(server.url()), commands: vec![command], ..Draft::default() };
-        let now_s = crate::clock::now_s();
-        draft.unsigned(&keys, now_s)?.sign_with_keys(&keys).map_err(anyhow::Error::from)
-    };
-    let mut results = client.subscribe(vec![Filter::new().kind(Kind::from(6930u16))]);
-    client.publish(&post("true".into())?, PATIENCE).await;
-    tokio::time::timeout(PATIENCE, results.next()).await.context("the node answered no job")?;
-    let (idle, none) = (settled(pid, &mut node).await?, 0);
-    let idle_rss_bytes = rss_bytes(pid)?;
-    ensure!(workers(pid)?.1 == none, "a sandbox was left behind");
+    let data = options.dir.join("node");
+    let mut node = Node::start(options.program.as_deref(), &options.dir, &data, options.jobs).await?;
+    node.serve_one().await?;
+    let idle = node.settled().await?;
+    let idle_rss_bytes = node.rss_bytes()?;
+    ensure!(workers(node.pid)?.1 == 0, "a sandbox was left behind");
     for n in 0..options.jobs {
-        client.publish(&post(format!("exec sleep 9{n:03}"))?, PATIENCE).await;
+        node.post(format!("exec sleep 9{n:03}")).await?;
     }
     let deadline = Instant::now() + PATIENCE;
-    while workers(pid)?.1 < options.jobs {
+    while workers(node.pid)?.1 < options.jobs {
         ensure!(Instant::now() < deadline, "the jobs did not all start");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let busy = settled(pid, &mut node).await?;
-    node.kill().await?;
+    let busy = node.settled().await?;
+    node.end().await?;
     let per_job_bytes = busy.saturating_sub(idle) / options.jobs.max(1) as u64;
     Ok(Report {
         idle_rss_bytes,
@@ -95,11 +76,89 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     })
 }
 
-fn start(program: &Path, dir: &Path, relay: &str, jobs: usize) -> anyhow::Result<Child> {
+/// A node of its own process, with a relay and a repository beside it and a customer to order from it.
+pub(super) struct Node {
+    child: Child,
+    pid: u32,
+    client: Client,
+    keys: Keys,
+    repo: String,
+    _relay: LocalRelay,
+    _server: serve::Server,
+}
+
+impl Node {
+    /// Starts `program`, by default the one that is running, on the data folder `data`; `dir` is for the repository.
+    pub(super) async fn start(
+        program: Option<&Path>,
+        dir: &Path,
+        data: &Path,
+        jobs: usize,
+    ) -> anyhow::Result<Node> {
+        let relay = LocalRelay::start().await?;
+        let repo = dir.join("repo");
+        std::fs::create_dir_all(&repo)?;
+        serve::sample_repo(&repo, &[("README.md", "# A repository\n")])?;
+        let server = serve::start(&[repo], ([127, 0, 0, 1], 0).into()).await?;
+        let program = match program {
+            Some(program) => program.to_path_buf(),
+            None => std::env::current_exe().context("cannot find this program")?,
+        };
+        let child = start(&program, data, &relay.url(), jobs)?;
+        let pid = child.id().context("the node ended at once")?;
+        let client = Client::connect(&[relay.url()], None, true, Wire::default(), PATIENCE).await?;
+        let keys = Keys::generate();
+        Ok(Node { child, pid, client, keys, repo: server.url(), _relay: relay, _server: server })
+    }
+
+    async fn post(&self, command: String) -> anyhow::Result<()> {
+        let draft =
+            Draft { kind: 5930, repo: Some(self.repo.clone()), commands: vec![command], ..Draft::default() };
+        let request = draft.unsigned(&self.keys, crate::clock::now_s())?.sign_with_keys(&self.keys)?;
+        self.client.publish(&request, PATIENCE).await;
+        Ok(())
+    }
+
+    /// Orders a job of nothing, and waits for its result.
+    pub(super) async fn serve_one(&mut self) -> anyhow::Result<()> {
+        let mut results = self.client.subscribe(vec![Filter::new().kind(Kind::from(6930u16))]);
+        self.post("true".into()).await?;
+        tokio::time::timeout(PATIENCE, results.next()).await.context("the node answered no job")?;
+        Ok(())
+    }
+
+    /// The sum over node and helpers once it has stopped moving: equal to 1 % twice, half a second apart.
+    pub(super) async fn settled(&mut self) -> anyhow::Result<u64> {
+        let mut last = 0u64;
+        for _ in 0..60 {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the node ended: {status}");
+            }
+            let now = workers(self.pid)?.0;
+            if now.abs_diff(last) * 100 <= now {
+                return Ok(now);
+            }
+            last = now;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        bail!("the node's memory does not settle")
+    }
+
+    pub(super) fn rss_bytes(&self) -> anyhow::Result<u64> {
+        rss_bytes(self.pid)
+    }
+
+    /// Kills it.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        self.child.kill().await.context("cannot end the node")
+    }
+}
+
+fn start(program: &Path, data: &Path, relay: &str, jobs: usize) -> anyhow::Result<Child> {
     let mut command = Command::new(program);
     command
         .args(["connect", "--nip90", "--relay", relay, "--allow-private-repos", "--data-dir"])
-        .arg(dir.join("node"))
+        .arg(data)
         .args(["--max-jobs", &jobs.to_string(), "--log-level", "off"]);
     for (key, value) in
         [("queue.max_running_per_customer", jobs), ("queue.max_open_jobs_per_customer", jobs + 1)]
@@ -108,23 +167,6 @@ fn start(program: &Path, dir: &Path, relay: &str, jobs: usize) -> anyhow::Result
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     command.spawn().context("cannot start the node")
-}
-
-/// The sum over node and helpers once it has stopped moving: equal to 1 % twice, half a second apart.
-async fn settled(pid: u32, node: &mut Child) -> anyhow::Result<u64> {
-    let mut last = 0u64;
-    for _ in 0..60 {
-        if let Some(status) = node.try_wait()? {
-            bail!("the node ended: {status}");
-        }
-        let now = workers(pid)?.0;
-        if now.abs_diff(last) * 100 <= now {
-            return Ok(now);
-        }
-        last = now;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    bail!("the node's memory does not settle")
 }
 
 /// Bytes of the node and of every process below it but the jobs' own programs, and how many of those there are.

@@ -3,6 +3,7 @@
 pub mod checkout;
 pub mod intake;
 pub mod job;
+pub mod ledger;
 pub mod memory;
 pub mod stats;
 pub mod tti;

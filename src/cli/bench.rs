@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::common::{Common, block_on};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Cell, Table};
-use crate::bench::{checkout, intake, job, memory, tti};
+use crate::bench::{checkout, intake, job, ledger, memory, tti};
 use crate::config::Config;
 use crate::node;
 use crate::sandbox::docker;
@@ -31,6 +31,9 @@ pub struct Args {
     /// tti: make and end N sandboxes, too, and see what stays in memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub soak: Option<u32>,
+    /// ledger: a ledger of N entries; what is promised is promised of the usual number
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(100..=100_000_000))]
+    pub entries: u32,
     /// JSON on stdout, for programs
     #[arg(long)]
     pub json: bool,
@@ -48,13 +51,17 @@ pub enum What {
     Job,
     /// The node's memory, idle and a running job
     Memory,
+    /// Durable commits, and a ledger of a million entries
+    Ledger,
     All,
 }
 
 impl What {
     fn each(self) -> Vec<What> {
         match self {
-            What::All => vec![What::Tti, What::Intake, What::Checkout, What::Job, What::Memory],
+            What::All => {
+                vec![What::Tti, What::Intake, What::Checkout, What::Job, What::Memory, What::Ledger]
+            }
             one => vec![one],
         }
     }
@@ -66,6 +73,7 @@ impl What {
             What::Checkout => "checkout",
             What::Job => "job",
             What::Memory => "memory",
+            What::Ledger => "ledger",
             What::All => "all",
         }
     }
@@ -127,6 +135,17 @@ fn measure(what: What, args: &Args, folder: &std::path::Path, config: Config) ->
             wait(job::run(&options, config))?
         }
         What::Memory => wait(memory::run(&memory::Options { jobs: rounds(16), dir, program: None }))?,
+        What::Ledger => {
+            let options = ledger::Options {
+                entries: usize::try_from(args.entries).unwrap_or(usize::MAX),
+                rounds: rounds(3),
+                at_once: 64,
+                commits: usize::try_from(args.entries / 500).unwrap_or(usize::MAX).clamp(100, 2_000),
+                dir,
+                program: None,
+            };
+            wait(ledger::run(&options))?
+        }
         What::All => Value::Null,
     })
 }

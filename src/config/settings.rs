@@ -3,7 +3,8 @@
 
 use nostr_sdk::prelude::PublicKey;
 
-use super::terms::{Rule, priced};
+use super::price::MOST_MSAT;
+use super::terms::{Rule, priced, rented};
 use super::{Fault, RepoPattern};
 use crate::net::without_user;
 
@@ -103,6 +104,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("admission.refusals_per_minute", 0, 100_000),
     list("payment.rules", payment_rule),
     list("payment.prices", price),
+    list("payment.costs", cost),
+    number("payment.msat_per_usd", 0, MOST_MSAT),
+    of("payment.rate_source", Kind::Text { max_bytes: 100 }),
+    number("payment.customer_day_msat", 0, MOST_MSAT),
+    number("payment.customer_week_msat", 0, MOST_MSAT),
+    number("payment.node_day_msat", 0, MOST_MSAT),
+    number("payment.node_week_msat", 0, MOST_MSAT),
     number("payment.quote_ms", 60_000, DAY_MS),
     of("payment.wallet", Kind::Wallet),
     of("payment.wallet_url", Kind::Text { max_bytes: 1_000 }),
@@ -260,6 +268,10 @@ fn public_key(text: &str) -> Result<String, String> {
 
 fn payment_rule(text: &str) -> Result<String, String> {
     text.parse::<Rule>().map(|_| text.to_string())
+}
+
+fn cost(text: &str) -> Result<String, String> {
+    rented(text).map(|_| text.to_string())
 }
 
 fn price(text: &str) -> Result<String, String> {

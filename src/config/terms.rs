@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::price::{MOST_MSAT, Price};
+use crate::store::money::is_name;
 
 /// How a job is paid for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,18 @@ pub struct Rule {
 pub struct Payment {
     #[serde(flatten)]
     pub terms: Terms,
+    /// What sandboxes cost the node, by backend.
+    #[serde(deserialize_with = "costs")]
+    pub costs: BTreeMap<String, Rent>,
+    /// Msat for one US dollar; 0: costs are not booked.
+    pub msat_per_usd: u64,
+    /// Who says so, for the books.
+    pub rate_source: String,
+    /// Bounds of what is spent, msat; 0: none.
+    pub customer_day_msat: u64,
+    pub customer_week_msat: u64,
+    pub node_day_msat: u64,
+    pub node_week_msat: u64,
     /// How long a quote and its invoice hold.
     pub quote_ms: u64,
     pub wallet: WalletChoice,
@@ -47,6 +60,36 @@ pub struct Payment {
     /// The file with the wallet's secret: an LNbits admin key, or a `nostr+walletconnect://` address.
     #[serde(deserialize_with = "super::some_path")]
     pub wallet_key_file: Option<PathBuf>,
+}
+
+/// What a backend's capacity costs, in nano-dollars, and to whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rent {
+    pub supplier: String,
+    /// A second of the sandbox's life.
+    pub per_second: u64,
+    /// A second of processor time.
+    pub per_cpu_second: u64,
+    /// A GiB of granted memory for a second.
+    pub per_gib_second: u64,
+}
+
+impl Rent {
+    /// Nano-dollars for one sandbox.
+    pub fn of(&self, wall_ms: u64, cpu_ms: u64, memory_bytes: u64) -> u64 {
+        let per = |figure: u64, amount: u128, unit: u128| u128::from(figure).saturating_mul(amount) / unit;
+        let memory = u128::from(memory_bytes) * u128::from(wall_ms);
+        let sum = per(self.per_second, wall_ms.into(), 1_000)
+            .saturating_add(per(self.per_cpu_second, cpu_ms.into(), 1_000))
+            .saturating_add(per(self.per_gib_second, memory, 1_000 << 30));
+        u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+}
+
+/// Nano-dollars as msat at a rate, rounded up: a cost is never told smaller than it is.
+pub fn msat_of(nano_usd: u64, msat_per_usd: u64) -> u64 {
+    let msat = (u128::from(nano_usd) * u128::from(msat_per_usd)).div_ceil(1_000_000_000);
+    u64::try_from(msat).unwrap_or(u64::MAX).min(MOST_MSAT)
 }
 
 /// Where sats come from.
@@ -138,6 +181,39 @@ impl FromStr for Rule {
         };
         Ok(Rule { way, customer, skill, backend })
     }
+}
+
+fn costs<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Rent>, D::Error> {
+    let lines = Vec::<String>::deserialize(from)?;
+    lines.iter().map(|line| rented(line).map_err(D::Error::custom)).collect()
+}
+
+/// `backend key=value …`: supplier, and nano-dollars per_second, per_cpu_second, per_gib_second.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn rented(text: &str) -> Result<(String, Rent), String> {
+    let bad = |why: &str| format!("{text:?} is no cost: {why}");
+    let mut words = text.split_whitespace();
+    let backend =
+        words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a backend first"))?;
+    let mut rent = Rent { supplier: backend.to_owned(), ..Rent::default() };
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the backend"))?;
+        if key == "supplier" {
+            rent.supplier =
+                Some(value).filter(|name| is_name(name)).ok_or_else(|| bad("no supplier's name"))?.into();
+            continue;
+        }
+        let value = number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?;
+        *match key {
+            "per_second" => &mut rent.per_second,
+            "per_cpu_second" => &mut rent.per_cpu_second,
+            "per_gib_second" => &mut rent.per_gib_second,
+            _ => return Err(bad(&format!("{key} is not one of its keys"))),
+        } = value;
+    }
+    Ok((backend.to_owned(), rent))
 }
 
 /// `skill key=value …` with the keys of `[price]` in a `job.toml`.

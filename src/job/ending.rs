@@ -3,14 +3,12 @@
 
 use super::content::{self, Artifact, Content};
 use super::ticket::{End, Ticket};
-use super::{Failure, Rooms, answer};
+use super::{Failure, Rooms, answer, settle};
 use crate::agent::Work;
-use crate::ledger::{self, transfer};
 use crate::market::Code;
 use crate::protocol::{self, Proof, Request, proof};
 use crate::sandbox::Usage;
 use crate::store;
-use crate::store::money::{About, Account, Transfer};
 use crate::store::record::{Record, Summary};
 
 /// What a run that ended well leaves for the answer.
@@ -68,14 +66,10 @@ async fn end_having_used(
     used: Summary,
 ) -> Result<End, store::Error> {
     tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
-    match answer::failed(rooms, request, relay, failure, used) {
+    match answer::failed(rooms, request, relay, failure, used.clone()) {
         Ok(mut records) => {
-            // Partial work is not charged: the whole hold goes back.
-            if let Some(hold) = rooms.store.hold(&request.id.to_hex())? {
-                let void = transfer::void(&hold.job, &hold.customer, hold.msat, failure.code.as_str());
-                records.push(Record::Transfer(void));
-            }
-            settle(rooms, &request.id.to_hex(), records).await
+            records.extend(settle::failed(rooms, request, failure, &used)?);
+            settle::settle(rooms, &request.id.to_hex(), records).await
         }
         // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
         Err(error) => {
@@ -93,8 +87,8 @@ pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) 
     let failure = loop {
         let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used) {
             Ok(mut records) => {
-                records.extend(capture(rooms, ticket, &used)?.map(Record::Transfer));
-                let end = settle(rooms, &ticket.request.id.to_hex(), records).await?;
+                records.extend(settle::delivered(rooms, &ticket.request, &ticket.admission, &used)?);
+                let end = settle::settle(rooms, &ticket.request.id.to_hex(), records).await?;
                 tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
                 return Ok(end);
             }
@@ -112,38 +106,6 @@ pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) 
             };
     };
     end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
-}
-
-/// The end of a job and of its hold, in one batch.
-async fn settle(rooms: &Rooms, job: &str, records: Vec<Record>) -> Result<End, store::Error> {
-    match rooms.commit(records).await {
-        Ok(_) => Ok(End::Answered),
-        Err(ledger::Error::Store(error)) => Err(error),
-        // A fault of ours. Nothing was written, so nothing is handed out and nothing charged.
-        Err(error) => {
-            tracing::error!(%job, %error, "the end of the job does not fit the books");
-            Ok(End::LeftOpen)
-        }
-    }
-}
-
-/// What is earned with the job, out of its hold.
-fn capture(rooms: &Rooms, ticket: &Ticket, used: &Summary) -> Result<Option<Transfer>, store::Error> {
-    let Some(hold) = rooms.store.hold(&ticket.request.id.to_hex())? else { return Ok(None) };
-    let admission = &ticket.admission;
-    let skill = admission.job_type.manifest.name.clone();
-    let backend = rooms.backend.identity().backend;
-    let revenue = Account::Revenue { skill: skill.clone(), place: backend.clone() };
-    let about = About {
-        customer: hold.customer.clone(),
-        skill,
-        repo: admission.order.repo.clone().map(|url| url.chars().take(200).collect()),
-        backend,
-        agent: "script".into(),
-        ..About::default()
-    };
-    let charge = admission.charge_msat(used.wall_ms);
-    Ok(Some(transfer::capture(&hold.job, hold.msat, &[(revenue, charge)], about)))
 }
 
 /// The result, signed, with what proves it.

@@ -12,6 +12,7 @@ mod paying;
 pub mod queue;
 mod recovery;
 pub mod runner;
+mod settle;
 pub mod ticket;
 pub mod till;
 
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use nostr_sdk::prelude::{Keys, PublicKey};
 
 use crate::clock::Clock;
-use crate::ledger::{self, Committed, Ledger};
+use crate::config::Rent;
+use crate::ledger::{self, Budgets, Committed, Ledger};
 use crate::market::{self, Rules};
 use crate::repo::Repos;
 use crate::sandbox::Backend;
@@ -88,8 +90,20 @@ pub struct Options {
     pub max_answer_relays: usize,
     /// Our own relays: every answer goes there, too.
     pub relays: Vec<String>,
+    /// What may be spent, by customers and by the node.
+    pub budgets: Budgets,
+    /// What the backend's sandboxes cost, where that is booked.
+    pub rent: Option<Rented>,
     /// Signed refusals a minute, all strangers together.
     pub refusals_per_minute: u32,
+}
+
+/// Capacity that costs something, and what a dollar is.
+#[derive(Debug, Clone)]
+pub struct Rented {
+    pub rent: Rent,
+    pub msat_per_usd: u64,
+    pub rate_source: String,
 }
 
 impl Rooms {
@@ -97,10 +111,11 @@ impl Rooms {
         (self.clock)()
     }
 
-    /// As [`Rooms::record`], for a batch with transfers: nothing of it is written when one may not be made.
+    /// As [`Rooms::record`], for a batch with transfers: nothing of it is written when one may not be made, or when it
+    /// is against the budgets.
     pub(crate) async fn commit(&self, batch: Vec<Record>) -> Result<Committed, ledger::Error> {
         let owed: Vec<Outgoing> = batch.iter().filter_map(owed).collect();
-        let committed = self.ledger.commit(batch).await?;
+        let committed = self.ledger.commit_within(batch, &self.options.budgets, self.now_ms()).await?;
         for outgoing in owed {
             (self.owe)(outgoing);
         }

@@ -19,6 +19,10 @@ impl Dispatcher {
     /// The batch of an acceptance was not written, because of the books.
     pub(super) fn unpaid(&mut self, ticket: Ticket, error: &ledger::Error, offer: Offer, paid: Option<Paid>) {
         let most_msat = ticket.admission.most_msat;
+        if let ledger::Error::OverBudget { .. } = error {
+            let refusal = Failure::new(Code::OverBudget, error.to_string());
+            return self.turn_down(&ticket.request, &refusal, offer, paid);
+        }
         let ledger::Error::Insufficient { available_msat, .. } = error else {
             tracing::error!(job = %ticket.request.id, %error, "the job does not fit the books");
             let refusal = Failure::new(Code::Internal, error.to_string());

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::Error;
-use crate::store::money::{Account, Transfer, Why};
+use super::{Budgets, Error};
+use crate::store::money::{Account, NODE, Transfer, Why};
 use crate::store::record::Record;
 use crate::store::{OpenHold, Store};
 
@@ -263,6 +263,40 @@ impl Pending {
             draft.take_in(transfer)?;
         }
         Ok(Judged::New(draft.plan))
+    }
+
+    /// Whether the holds of a batch keep to the budgets.
+    pub(super) fn within(
+        &self,
+        store: &Store,
+        records: &[Record],
+        budgets: &Budgets,
+        now_ms: u64,
+    ) -> Result<(), Error> {
+        let holds = records.iter().filter_map(transfer_of).filter_map(hold_after);
+        for hold in holds.filter_map(|(_, hold)| hold) {
+            let held = -self.balance(store, &Account::Held(hold.customer.clone()))?;
+            let held = u64::try_from(held).unwrap_or_default().saturating_add(hold.msat);
+            let customer = [(1, budgets.customer_day_msat), (7, budgets.customer_week_msat)];
+            let node = [(1, budgets.node_day_msat), (7, budgets.node_week_msat)];
+            let all = customer.map(|bound| (hold.customer.as_str(), held, bound));
+            // What a job will cost the node is not known before: it may begin while anything is left.
+            for (whose, more, (days, budget_msat)) in
+                all.into_iter().chain(node.map(|bound| (NODE, 1, bound)))
+            {
+                if budget_msat == 0 {
+                    continue;
+                }
+                let on_their_way = self.transfers.values().filter_map(|(transfer, _)| transfer.spends());
+                let coming = on_their_way.filter(|(who, _)| *who == whose).map(|(_, msat)| msat).sum();
+                let spent = store.spent(whose, now_ms, days)?;
+                let would_msat = spent.saturating_add(coming).saturating_add(more);
+                if would_msat > budget_msat {
+                    return Err(Error::OverBudget { whose: whose.to_owned(), days, budget_msat, would_msat });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A batch is on its way.

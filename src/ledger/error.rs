@@ -20,6 +20,10 @@ pub enum Error {
     /// Capture and rest must be the whole hold.
     #[error("the hold of {job} is {held_msat} msat, and the transfer resolves {resolved_msat}")]
     NotTheHold { job: String, held_msat: u64, resolved_msat: i128 },
+    #[error(
+        "the budget of {whose} for {days} days is {budget_msat} msat; with this it would be {would_msat}"
+    )]
+    OverBudget { whose: String, days: u64, budget_msat: u64, would_msat: u64 },
     #[error("the account {account} would have {would_msat} msat, which it cannot have")]
     Overdrawn { account: String, would_msat: i128 },
     /// A correction names what is not there, or does not undo it.

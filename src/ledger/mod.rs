@@ -14,7 +14,6 @@ mod seal;
 pub mod transfer;
 mod verify;
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -51,6 +50,17 @@ pub enum Committed {
     Again(u64),
 }
 
+/// What may be spent, msat; 0: without a bound. Days are UTC; a week is seven of them, today with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budgets {
+    /// A customer's charges and open holds.
+    pub customer_day_msat: u64,
+    pub customer_week_msat: u64,
+    /// What jobs cost the node. A job is not begun once it is used up.
+    pub node_day_msat: u64,
+    pub node_week_msat: u64,
+}
+
 /// What a customer has with us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Purse {
@@ -79,23 +89,41 @@ impl Ledger {
     /// # Errors
     /// Why a transfer may not be made, or [`Error::Store`]: then the node must stop, as for any append.
     pub async fn commit(&self, records: Vec<Record>) -> Result<Committed, Error> {
+        self.commit_within(records, &Budgets::default(), 0).await
+    }
+
+    /// As [`Ledger::commit`]; holds in it must keep to the budgets as of `now_ms`, Unix milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`] as well.
+    pub async fn commit_within(
+        &self,
+        records: Vec<Record>,
+        budgets: &Budgets,
+        now_ms: u64,
+    ) -> Result<Committed, Error> {
+        let mut records = Some(records);
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
-            let mut landed = pin!(self.landed.notified());
-            landed.as_mut().enable();
+            let landed = self.landed.notified();
             let durable = {
                 let mut pending = self.pending();
-                match pending.judge(&self.store, &records)? {
+                let Some(batch) = records.take() else { return Err(store::Error::Closed.into()) };
+                match pending.judge(&self.store, &batch)? {
                     Judged::Again(seq) => return Ok(Committed::Again(seq)),
-                    Judged::OnItsWay => None,
+                    Judged::OnItsWay => {
+                        records = Some(batch);
+                        None
+                    }
                     Judged::New(plan) => {
+                        pending.within(&self.store, &batch, budgets, now_ms)?;
                         let way = pending.begin(plan);
                         let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
                         let then = Box::new(move |_: &Result<u64, store::Error>| {
                             ended.lock().unwrap_or_else(PoisonError::into_inner).push(way);
                             landed.notify_waiters();
                         });
-                        Some(self.store.submit(records.clone(), then)?)
+                        Some(self.store.submit(batch, then)?)
                     }
                 }
             };

@@ -2,11 +2,14 @@
 //! a restart and a rebuild.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::transfer::{self, capture, grant, hold, paid, refund_begun, refund_failed, refund_paid, void};
 use super::*;
 use crate::store::money::{About, Leg, Why};
 use crate::store::{Holder, Options};
+
+const HOUR: u64 = 3_600_000;
 
 struct House {
     dir: tempfile::TempDir,
@@ -17,12 +20,36 @@ impl House {
         House { dir: tempfile::tempdir().unwrap() }
     }
 
+    /// With a clock that the test holds, and segments of so many bytes.
+    fn open_at(&self, now: &Arc<AtomicU64>, segment_bytes: u64) -> Ledger {
+        let now = Arc::clone(now);
+        let clock = Arc::new(move || now.load(Ordering::Relaxed));
+        self.open_with(Options { segment_bytes, clock, ..Options::default() })
+    }
+
     fn open(&self) -> Ledger {
+        self.open_with(Options::default())
+    }
+
+    fn open_with(&self, options: Options) -> Ledger {
         let locks = self.dir.path().join("locks");
         std::fs::create_dir_all(&locks).unwrap();
-        let options = Options { key_locks: Some(locks), ..Options::default() };
+        let options = Options { key_locks: Some(locks), ..options };
         let store = Store::open_with(&self.dir.path().join("data"), &Holder::new("a".repeat(64)), options);
         Ledger::new(store.unwrap())
+    }
+
+    /// Ids and times of the transfers of a span.
+    fn between(&self, from: u64, to: u64) -> Vec<(String, u64)> {
+        let mut found = Vec::new();
+        let mut visit = |entry: crate::store::Entry| {
+            if let Record::Transfer(transfer) = entry.record {
+                found.push((transfer.id, entry.at_ms));
+            }
+            Ok::<_, store::Error>(())
+        };
+        store::between(&self.dir.path().join("data"), from, to, "\"transfer\"", &mut visit).unwrap();
+        found
     }
 }
 
@@ -303,41 +330,107 @@ async fn an_entry_against_the_rules_is_named_by_the_check() {
 
 #[tokio::test]
 async fn records_between_two_moments_are_found_over_segments() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(dir.path().join("locks")).unwrap();
-    let now = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let clock = {
-        let now = Arc::clone(&now);
-        Arc::new(move || now.load(std::sync::atomic::Ordering::Relaxed))
-    };
-    let options = Options {
-        key_locks: Some(dir.path().join("locks")),
-        segment_bytes: 2_000,
-        clock,
-        ..Options::default()
-    };
-    let store = Store::open_with(&dir.path().join("data"), &Holder::new("a".repeat(64)), options).unwrap();
-    let ledger = Ledger::new(store);
-    const HOUR: u64 = 3_600_000;
+    let (house, now) = (House::new(), Arc::new(AtomicU64::new(0)));
+    let ledger = house.open_at(&now, 2_000);
     for n in 0..60_u64 {
-        now.store(n * HOUR / 2, std::sync::atomic::Ordering::Relaxed);
+        now.store(n * HOUR / 2, Ordering::Relaxed);
         ledger.post(grant(&format!("g{n}"), &alice(), n + 1, "")).await.unwrap();
         ledger.store().append(vec![Record::Cursor { relay: "ws://x".into(), until: n }]).await.unwrap();
     }
-    let ids = |from: u64, to: u64| {
-        let mut ids = Vec::new();
-        let mut visit = |entry: crate::store::Entry| {
-            if let Record::Transfer(transfer) = entry.record {
-                ids.push(transfer.id);
-            }
-            Ok::<_, store::Error>(())
-        };
-        store::between(&dir.path().join("data"), from, to, "\"transfer\"", &mut visit).unwrap();
-        ids
-    };
+    let ids = |from: u64, to: u64| house.between(from, to).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
     assert_eq!(ids(0, u64::MAX).len(), 60);
     assert_eq!(ids(10 * HOUR, 11 * HOUR), ["grant:g20", "grant:g21"]);
     assert_eq!(ids(10 * HOUR + 1, 11 * HOUR + 1), ["grant:g21", "grant:g22"]);
     assert_eq!(ids(29 * HOUR, 29 * HOUR), [""; 0]);
     assert_eq!(ids(40 * HOUR, u64::MAX), [""; 0]);
+}
+
+#[tokio::test]
+async fn budgets_bound_what_a_customer_and_the_node_spend_in_a_day_and_a_week() {
+    let house = House::new();
+    let ledger = house.open();
+    const DAY: u64 = 86_400_000;
+    let now = crate::clock::system()();
+    ledger.post(grant("g", &alice(), 100_000, "")).await.unwrap();
+    let within = async |job: &str, msat, budgets: Budgets, at_ms| {
+        let hold = vec![Record::Transfer(hold(job, &alice(), msat, 0, 0))];
+        ledger.commit_within(hold, &budgets, at_ms).await
+    };
+    let day = |msat| Budgets { customer_day_msat: msat, ..Budgets::default() };
+    let over = within("a", 1_001, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { days: 1, would_msat: 1_001, .. })), "{over:?}");
+    within("a", 600, day(1_000), now).await.unwrap();
+    let over = within("b", 401, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { .. })), "open holds count: {over:?}");
+    ledger.post(capture("a", 600, &[(revenue(), 500)], about())).await.unwrap();
+    let over = within("b", 501, day(1_000), now).await;
+    assert!(matches!(over, Err(Error::OverBudget { would_msat: 1_001, .. })), "charges count: {over:?}");
+    within("b", 500, day(1_000), now).await.unwrap();
+    // Tomorrow there is a new day, but not a new week.
+    let week = |msat| Budgets { customer_week_msat: msat, ..day(1_000) };
+    within("c", 400, day(1_000), now + DAY).await.unwrap();
+    let over = within("d", 100, week(1_499), now + DAY).await;
+    assert!(matches!(over, Err(Error::OverBudget { days: 7, .. })), "{over:?}");
+    within("d", 100, week(1_500), now + DAY).await.unwrap();
+    // The first day is a week ago: what is held now is all that counts.
+    let week = Budgets { customer_week_msat: 1_400, ..Budgets::default() };
+    within("e", 400, week, now + 7 * DAY).await.unwrap();
+
+    let spent = transfer::cost("a", 0, Account::ContainerCost("docker".into()), "rent", 700, None, about());
+    ledger.post(spent).await.unwrap();
+    let node = |msat| Budgets { node_day_msat: msat, ..Budgets::default() };
+    let over = within("f", 1, node(700), now).await;
+    let Err(Error::OverBudget { whose, .. }) = over else { panic!("{over:?}") };
+    assert_eq!(whose, "node");
+    within("f", 1, node(701), now).await.unwrap();
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_counts_once() {
+    let (house, now) = (House::new(), Arc::new(AtomicU64::new(0)));
+    let day_ms = 24 * HOUR;
+    let sell = async |ledger: &Ledger, n: u64| {
+        let job = format!("j{n}");
+        ledger.post(grant(&job, &alice(), 100, "")).await.unwrap();
+        ledger.post(hold(&job, &alice(), 100, 0, 0)).await.unwrap();
+        ledger.post(capture(&job, 100, &[(revenue(), 10 + n)], about())).await.unwrap();
+    };
+    // Forward over four days, back by three in the middle of a life, by more than there is between two lives, and on.
+    let lives: [&[u64]; 3] = [&[0, 1, 2, 3, 0, 1], &[0, 2], &[1, 4, 5]];
+    let (mut n, mut latest) = (0, 0);
+    for days in lives {
+        let ledger = house.open_at(&now, 2_000);
+        for day in days {
+            now.store(1_000 + day * day_ms + n, Ordering::Relaxed);
+            latest = latest.max(1_000 + day * day_ms + n);
+            sell(&ledger, n).await;
+            // While the clock is behind, time stands still.
+            let posted = ledger.transfer(&format!("resolve:j{n}")).unwrap().unwrap();
+            assert_eq!(posted.at_ms, latest);
+            n += 1;
+        }
+        verify(ledger.store()).unwrap();
+        ledger.store().close().unwrap();
+    }
+
+    let all = house.between(0, u64::MAX);
+    assert_eq!(all.len() as u64, 3 * n);
+    assert!(all.is_sorted_by_key(|(_, at_ms)| *at_ms), "{all:?}");
+    let report = |from_ms, to_ms, by| {
+        let window = report::Window { from_ms, to_ms, zone: jiff::tz::TimeZone::UTC };
+        report::report(&house.dir.path().join("data"), &window, by).unwrap()
+    };
+    let whole = report(0, u64::MAX, report::By::Day);
+    let wanted: u64 = (0..n).map(|n| 10 + n).sum();
+    assert_eq!((whole.total.jobs, whole.total.revenue_msat), (n, i128::from(wanted)));
+    // Days put side by side, as separate reports and as rows of one, are the whole: nothing twice, nothing left out.
+    let days: Vec<_> =
+        (0..8).map(|day| report(day * day_ms, (day + 1) * day_ms, report::By::Skill).total).collect();
+    assert_eq!(days.iter().map(|day| day.jobs).sum::<u64>(), n);
+    assert_eq!(days.iter().map(|day| day.revenue_msat).sum::<i128>(), i128::from(wanted));
+    let rows: Vec<u64> = whole.rows.iter().map(|row| row.sums.jobs).collect();
+    assert_eq!(rows, days.iter().map(|day| day.jobs).filter(|jobs| *jobs > 0).collect::<Vec<_>>());
+    // What was sold while the clock was behind is on the last day that had begun.
+    assert_eq!(rows, [1, 1, 1, 6, 1, 1]);
 }

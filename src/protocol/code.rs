@@ -31,6 +31,8 @@ pub enum Code {
     OverBid,
     /// The customer's credit does not cover what the job may cost.
     PaymentRequired,
+    /// What this customer may spend here, or this node on jobs, is used up for now.
+    OverBudget,
     /// Asks for more than the node or the job type allows, or used more.
     ResourceLimit,
     /// Too many open jobs, of this customer or of all, or their repositories take all room.
@@ -50,7 +52,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::InvalidInput,
         Self::Undecryptable,
         Self::Unsupported,
@@ -63,6 +65,7 @@ impl Code {
         Self::Cancelled,
         Self::OverBid,
         Self::PaymentRequired,
+        Self::OverBudget,
         Self::ResourceLimit,
         Self::RateLimited,
         Self::RepoRefused,
@@ -90,6 +93,7 @@ impl Code {
             Code::Cancelled => "cancelled",
             Code::OverBid => "over_bid",
             Code::PaymentRequired => "payment_required",
+            Code::OverBudget => "over_budget",
             Code::ResourceLimit => "resource_limit",
             Code::RateLimited => "rate_limited",
             Code::RepoRefused => "repo_refused",

@@ -11,7 +11,7 @@ use super::shelf::{Slots, Tree};
 use super::tail::Placed;
 
 /// Changes whenever the same log would make another index; an older index is then rebuilt.
-pub(super) const INDEX_VERSION: u32 = 3;
+pub(super) const INDEX_VERSION: u32 = 4;
 
 /// In `meta`: the key that opened the log last.
 const OPENED_BY: &[u8] = b"opened by";
@@ -97,7 +97,7 @@ impl Applier<'_> {
                 if let Some(job) = books::job_of(transfer) {
                     self.about(job, |_| {})?;
                 }
-                books::take_in(self.slots, self.place, transfer)
+                books::take_in(self.slots, self.place, self.at_ms, transfer)
             }
             Record::Quoted { job, .. } => {
                 self.about(job, |_| {})?;

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::Error;
-use super::keys::{Bytes, Place, key, later};
+use super::keys::{Bytes, Place, key, later, short};
 use super::money::{Account, Transfer, Why};
 use super::record::{EventId, Invoice, PublicKey};
 use super::shelf::{Slots, Tree};
@@ -45,8 +45,8 @@ pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
     }
 }
 
-pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> Result<(), Error> {
-    let id = key(&transfer.id);
+pub(super) fn take_in(slots: &dyn Slots, place: Place, at_ms: u64, transfer: &Transfer) -> Result<(), Error> {
+    let id = short(&transfer.id);
     if slots.get(Tree::Transfers, &id)?.is_some() {
         return Ok(());
     }
@@ -62,6 +62,14 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> R
     }
     if let Some(customer) = transfer.customer() {
         slots.put(Tree::Postings, &later(customer, place), &[])?;
+    }
+    if let Some((whose, msat)) = transfer.spends() {
+        let day = spent_key(whose, at_ms / DAY_MS);
+        let spent = match slots.get(Tree::Spent, &day)? {
+            Some(stored) => Bytes(&stored).u64()?,
+            None => 0,
+        };
+        slots.put(Tree::Spent, &day, &spent.saturating_add(msat).to_be_bytes())?;
     }
     match &transfer.why {
         Why::Hold { job, expires_ms, .. } => {
@@ -80,6 +88,15 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, transfer: &Transfer) -> R
         Why::Paid { payment_hash, .. } => close_invoice(slots, payment_hash, InvoiceState::Paid),
         _ => Ok(()),
     }
+}
+
+/// Milliseconds of a day, and the day's number since 1970: UTC.
+pub const DAY_MS: u64 = 86_400_000;
+
+pub(super) fn spent_key(whose: &str, day: u64) -> Vec<u8> {
+    let mut key = key(whose);
+    key.extend_from_slice(&day.to_be_bytes());
+    key
 }
 
 /// The balance as it is stored; 0 where there is none.

@@ -6,6 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::money::Transfer;
 use super::record::Record;
 
 /// Bytes of a frame before its body.
@@ -110,8 +111,18 @@ pub(super) fn body_matches(header: &Header, body: &[u8]) -> bool {
 
 /// The records of a body whose checksum is known to be good.
 pub(super) fn records(body: &[u8]) -> Result<Vec<Record>, serde_json::Error> {
+    // A tag that may stand anywhere makes serde read a record twice. We write it first, and most of a ledger are
+    // transfers alone in their batch; whatever else begins like one is read the long way.
+    if body.starts_with(ALONE)
+        && let Ok([transfer]) = serde_json::from_slice::<[Transfer; 1]>(body)
+    {
+        return Ok(vec![Record::Transfer(transfer)]);
+    }
     serde_json::from_slice(body)
 }
+
+/// How a batch with a transfer at its head begins.
+const ALONE: &[u8] = br#"[{"record":"transfer","#;
 
 /// The bytes a new segment file begins with.
 pub(super) fn segment_header(header: &SegmentHeader) -> [u8; SEGMENT_HEADER_BYTES] {

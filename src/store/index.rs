@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel, sync_channel};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
 use super::log::{self, End, Position};
-use super::shelf::{Overlay, Shelf, Sled, Slots, Tree};
+use super::overlay::Overlay;
+use super::packed::Packed;
+use super::record::Record;
+use super::shelf::{Shelf, Sled, Slots, Tree};
 use super::tail::Placed;
 use super::{Damage, Error};
 
@@ -19,6 +22,9 @@ const MARKER: &str = "CLEAN";
 const APPLIED: &[u8] = b"applied";
 /// After a rebuild of so many frames the database is opened afresh: sled keeps what it has touched in memory.
 const REOPEN_AFTER_FRAMES: u64 = 20_000;
+/// Frames that are handed to the applier together, and how often so many may wait for it.
+const HANDED_OVER: usize = 128;
+const READ_AHEAD: usize = 8;
 
 /// Written last at an orderly stop, removed first at a start. While it stands, the index is whole and durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +72,8 @@ pub(super) fn open(
             let generation = clean.generation.clone();
             match open_watched(&dir.join(&generation), cache_bytes, patience, Some(end.position)) {
                 Ok(shelf) => {
-                    let index = Index { dir: dir.to_path_buf(), generation, shelf };
-                    index.sweep()?;
+                    let index = Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) };
+                    sweep(dir, &index.generation)?;
                     return Ok(Opened { index, end, rebuilt: false });
                 }
                 Err(e) => {
@@ -102,18 +108,22 @@ impl Index {
         let bytes = serde_json::to_vec(&clean).map_err(|e| Error::Index { why: e.to_string() })?;
         disk::write_whole(&self.dir.join(MARKER), &bytes)
     }
+}
 
-    /// Removes the folders of indexes that were given up.
-    fn sweep(&self) -> Result<(), Error> {
-        for name in disk::names(&self.dir)? {
-            if name != self.generation {
-                let path = self.dir.join(&name);
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(trouble("remove", &path))?;
-            }
+fn live(shelf: Box<dyn Shelf>) -> Box<dyn Shelf> {
+    Box::new(Overlay::live(shelf))
+}
+
+/// Removes the folders of indexes that were given up.
+fn sweep(dir: &Path, keep: &str) -> Result<(), Error> {
+    for name in disk::names(dir)? {
+        if name != keep {
+            let path = dir.join(&name);
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(trouble("remove", &path))?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn read_marker(dir: &Path) -> Result<Option<Clean>, Error> {
@@ -157,32 +167,64 @@ fn rebuild(
     // A new folder each time: a thread that hangs in the old database cannot disturb the new one.
     let newest = disk::names(dir)?.iter().filter_map(|n| n.parse::<u64>().ok()).max();
     let generation = newest.map_or(1, |n| n.saturating_add(1)).to_string();
-    let shelf = open_watched(&dir.join(&generation), cache_bytes, patience, None)?;
-    let mut index = Index { dir: dir.to_path_buf(), generation, shelf };
-    index.sweep()?;
-    let mut frames = 0_u64;
-    let overlay = Overlay::new(index.shelf());
-    let end = log::scan(log_dir, false, &mut |met| {
-        frames += 1;
-        if let Some(clean) = clean
-            && clean.seq == met.seq
-            && clean.hash != hex::encode(met.hash)
-        {
-            return Err(rewritten(log_dir, met.seq));
-        }
-        let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
-        apply::apply(&overlay, &placed, &log::records(log_dir, met)?)
-    })?;
-    overlay.settle()?;
+    let path = dir.join(&generation);
+    let mut shelf = open_watched(&path, cache_bytes, patience, None)?;
+    sweep(dir, &generation)?;
+    let (end, frames) = take_in_all(log_dir, shelf.as_ref(), clean)?;
     if frames > REOPEN_AFTER_FRAMES {
-        put_applied(index.shelf(), &end.position)?;
-        index.shelf.flush()?;
-        let path = index.dir.join(&index.generation);
-        drop(index.shelf);
-        index.shelf = open_watched(&path, cache_bytes, patience, Some(end.position))?;
+        put_applied(shelf.as_ref(), &end.position)?;
+        shelf.flush()?;
+        drop(shelf);
+        shelf = open_watched(&path, cache_bytes, patience, Some(end.position))?;
     }
     disk::sync_dir(dir)?;
-    Ok((index, end))
+    Ok((Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) }, end))
+}
+
+/// Reads the log while another thread takes in what was read; tells how many frames there were.
+fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64), Error> {
+    let (hand_over, handed_over) = sync_channel::<Vec<(Placed, Vec<Record>)>>(READ_AHEAD);
+    std::thread::scope(|scope| {
+        let applier = std::thread::Builder::new()
+            .name("coinop-rebuild".into())
+            .spawn_scoped(scope, move || {
+                let overlay = Overlay::rebuilding(shelf);
+                for (placed, records) in handed_over.into_iter().flatten() {
+                    apply::apply(&overlay, &placed, &records)?;
+                }
+                overlay.settle()
+            })
+            .map_err(trouble("start a thread for", log_dir))?;
+        let (mut frames, mut read) = (0_u64, Vec::new());
+        let gone = |_| Error::Index { why: "it does not take in the log".into() };
+        let scanned = log::scan(log_dir, false, &mut |met| {
+            frames += 1;
+            if let Some(clean) = clean
+                && clean.seq == met.seq
+                && clean.hash != hex::encode(met.hash)
+            {
+                return Err(rewritten(log_dir, met.seq));
+            }
+            let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
+            read.push((placed, log::records(log_dir, met)?));
+            if read.len() >= HANDED_OVER {
+                hand_over.send(std::mem::take(&mut read)).map_err(gone)
+            } else {
+                Ok(())
+            }
+        });
+        let rest = hand_over.send(read).map_err(gone);
+        drop(hand_over);
+        let applied = applier
+            .join()
+            .unwrap_or_else(|_| Err(Error::Index { why: "sled panicked while the log was taken in".into() }));
+        // What is wrong with the log comes first, unless it only says that the applier has gone.
+        match (scanned, applied) {
+            (Ok(end), Ok(())) => rest.map(|()| (end, frames)),
+            (Err(Error::Index { .. }) | Ok(_), Err(applied)) => Err(applied),
+            (Err(scanned), _) => Err(scanned),
+        }
+    })
 }
 
 fn put_applied(shelf: &dyn Shelf, position: &Position) -> Result<(), Error> {
@@ -233,5 +275,5 @@ fn open_and_look(path: &Path, cache_bytes: u64, expected: Option<Position>) -> R
             return Err(Error::Index { why: "it has not taken in the log that is here".into() });
         }
     }
-    Ok(Box::new(shelf))
+    Ok(Box::new(Packed::new(shelf)))
 }

@@ -13,6 +13,8 @@ mod keys;
 mod lock;
 mod log;
 pub mod money;
+mod overlay;
+mod packed;
 mod reading;
 pub mod record;
 mod rows;
@@ -68,7 +70,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            segment_bytes: 64 * 1024 * 1024,
+            segment_bytes: 16 * 1024 * 1024,
             index_cache_bytes: 4 * 1024 * 1024,
             index_patience: Duration::from_secs(20),
             blobs_bytes: 1024 * 1024 * 1024,

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{EventId, PublicKey};
 
+/// Whose budget the costs of jobs count against.
+pub const NODE: &str = "node";
+
 /// Longest id of a transfer, bytes.
 pub const TRANSFER_ID_MAX_BYTES: usize = 160;
 /// Most legs of one transfer.
@@ -271,6 +274,21 @@ impl Transfer {
     pub fn customer(&self) -> Option<&str> {
         let named = self.legs.iter().find_map(|leg| leg.from.customer().or(leg.to.customer()));
         named.or(self.about.as_ref().map(|about| about.customer.as_str()))
+    }
+
+    /// What counts against a budget: whose (a customer's key, or [`NODE`]) and how many msat. A customer spends what it
+    /// is charged, the node what jobs cost it.
+    pub fn spends(&self) -> Option<(&str, u64)> {
+        let sum =
+            |counts: fn(&Leg) -> bool| self.legs.iter().filter(|leg| counts(leg)).map(|leg| leg.msat).sum();
+        match &self.why {
+            Why::Capture { .. } => {
+                let charged = sum(|leg| matches!(leg.from, Account::Revenue { .. }));
+                Some((self.customer()?, charged))
+            }
+            Why::Cost { .. } => Some((NODE, sum(|_| true))),
+            _ => None,
+        }
     }
 
     /// What is wrong with its form, whatever the books say.

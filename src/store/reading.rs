@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::books::{self, InvoiceState, OpenHold};
-use super::keys::{Bytes, Place, key};
+use super::keys::{Bytes, Place, key, short};
 use super::log;
 use super::money::{Account, Transfer};
 use super::record::{Invoice, Record};
@@ -61,6 +61,18 @@ impl Store {
     /// The newest `limit` transfers in a customer's books, newest first.
     pub fn postings(&self, customer: &str, limit: usize) -> Result<Vec<Posted>, Error> {
         self.inner.view.postings(customer, limit)
+    }
+
+    /// Msat that `whose` has spent on the `days` UTC days up to and with the one of `now_ms`; see
+    /// [`Transfer::spends`].
+    pub fn spent(&self, whose: &str, now_ms: u64, days: u64) -> Result<u64, Error> {
+        let today = now_ms / books::DAY_MS;
+        let first = (today + 1).saturating_sub(days);
+        (first..=today).try_fold(0_u64, |sum, day| {
+            let stored = self.inner.view.get(Tree::Spent, &books::spent_key(whose, day))?;
+            let spent = stored.map_or(Ok(0), |stored| Bytes(&stored).u64())?;
+            Ok(sum.saturating_add(spent))
+        })
     }
 
     /// The open hold of a job.
@@ -180,7 +192,7 @@ impl View {
     }
 
     fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
-        let Some(at) = self.get(Tree::Transfers, &key(id))? else { return Ok(None) };
+        let Some(at) = self.get(Tree::Transfers, &short(id))? else { return Ok(None) };
         self.posted(&Bytes(&at).place()?).map(Some)
     }
 
@@ -193,7 +205,7 @@ impl View {
     }
 
     fn postings(&self, customer: &str, limit: usize) -> Result<Vec<Posted>, Error> {
-        let prefix = key(customer);
+        let prefix = short(customer);
         let keys = self.newest_under(Tree::Postings, &prefix, limit)?;
         let place = |key: &Vec<u8>| Bytes(key.get(prefix.len()..).unwrap_or_default()).place();
         keys.iter().map(|key| self.posted(&place(key)?)).collect()

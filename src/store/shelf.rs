@@ -39,6 +39,8 @@ pub(super) enum Tree {
     Postings,
     /// job → customer, msat, expiry of a hold that is not resolved.
     Holds,
+    /// whose, day (UTC) → msat that were charged to a customer, or that jobs cost the node.
+    Spent,
     /// payment hash → place of a refund that has begun and not ended.
     Refunds,
     /// payment hash → place of the invoice, and whether it is open.
@@ -52,7 +54,7 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 19] = [
+    pub(super) const ALL: [Tree; 20] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -67,6 +69,7 @@ impl Tree {
         Tree::Transfers,
         Tree::Postings,
         Tree::Holds,
+        Tree::Spent,
         Tree::Refunds,
         Tree::Invoices,
         Tree::Unpaid,
@@ -90,6 +93,7 @@ impl Tree {
             Tree::Transfers => "transfers",
             Tree::Postings => "postings",
             Tree::Holds => "holds",
+            Tree::Spent => "spent",
             Tree::Refunds => "refunds",
             Tree::Invoices => "invoices",
             Tree::Unpaid => "unpaid",
@@ -137,7 +141,7 @@ pub(super) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-fn bound(to: Option<&[u8]>) -> Bound<&[u8]> {
+pub(super) fn bound(to: Option<&[u8]>) -> Bound<&[u8]> {
     to.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
@@ -274,70 +278,6 @@ impl Shelf for Memory {
     }
 }
 
-/// Collects changes in memory and brings them to the shelf below in the order of their keys: a rebuild
-/// touches each page of the database a few times instead of once a record.
-pub(super) struct Overlay<'a> {
-    below: &'a dyn Shelf,
-    changes: Mutex<Changes>,
-    most_bytes: usize,
-}
-
-#[derive(Default)]
-struct Changes {
-    /// `None`: removed.
-    slots: BTreeMap<(Tree, Vec<u8>), Option<Vec<u8>>>,
-    bytes: usize,
-}
-
-/// Bytes of keys and values that an overlay holds before it writes them down.
-const OVERLAY_BYTES: usize = 8 * 1024 * 1024;
-
-impl<'a> Overlay<'a> {
-    pub(super) fn new(below: &'a dyn Shelf) -> Self {
-        Overlay { below, changes: Mutex::default(), most_bytes: OVERLAY_BYTES }
-    }
-
-    fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        // Counted without what is replaced: the bound is for memory, and too early is fine.
-        changes.bytes += key.len() + value.map_or(0, <[u8]>::len);
-        changes.slots.insert((tree, key.to_vec()), value.map(<[u8]>::to_vec));
-        let full = changes.bytes > self.most_bytes;
-        drop(changes);
-        if full { self.settle() } else { Ok(()) }
-    }
-
-    /// Brings everything down.
-    pub(super) fn settle(&self) -> Result<(), Error> {
-        let changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((tree, key), value) in changes.slots {
-            match value {
-                Some(value) => self.below.put(tree, &key, &value)?,
-                None => self.below.remove(tree, &key)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Slots for Overlay<'_> {
-    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        match changes.slots.get(&(tree, key.to_vec())) {
-            Some(value) => Ok(value.clone()),
-            None => self.below.get(tree, key),
-        }
-    }
-
-    fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        self.change(tree, key, Some(value))
-    }
-
-    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
-        self.change(tree, key, None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,61 +287,6 @@ mod tests {
         assert_eq!(after_prefix(b"ab").as_deref(), Some(&b"ac"[..]));
         assert_eq!(after_prefix(&[1, 255]).as_deref(), Some(&[2][..]));
         assert_eq!(after_prefix(&[255]), None);
-    }
-
-    #[test]
-    fn a_rebuild_that_settles_many_times_makes_the_same_index() {
-        use super::super::apply::apply;
-        use super::super::record::{Answer, Record};
-        use super::super::tail::Placed;
-        let batches: Vec<Vec<Record>> = (0..300_u32)
-            .map(|n| {
-                let (job, event) = (format!("job {}", n % 40), format!("event {}", n % 60));
-                let relay = format!("ws://{}", n % 3);
-                match n % 4 {
-                    0 if n < 160 => vec![Record::Accepted {
-                        job,
-                        customer: "c".into(),
-                        kind: 5000,
-                        skill: "s".into(),
-                        request: String::new(),
-                        relay,
-                        deadline_ms: 1,
-                    }],
-                    0 => vec![Record::Started { job, attempt: n, backend: "b".into() }],
-                    1 => vec![Record::Cancelled { request: job, by: event }],
-                    2 => vec![Record::Delivered { event, relay, answer: Answer::Stored }],
-                    _ => vec![Record::Queued {
-                        event,
-                        job: Some(job),
-                        json: String::new(),
-                        relays: vec![relay],
-                        give_up_ms: n.into(),
-                    }],
-                }
-            })
-            .collect();
-        let take_in = |slots: &dyn Slots| {
-            for (offset, batch) in (0_u64..).zip(&batches) {
-                apply(slots, &Placed { seq: offset + 1, at_ms: offset, segment: 1, offset }, batch).unwrap();
-            }
-        };
-        let (live, rebuilt) = (Memory::default(), Memory::default());
-        take_in(&live);
-        // Room for a few changes only: every later read must find in the shelf what was settled.
-        let overlay = Overlay { below: &rebuilt, changes: Mutex::default(), most_bytes: 500 };
-        take_in(&overlay);
-        let (held, all) = (overlay.changes.lock().unwrap().bytes, live.under_all());
-        assert!(held <= 500, "{held} bytes are held");
-        overlay.settle().unwrap();
-        assert!(all.iter().map(|(_, pairs)| pairs.len()).sum::<usize>() > 100);
-        assert_eq!(rebuilt.under_all(), all);
-    }
-
-    impl Memory {
-        fn under_all(&self) -> Vec<(Tree, Pairs)> {
-            Tree::ALL.map(|tree| (tree, under(self, tree, &[]).unwrap())).to_vec()
-        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use super::Error;
 use super::apply;
 use super::index::Index;
-use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair};
+use super::keys::{Bytes, Place, StoredEvent, StoredJob, key, listed, pair, short};
 use super::log::Reader;
 use super::record::Record;
 use super::rows::{Delivery, Entry, JobFilter, JobRow, JobState, Owed, Refusal};
@@ -47,14 +47,22 @@ impl View {
         Reading(self.source.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a batch in, unseen until it is whole.
-    pub(super) fn apply(&self, placed: &Placed, records: &[Record]) -> Result<(), Error> {
+    /// Takes batches in, unseen until all of them are whole; `taken` counts them.
+    pub(super) fn apply<'b>(
+        &self,
+        batches: impl Iterator<Item = (&'b Placed, &'b [Record])>,
+        taken: &mut usize,
+    ) -> Result<(), Error> {
         let source = self.source.write().unwrap_or_else(PoisonError::into_inner);
-        match &*source {
-            Source::Index(index) => apply::apply(index.shelf(), placed, records),
-            Source::Memory(memory) => apply::apply(memory, placed, records),
-            Source::Closed => Err(Error::Closed),
+        for (placed, records) in batches {
+            match &*source {
+                Source::Index(index) => apply::apply(index.shelf(), placed, records)?,
+                Source::Memory(memory) => apply::apply(memory, placed, records)?,
+                Source::Closed => return Err(Error::Closed),
+            }
+            *taken += 1;
         }
+        Ok(())
     }
 
     /// Ends all reading and hands the index back, if there was one.
@@ -198,11 +206,11 @@ impl View {
         {
             let reading = self.read();
             let shelf = reading.shelf()?;
-            let prefix = key(job);
+            let prefix = short(job);
             for (key, _) in under(shelf, Tree::History, &prefix)? {
                 places.push(Bytes(key.get(prefix.len()..).unwrap_or_default()).place()?);
             }
-            if let Some(row) = shelf.get(Tree::Jobs, &prefix)? {
+            if let Some(row) = shelf.get(Tree::Jobs, &key(job))? {
                 places.extend(StoredJob::read(&row)?.history);
             }
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 use super::log::Position;
 use super::record::Record;
-use super::tail::Tail;
+use super::tail::{Placed, Tail};
 use super::view::View;
 use super::{Clock, Error, Stats};
 
@@ -23,6 +23,8 @@ const LAZY_MOST: usize = 16 * 1024;
 const LAZY_MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Batches in one group.
 const GROUP_MOST: usize = 4096;
+/// Batches that the index takes in while nobody reads: each turn of reader and writer costs more than a batch.
+const APPLIED_TOGETHER: usize = 64;
 
 type Reply = Box<dyn FnOnce(Result<u64, Error>) + Send>;
 
@@ -283,23 +285,34 @@ impl Work {
         // The log and its head move together, batch by batch below only the index does.
         let (segment, offset) = self.tail.place();
         *lock(&self.shared.applied) = Applied { position: self.tail.position(), segment, offset };
-        for (batch, placed) in group.into_iter().zip(placed) {
-            let poison = lock(&self.shared.poison).clone();
-            let applied = match poison {
-                Some(e) => Err(e),
-                None => self.apply(&placed, &batch.records),
-            };
-            answer(batch.reply, applied.map(|()| placed.seq));
+        let mut group = group.into_iter();
+        for placed in placed.chunks(APPLIED_TOGETHER) {
+            self.take_in(placed, group.by_ref().take(placed.len()).collect());
+        }
+    }
+
+    /// Brings the index up to date with these batches, and answers for them.
+    fn take_in(&self, placed: &[Placed], batches: Vec<Waiting>) {
+        let poison = lock(&self.shared.poison).clone();
+        let mut taken = 0;
+        let applied = match poison {
+            Some(e) => Err(e),
+            None => self.apply(placed, &batches, &mut taken),
+        };
+        for (nth, (batch, placed)) in batches.into_iter().zip(placed).enumerate() {
+            let result = if nth < taken { Ok(()) } else { applied.clone() };
+            answer(batch.reply, result.map(|()| placed.seq));
         }
     }
 
     /// sled may panic on a disk that fails it; then the index is stale, and the store must say so.
-    fn apply(&self, placed: &super::tail::Placed, records: &[Record]) -> Result<(), Error> {
-        let view = AssertUnwindSafe(&self.view);
-        let applied = catch_unwind(|| view.apply(placed, records))
+    fn apply(&self, placed: &[Placed], batches: &[Waiting], taken: &mut usize) -> Result<(), Error> {
+        let pairs = placed.iter().zip(batches.iter().map(|batch| batch.records.as_slice()));
+        let work = AssertUnwindSafe(|| self.view.apply(pairs, taken));
+        let applied = catch_unwind(work)
             .unwrap_or_else(|_| Err(Error::Index { why: "sled panicked while taking in a batch".into() }));
         if let Err(e) = &applied {
-            tracing::error!(error = %e, seq = placed.seq, "the index does not follow the log");
+            tracing::error!(error = %e, "the index does not follow the log");
             self.shared.fail(e);
         }
         applied

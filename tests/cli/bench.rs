@@ -1,4 +1,4 @@
-//! `coinop bench tti`: what it reports, small. How fast anything is has no part in it.
+//! `coinop bench tti` and `bench ledger`: what they report, small. How fast anything is has no part in it.
 
 use super::{Home, Said};
 
@@ -66,4 +66,33 @@ fn the_soak_looks_at_the_memory_in_between() {
     let looks = soak["looks"].as_array().unwrap();
     assert_eq!(looks.len(), 10);
     assert!(looks.iter().all(|look| look["node_bytes"].as_u64() > Some(0)), "{soak}");
+}
+
+#[test]
+fn the_ledger_is_written_opened_both_ways_reported_and_checked() {
+    let home = Home::new();
+    let said = Said::of(home.coinop(&["bench", "ledger", "--entries", "3000", "--rounds", "1", "--json"]));
+    let report = &said.json()["ledger"];
+    if report["error"].is_string() {
+        // This host makes no sandboxes, and a node that serves no job cannot be measured: that is told.
+        assert_eq!(said.code, 1, "{said:?}");
+        let why = report["error"].as_str().unwrap();
+        assert!(why.contains("the node"), "{why}");
+        return;
+    }
+    assert_eq!(said.code, 0, "{said:?}");
+    // Books that come out otherwise than they were written are an error of the bench, so the figures stand for them.
+    assert_eq!((&report["entries"], &report["commits"]["at_once"]), (&3_000.into(), &64.into()), "{report}");
+    for figure in ["open_orderly", "open_power_cut", "report"] {
+        let s = |name: &str| report[figure][name].as_f64().unwrap();
+        assert!(s("best_s") > 0.0 && s("best_s") <= s("worst_s"), "{figure}: {report}");
+        assert_eq!(report[figure]["met"], s("p50_s") <= s("goal_s"), "{figure}: {report}");
+    }
+    for node in ["node_orderly", "node_power_cut"] {
+        assert!(report[node]["rss_bytes"].as_u64() > Some(1 << 20), "{node}: {report}");
+    }
+    let ratio = report["commits"]["ratio"].as_f64().unwrap();
+    assert_eq!(report["commits"]["met"], ratio >= 10.0, "{report}");
+    assert!(report["commits"]["commits_per_sync"].as_f64() > Some(1.0), "{report}");
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "it cleans up");
 }

@@ -18,7 +18,7 @@ use super::support::{PATIENCE, throughout, until};
 use super::writes::{injecting, strace_works};
 
 /// Why the node takes no more jobs, by its own word.
-fn stopped(node: &Running) -> Option<String> {
+pub fn stopped(node: &Running) -> Option<String> {
     node.status()?["jobs"]["stopped"].as_str().map(str::to_string)
 }
 

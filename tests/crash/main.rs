@@ -6,6 +6,7 @@
 mod support;
 
 mod disk;
+mod paid;
 mod states;
 mod writes;
 

@@ -17,9 +17,9 @@ use super::support::skip::skip;
 use super::support::{PATIENCE, until};
 
 /// Runs at once.
-const ABREAST: usize = 4;
+pub const ABREAST: usize = 4;
 /// More writes than one job can need.
-const TOO_MANY: u32 = 400;
+pub const TOO_MANY: u32 = 400;
 
 /// Whether strace can change what a program's calls do, here.
 pub fn strace_works() -> Result<(), String> {
@@ -76,7 +76,7 @@ async fn point(served: &Served, calls: &'static str, n: u32) -> bool {
 }
 
 /// Waits until the result is delivered or the node is dead.
-async fn lives_through(node: &mut Running, home: &Home, buyer: &Buyer, request: &Event) -> bool {
+pub async fn lives_through(node: &mut Running, home: &Home, buyer: &Buyer, request: &Event) -> bool {
     until("the job's end or the node's", async || {
         if node.try_ended().is_some() {
             return Some(false);
@@ -88,7 +88,8 @@ async fn lives_through(node: &mut Running, home: &Home, buyer: &Buyer, request: 
     .await
 }
 
-async fn delivered(home: &Home, buyer: &Buyer, request: &Event) {
+/// Waits until a relay has the answer, and the log its OK.
+pub async fn delivered(home: &Home, buyer: &Buyer, request: &Event) {
     until("the OK in the log", async || {
         let answer = home.job(&request.id.to_hex())?.answer?;
         let words = home.store().deliveries(&answer).expect("readable");

@@ -21,8 +21,8 @@ mod users;
 use std::time::Duration;
 
 use coinop::relay::local::LocalRelay;
-use coinop::sandbox::{Backend, Command, Exit, Spec};
-use common::{IMAGE, backend, containers, name, policy, run, sandbox, until};
+use coinop::sandbox::{Backend, Command, Exit, Policy, Spec};
+use common::{IMAGE, backend, containers, name, policy, run, sandbox, sandbox_with, until};
 use sha2::{Digest, Sha256};
 use support::buyer::{Buyer, printed};
 use support::git::{README, Served};
@@ -73,7 +73,7 @@ async fn a_container_is_made_hardened() {
     let host = engine!();
     let node = name("hard");
     let backend = backend(&host, &node, IMAGE, 0).await.unwrap();
-    let sandbox = sandbox(&backend).await;
+    let sandbox = sandbox_with(&backend, Policy { swap_bytes: 8 << 20, ..policy() }, None).await;
     let found = containers(&host, &node);
     assert_eq!(found.len(), 1, "{found:?}");
     let answer =
@@ -88,7 +88,7 @@ async fn a_container_is_made_hardened() {
     assert_eq!((&how["IpcMode"], &how["PidMode"]), (&"private".into(), &"".into()));
     assert!(how["Binds"].is_null() && how["Devices"].as_array().is_none_or(Vec::is_empty), "{how}");
     let (memory, swap) = (how["Memory"].as_u64().unwrap(), how["MemorySwap"].as_u64().unwrap());
-    assert_eq!((memory, swap), (132 << 20, 132 << 20), "memory with the shim's own 4 MiB, and no swap");
+    assert_eq!((memory, swap), (132 << 20, 140 << 20), "with the shim's own 4 MiB; both together");
     assert_eq!((how["PidsLimit"].as_u64(), how["NanoCpus"].as_u64()), (Some(34), Some(1_000_000_000)));
     assert_eq!((&how["LogConfig"]["Type"], &how["AutoRemove"]), (&"none".into(), &true.into()));
     // The one mount from the engine's disk is the shim, and it is read-only.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use coinop::protocol::Feedback;
 use coinop::relay::local::LocalRelay;
 use nostr_sdk::prelude::Keys;
 use serde_json::Value;
@@ -85,6 +86,22 @@ impl Deal {
             dir,
             _services: services,
         })
+    }
+
+    /// Gives the provider another home, with another way to the relay.
+    pub fn move_to(&mut self, relay: String, more: &[&str]) {
+        let mut all: Vec<&str> = self.own.iter().map(String::as_str).collect();
+        all.extend(more);
+        self.home = Home::new(&[relay], &all);
+    }
+
+    /// Pays what a quote asks, as a stranger's wallet would; the msat.
+    pub async fn pay(&self, quote: &Feedback) -> u64 {
+        let (msat, bolt11) = quote.amount.clone().expect("an amount");
+        let (server, customer, bolt11) =
+            (self.server.clone(), self.customer.clone(), bolt11.expect("an invoice"));
+        tokio::task::spawn_blocking(move || server.pay(&customer, &bolt11)).await.expect("paid");
+        msat
     }
 
     pub fn customer_hex(&self) -> String {

@@ -5,6 +5,7 @@ mod bank;
 mod credit;
 mod deal;
 mod faults;
+mod kills;
 mod paid;
 mod reconcile;
 mod reports;

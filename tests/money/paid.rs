@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::deal::{Deal, Over, PRICE, json};
 use crate::support::until;
 
-const SET: [&str; 2] = ["--set", concat!("payment.prices=", "generic base_msat=20000 per_second_msat=100")];
+pub const SET: [&str; 2] =
+    ["--set", concat!("payment.prices=", "generic base_msat=20000 per_second_msat=100")];
 
 /// The whole deal: ordered, paid, delivered, booked; what was not used is the customer's credit.
 async fn a_deal_is_made(test: &str, over: Over) {
@@ -103,10 +104,7 @@ async fn an_invoice_that_is_paid_while_the_node_is_dead_begins_its_job_at_the_ne
     let request = buyer.post(&buyer.order(None, &["echo paid"])).await;
     let quote = buyer.feedback(&request, coinop::protocol::Status::PaymentRequired).await;
     node.kill().await;
-    let (msat, bolt11) = quote.amount.expect("an amount");
-    let bolt11 = bolt11.expect("an invoice");
-    let (server, customer) = (deal.server.clone(), deal.customer.clone());
-    tokio::task::spawn_blocking(move || server.pay(&customer, &bolt11)).await.expect("paid");
+    let msat = deal.pay(&quote).await;
     let node = deal.home.start();
     let answer = buyer.result(&request).await;
     assert!(crate::support::buyer::printed(&answer).contains("paid"));
@@ -138,10 +136,7 @@ async fn what_is_paid_after_the_job_was_taken_back_is_credit() {
         (!found.is_empty()).then_some(())
     })
     .await;
-    let (msat, bolt11) = quote.amount.expect("an amount");
-    let (server, customer, bolt11) =
-        (deal.server.clone(), deal.customer.clone(), bolt11.expect("an invoice"));
-    tokio::task::spawn_blocking(move || server.pay(&customer, &bolt11)).await.expect("paid");
+    let msat = deal.pay(&quote).await;
     let reason = buyer.error(&request, coinop::protocol::Code::Cancelled).await;
     assert!(reason.contains("in your credit"), "{reason}");
     let purse = deal.told(&["credits", "show", &buyer.keys.public_key().to_hex(), "--json"]).await;

@@ -150,3 +150,52 @@ async fn a_job_that_the_node_dies_under_is_charged_once() {
     assert_eq!(postings(&node, &buyer).len(), 3, "grant, hold, capture");
     ledger::verify(node.store()).expect("books that add up");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_job_costs_the_node_is_booked_at_the_rate_and_profit_is_what_is_left() {
+    let (_relay, stage, buyer) = stage(&[
+        ("payment.prices", "* base_msat=5000"),
+        ("payment.costs", "local supplier=landlord per_second=2_000_000"),
+        ("payment.msat_per_usd", "1_000_000"),
+        ("payment.rate_source", "a test"),
+    ])
+    .await;
+    let node = stage.start().await;
+    give(&node, &buyer, 9_000).await;
+    let request = buyer.post(&buyer.order(None, &["sleep 0.2"])).await;
+    buyer.result(&request).await;
+    let used = job(node.store(), &request).expect("the job").summary.expect("a summary");
+    let nano = used.wall_ms * 2_000_000 / 1_000;
+    let msat = (nano * 1_000_000).div_ceil(1_000_000_000);
+    let id = format!("cost:{}:0", request.id.to_hex());
+    let booked = node.ledger().transfer(&id).expect("readable").expect("booked").transfer;
+    let ledger_usd = serde_json::to_value(&booked.why).expect("JSON")["usd"].clone();
+    assert_eq!(
+        ledger_usd,
+        serde_json::json!({ "nano": nano, "msat_per_usd": 1_000_000, "source": "a test" })
+    );
+    assert_eq!(
+        node.ledger().balance(&Account::Supplier("landlord".into())).expect("readable"),
+        -i128::from(msat)
+    );
+    let all = ledger::report::Window { from_ms: 0, to_ms: u64::MAX, zone: jiff::tz::TimeZone::UTC };
+    let report =
+        ledger::report::report(&stage.config.data_dir, &all, ledger::report::By::Backend).expect("a report");
+    let row = report.rows.iter().find(|row| row.key == "local").expect("a row");
+    assert_eq!(row.sums.profit_msat, 5_000 - i128::from(msat));
+    assert_eq!((row.sums.revenue_msat, row.sums.container_cost_msat), (5_000, msat.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_over_its_budget_is_refused_by_that_name() {
+    let (_relay, stage, buyer) =
+        stage(&[("payment.prices", "* base_msat=5000"), ("payment.customer_day_msat", "9999")]).await;
+    let node = stage.start_on(Backstage::new(&[])).await;
+    give(&node, &buyer, 100_000).await;
+    let first = buyer.post(&buyer.order(None, &["true"])).await;
+    buyer.result(&first).await;
+    let second = buyer.post(&buyer.order(None, &["true"])).await;
+    let reason = buyer.error(&second, Code::OverBudget).await;
+    assert!(reason.contains("for 1 days is 9999 msat"), "{reason}");
+    assert_eq!(available(&node, &buyer), 95_000);
+}

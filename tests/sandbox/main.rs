@@ -170,6 +170,7 @@ fn every_test_that_the_security_page_names_is_there() {
         ("docker", docker.as_str()),
         ("repo_hostile.rs", include_str!("../repo_hostile.rs")),
         ("checks.rs", include_str!("../../src/sandbox/local/checks.rs")),
+        ("hardened.rs", include_str!("../../src/sandbox/docker/hardened.rs")),
         ("place.rs", include_str!("../../src/sandbox/place.rs")),
         ("seccomp.rs", include_str!("../../container/shim/src/seccomp.rs")),
         ("selftest.rs", include_str!("../selftest.rs")),

@@ -102,18 +102,6 @@ impl Inner {
         Ok(ready)
     }
 
-    /// Why a clause cannot be kept here that the engine's own words do not tell.
-    pub(super) fn lacks(&self, clause: &'static str) -> Option<&'static str> {
-        let swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
-        match clause {
-            "idle_ms" if self.counts_cpu.get() == Some(&false) => Some("no processor time is counted here"),
-            "swap_bytes" if swap && self.info.swap_limit != Some(true) => {
-                Some("its host has swap, and this engine cannot limit it")
-            }
-            _ => None,
-        }
-    }
-
     pub fn checks(&self) -> Vec<Check> {
         let (info, tried) = (&self.info, &self.tried);
         let check = |name: &str, ok: bool, how: String, mend: Option<&str>| Check {
@@ -167,7 +155,7 @@ impl Inner {
         by("memory_bytes", info.memory_limit, "by the kernel");
         by("pids", info.pids_limit, "by the kernel");
         by("cpu_milli", info.cpu_cfs_quota, "by the kernel");
-        let counted =
+        let swap =
             if info.swap_limit == Some(true) { "by the kernel, with memory" } else { "its host has none" };
         for (name, how, mend) in [
             (
@@ -177,14 +165,12 @@ impl Inner {
             ),
             (
                 "swap_bytes",
-                counted,
+                swap,
                 "boot the engine's host with swapaccount=1, or do without swap there (swapoff -a)",
             ),
         ] {
-            match self.lacks(name) {
-                None => clause(name, true, how.to_owned(), ""),
-                Some(why) => clause(name, false, why.to_owned(), mend),
-            }
+            let lack = self.lacks(name);
+            clause(name, lack.is_none(), lack.unwrap_or(how).to_owned(), mend);
         }
         for (name, how) in [
             ("wall_ms", "the shim kills the job, or the engine the container"),
@@ -208,6 +194,12 @@ impl Inner {
             all.push(check("landlock", true, how.to_owned(), None));
         }
         all
+    }
+
+    /// Why this clause cannot be kept here, where more than the engine's own words tells it.
+    fn lacks(&self, clause: &str) -> Option<&'static str> {
+        let has_swap = self.tried.as_ref().is_ok_and(|ready| ready.swap);
+        lacks(clause, self.counts_cpu.get().copied(), has_swap, self.info.swap_limit)
     }
 
     pub fn admit(&self, policy: &Policy) -> Result<(), Error> {
@@ -239,5 +231,41 @@ impl Inner {
             }
         }
         Ok(())
+    }
+}
+
+fn lacks(
+    clause: &str,
+    counts_cpu: Option<bool>,
+    has_swap: bool,
+    limits_swap: Option<bool>,
+) -> Option<&'static str> {
+    match clause {
+        "idle_ms" if counts_cpu == Some(false) => Some("no processor time is counted here"),
+        "swap_bytes" if has_swap && limits_swap != Some(true) => {
+            Some("its host has swap, and this engine cannot limit it")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacks;
+
+    #[test]
+    fn what_nobody_counts_cannot_be_kept() {
+        for (clause, counts_cpu, has_swap, limits_swap, kept) in [
+            ("idle_ms", Some(true), true, None, true),
+            ("idle_ms", Some(false), false, Some(true), false),
+            ("swap_bytes", Some(true), true, Some(true), true),
+            ("swap_bytes", Some(true), true, Some(false), false),
+            ("swap_bytes", Some(true), true, None, false),
+            ("swap_bytes", Some(true), false, Some(false), true),
+            ("pids", Some(false), true, None, true),
+        ] {
+            let lack = lacks(clause, counts_cpu, has_swap, limits_swap);
+            assert_eq!(lack.is_none(), kept, "{clause}: {lack:?}");
+        }
     }
 }

@@ -216,7 +216,7 @@ mod tests {
     fn a_place_that_a_runtime_made_larger_than_it_was_told_is_named_by_its_clause() {
         let policy = Policy {
             wall_ms: 1,
-            idle_ms: 1_000,
+            idle_ms: 1,
             memory_bytes: 64 << 20,
             swap_bytes: 0,
             pids: 8,

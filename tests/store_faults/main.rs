@@ -1,24 +1,26 @@
-//! The store against kill -9 at its writes, failing syscalls, a full disk, and power cuts; another process
+//! The store, and the books on it, against kill -9 at writes, failing syscalls, a full disk, and power cuts; another process
 //! on the same folder. The writer is this very binary, started again with `COINOP_STORE_CHILD` set.
 //!
 //! Needs strace, and for the disks root with loop devices. Where something is missing a test says SKIPPED
 //! and why, and fails instead where parts are required.
 
 #[expect(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/skip.rs"]
+#[path = "../support/skip.rs"]
 mod skip;
 
+mod disk;
+mod money;
+
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use coinop::store::record::{Record, Summary, Verdict};
 use coinop::store::{Error, Holder, Options, Store};
+use disk::Disk;
 use skip::skip;
 
 const CHILD: &str = "COINOP_STORE_CHILD";
@@ -36,6 +38,7 @@ fn writer_process() {
     match mode {
         "sequence" => sequence(dir, start),
         "crowd" => crowd(dir, start),
+        "tills" => money::tills(dir, start),
         "hold" => {
             let _store = open(dir).unwrap();
             say("READY".into());
@@ -271,6 +274,12 @@ fn judge(dir: &Path, said: &Said) {
     assert_eq!(store.head().seq, head.seq + 1);
 }
 
+/// `@AT nanoseconds what`
+fn at(line: &str) -> Option<(u128, String)> {
+    let (ns, ack) = line.strip_prefix("@AT ")?.split_once(' ')?;
+    Some((ns.parse().unwrap(), ack.into()))
+}
+
 fn has_strace() -> bool {
     let asked = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
     asked.is_ok_and(|s| s.success())
@@ -382,101 +391,10 @@ fn another_process_on_the_folder_is_named_and_its_death_frees_it() {
     open(&dir).unwrap();
 }
 
-/// A file system of its own that is gone with the test.
-struct Disk {
-    room: tempfile::TempDir,
-    mounted: bool,
-}
-
-impl Disk {
-    fn at(&self) -> PathBuf {
-        self.room.path().join("mnt")
-    }
-    fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-        let out = Command::new(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
-        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-        if out.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
-    }
-    /// Mounts are seen by this thread and what it starts, nobody else: a sandbox that another process of this
-    /// host makes meanwhile would keep a copy of the mount, and with it the file system that was shut down
-    /// would live on and be found again by the next mount.
-    fn in_its_own_namespace() -> Result<Self, String> {
-        use nix::sched::{CloneFlags, unshare};
-        unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("no mount namespace: {e}"))?;
-        Self::run("mount", &["--make-rprivate", "/"])?;
-        Ok(Self::new())
-    }
-    fn new() -> Self {
-        let disk = Disk { room: tempfile::tempdir().unwrap(), mounted: false };
-        fs::create_dir(disk.at()).unwrap();
-        disk
-    }
-    fn ext4(bytes: u64) -> Result<Self, String> {
-        let mut disk = Self::in_its_own_namespace()?;
-        let image = disk.image();
-        File::create(&image).unwrap().set_len(bytes).unwrap();
-        Self::run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()])?;
-        disk.mount()?;
-        Ok(disk)
-    }
-    fn tmpfs(bytes: u64) -> Result<Self, String> {
-        let mut disk = Self::in_its_own_namespace()?;
-        let at = disk.at();
-        Self::run(
-            "mount",
-            &["-t", "tmpfs", "-o", &format!("size={bytes}"), "coinop-test", at.to_str().unwrap()],
-        )?;
-        disk.mounted = true;
-        Ok(disk)
-    }
-    fn image(&self) -> PathBuf {
-        self.room.path().join("img")
-    }
-    fn mount(&mut self) -> Result<(), String> {
-        let (image, at) = (self.image(), self.at());
-        Self::run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()])?;
-        self.mounted = true;
-        Ok(())
-    }
-    /// The disk keeps what it had been told to keep, and nothing reaches it any more.
-    fn cut_power(&self) {
-        const EXT4_IOC_SHUTDOWN: u64 = 0x8004_587D;
-        const NO_LOG_FLUSH: u32 = 2;
-        let root = File::open(self.at()).unwrap();
-        // SAFETY: the call reads one u32 through the pointer, which lives until it returns; the descriptor
-        // is open.
-        let done = unsafe { nix::libc::ioctl(root.as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &NO_LOG_FLUSH) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    }
-    fn unmount(&mut self) {
-        let end = Instant::now() + Duration::from_secs(20);
-        while let Err(e) = Self::run("umount", &[self.at().to_str().unwrap()]) {
-            assert!(Instant::now() < end, "{e}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        self.mounted = false;
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if self.mounted
-            && let Err(e) = Self::run("umount", &["-l", self.at().to_str().unwrap()])
-        {
-            eprintln!("a test's file system stays mounted: {e}");
-        }
-    }
-}
-
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
     const NAME: &str = "a_power_cut_loses_nothing_that_was_acknowledged";
     let (mut rounds, mut late, mut late_and_lost) = (0, 0, 0);
-    // `@AT nanoseconds what`
-    let at = |line: &str| -> Option<(u128, String)> {
-        let (ns, ack) = line.strip_prefix("@AT ")?.split_once(' ')?;
-        Some((ns.parse().unwrap(), ack.into()))
-    };
     // On each disk the first cut meets a fresh store, the others an aged one.
     for disk_nr in 0..3 {
         let mut disk = match Disk::ext4(96 << 20) {

@@ -48,6 +48,11 @@ pub enum Order {
         msat: u64,
         note: String,
     },
+    /// Undoes a transfer by another one, as far as the rules allow it.
+    Correct {
+        transfer: String,
+        note: String,
+    },
     /// An invoice that tops up a customer's credit.
     TopUp {
         customer: String,
@@ -84,6 +89,8 @@ pub enum Error {
     Wallet(#[from] wallet::Error),
     #[error("this node has no wallet: set payment.wallet (docs/wallets.md)")]
     NoWallet,
+    #[error("there is no transfer {0:?}")]
+    NoTransfer(String),
     #[error("{0} is not a customer's key (64 hex digits)")]
     NoCustomer(String),
     #[error("the invoice is over {msat} msat, and {available_msat} msat of credit are there")]
@@ -143,6 +150,13 @@ impl Desk {
             Order::WriteOff { id, customer, msat, note } => {
                 let customer = key(customer)?;
                 self.post(transfer::written_off(&id, &customer, msat, &note), &customer).await
+            }
+            Order::Correct { transfer, note } => {
+                let first = self.ledger.transfer(&transfer)?.ok_or(Error::NoTransfer(transfer))?.transfer;
+                let correction = transfer::correction(&first, &note);
+                let id = correction.id.clone();
+                self.ledger.post(correction).await?;
+                Ok(json!(self.ledger.transfer(&id)?))
             }
             Order::TopUp { customer, msat } => self.top_up(&key(customer)?, msat).await,
             Order::Invoice { payment_hash } => {

@@ -1,33 +1,35 @@
 //! Puts the rooms together into one running node, and owns the order of start and drain. It decides nothing
 //! about a job: it hands verified events from `relay` to `job`, and what `job` owes back to `relay`.
 
-use std::os::unix::ffi::OsStrExt;
+mod setup;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use nostr_sdk::prelude::{EventId, Keys};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::announcer::{self, Announcer};
 use crate::clock;
-use crate::config::{Config, SandboxChoice, WalletChoice};
+use crate::config::Config;
 use crate::control;
 use crate::desk::{Desk, Order};
 use crate::job::{self, Engine, Offer, Rooms, Till};
-use crate::ledger::{Budgets, Ledger};
-use crate::market::{Catalog, Rules, catalog};
+use crate::ledger::Ledger;
+use crate::market::catalog as job_types;
 use crate::protocol::{self, announcement::Announcement};
 use crate::relay::{self, Drained, Inbound, RelayStatus, Service};
 use crate::repo::{self, Repos};
-use crate::sandbox::docker::{self, Docker};
-use crate::sandbox::{self, Backend, Check, Identity, local::Local, selftest};
+use crate::sandbox::{self, Backend, Identity, selftest};
 use crate::store::{self, Holder, Store};
-use crate::wallet::{self, Wallet};
+use crate::wallet;
+
+use setup::engine_options;
+pub use setup::{backend, catalog, docker_options, open_wallet, repos, rules, runnable};
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
@@ -39,7 +41,7 @@ const BOOKS_TICK: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Catalog(#[from] catalog::Error),
+    Catalog(#[from] job_types::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
@@ -93,115 +95,6 @@ pub struct Report {
     /// Whether relays are listened to: not while the node ends, and not after its store failed.
     pub following: bool,
     pub relays: Vec<RelayStatus>,
-}
-
-/// The backend that the configuration names. `helper` is the program that becomes the jail's first process;
-/// `None`: this one.
-///
-/// # Errors
-/// The sandbox's, when the host lacks what it cannot do without.
-pub async fn backend(config: &Config, helper: Option<PathBuf>) -> Result<Arc<dyn Backend>, Error> {
-    let warm = usize::try_from(config.warm_sandboxes).unwrap_or_default();
-    if config.sandbox == SandboxChoice::Docker {
-        return Ok(Arc::new(Docker::connect(docker_options(config, warm)).await?));
-    }
-    let options = sandbox::local::Options::new(config.data_dir.join("sandboxes"));
-    Ok(Arc::new(Local::new(sandbox::local::Options { helper, warm, ..options })?))
-}
-
-/// The docker backend as configured. The engine knows this node by its data folder.
-pub fn docker_options(config: &Config, warm: usize) -> docker::Options {
-    let folder = Sha256::digest(config.data_dir.as_os_str().as_bytes());
-    docker::Options {
-        host: config.docker.host.clone(),
-        image: config.docker.image.clone(),
-        runtime: config.docker.runtime.clone(),
-        first_uid: config.docker.first_uid,
-        uids: config.docker.uids,
-        node: hex::encode(folder).chars().take(8).collect(),
-        warm,
-    }
-}
-
-/// The job types that the configuration names.
-///
-/// # Errors
-/// A bad file, or a name that is not there.
-pub fn catalog(config: &Config) -> Result<Catalog, Error> {
-    let all = match &config.jobs_dir {
-        Some(folder) => Catalog::with_folder(folder)?,
-        None => Catalog::built_in()?,
-    };
-    Ok(all.only(&config.skills)?)
-}
-
-/// The wallet that the configuration names.
-///
-/// # Errors
-/// A setup that cannot be used. Nothing is dialled here: a wallet may be away for a while.
-pub fn wallet(config: &Config) -> Result<Option<Arc<dyn Wallet>>, Error> {
-    let kind = match config.payment.wallet {
-        WalletChoice::None => return Ok(None),
-        WalletChoice::Lnbits => wallet::Kind::Lnbits,
-        WalletChoice::Nwc => wallet::Kind::Nwc,
-    };
-    let Some(file) = config.payment.wallet_key_file.clone() else {
-        let why = format!("payment.wallet is {kind}, and payment.wallet_key_file names no file");
-        return Err(wallet::Error::Setup(why).into());
-    };
-    let setup = wallet::Setup::new(kind, config.payment.wallet_url.clone(), wallet::Key::File(file));
-    Ok(Some(wallet::open(&setup)?))
-}
-
-/// The admission rules for this provider.
-pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) -> Rules {
-    let admission = &config.admission;
-    Rules {
-        provider,
-        catalog,
-        allow_repos: admission.allow_repos.clone(),
-        allow_customers: admission.allow_customers.clone(),
-        deny_customers: admission.deny_customers.clone(),
-        max_age_s: admission.max_request_age_ms / 1000,
-        max_ahead_s: admission.max_future_skew_ms / 1000,
-        ceiling: config.limits.policy(),
-        terms: config.payment.terms.clone(),
-        backend: backend_name(config).into(),
-    }
-}
-
-/// The repository room as the configuration bounds it.
-///
-/// # Errors
-/// When its folder cannot be made or belongs to somebody else.
-pub fn repos(config: &Config) -> Result<Repos, Error> {
-    let options = repo::Options {
-        allow_private: config.admission.allow_private_repos,
-        allow_file: config.admission.allow_file_repos,
-        ..config.repo.options()
-    };
-    Ok(Repos::open(&config.data_dir.join("repos"), options)?)
-}
-
-/// Splits the skills into those whose default policy this backend enforces here, and why the others cannot run.
-pub fn runnable(
-    catalog: &Catalog,
-    ceiling: &sandbox::Policy,
-    backend: &dyn Backend,
-) -> (Vec<String>, Vec<String>) {
-    let needs: Vec<Check> = backend.checks().into_iter().filter(|c| !c.ok && c.mend.is_some()).collect();
-    let (mut can, mut cannot) = (Vec::new(), Vec::new());
-    for job_type in catalog.types() {
-        let policy = job_type.manifest.limits.policy().capped(ceiling);
-        match backend.admit(&policy) {
-            Ok(()) => can.push(job_type.manifest.name.clone()),
-            Err(error) => cannot.push(format!("{}: {error}", job_type.manifest.name)),
-        }
-    }
-    if can.is_empty() {
-        cannot.extend(needs.into_iter().map(|c| format!("{}: {}", c.name, c.how)));
-    }
-    (can, cannot)
 }
 
 /// Tries the sandbox and keeps the report in `selftest.json`; its hash.
@@ -296,7 +189,7 @@ impl Node {
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
         let ledger = Ledger::new(store.clone());
-        let till = match wallet(&config)? {
+        let till = match open_wallet(&config)? {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
             None => None,
         };
@@ -444,53 +337,6 @@ impl Node {
             sandbox: self.identity.clone(),
             desk: self.desk.clone(),
         }
-    }
-}
-
-fn engine_options(config: &Config) -> job::Options {
-    let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-    // Its record must fit one batch of the log, with a copy of the request and some words.
-    let max_event_bytes = usize::try_from(config.relay.max_event_bytes).unwrap_or(usize::MAX);
-    let max_event_bytes = max_event_bytes.min(store::BATCH_MAX_BYTES / 2);
-    job::Options {
-        max_jobs: count(config.max_jobs),
-        max_open: count(config.queue.max_open_jobs),
-        max_open_per_customer: count(config.queue.max_open_jobs_per_customer),
-        max_running_per_customer: count(config.queue.max_running_per_customer),
-        max_wait_ms: config.queue.max_wait_ms,
-        repo_ms: config.repo.fetch_timeout_ms,
-        max_attempts: config.queue.max_attempts,
-        // Encryption adds a third (base64), JSON escapes of the event up to as much again.
-        max_content_bytes: max_event_bytes / 2,
-        max_event_bytes,
-        max_artifact_bytes: config.limits.artifact_bytes,
-        max_changes_bytes: config.limits.changes_bytes,
-        outbox_give_up_ms: config.relay.outbox_give_up_ms,
-        max_answer_relays: count(config.relay.max_answer_relays),
-        relays: config.relays.clone(),
-        budgets: Budgets {
-            customer_day_msat: config.payment.customer_day_msat,
-            customer_week_msat: config.payment.customer_week_msat,
-            node_day_msat: config.payment.node_day_msat,
-            node_week_msat: config.payment.node_week_msat,
-        },
-        rent: rented(config),
-        refusals_per_minute: config.admission.refusals_per_minute,
-    }
-}
-
-/// What the configured backend costs, where there is a rate to book it at.
-fn rented(config: &Config) -> Option<job::Rented> {
-    let (payment, backend) = (&config.payment, backend_name(config));
-    let rent = payment.costs.get(backend).filter(|_| payment.msat_per_usd > 0)?.clone();
-    let (msat_per_usd, rate_source) = (payment.msat_per_usd, payment.rate_source.clone());
-    Some(job::Rented { rent, msat_per_usd, rate_source })
-}
-
-fn backend_name(config: &Config) -> &'static str {
-    match config.sandbox {
-        SandboxChoice::Docker => "docker",
-        SandboxChoice::Auto | SandboxChoice::Local => "local",
     }
 }
 

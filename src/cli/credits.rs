@@ -163,7 +163,7 @@ pub(super) fn ask(config: &Config, order: &Order) -> Result<Value, Failure> {
     let store = Store::open(&config.data_dir, &holder)?;
     let mut answer = None;
     block_on(async {
-        let till = match node::wallet(config)? {
+        let till = match node::open_wallet(config)? {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?.0),
             None => None,
         };

@@ -1,4 +1,4 @@
-//! `coinop ledger {show,verify,export,reconcile,backup,restore}`: the books of this node, checked, copied and handed to other
+//! `coinop ledger {show,verify,export,reconcile,correct,backup,restore}`: the books of this node, checked, copied and handed to other
 //! programs. Reading works whether a node runs or not.
 
 use std::io::{BufWriter, Write};
@@ -57,6 +57,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Undo a transfer by another one: a payment, a grant, a cost or a write-off
+    Correct {
+        /// Its id, as `credits history --json` and the exports tell it
+        transfer: String,
+        /// Why, for the books
+        #[arg(long, default_value = "")]
+        note: String,
+    },
     /// Copy log and kept output into a new folder, and check the copy
     Backup {
         /// A folder that does not exist yet
@@ -99,6 +107,10 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         Command::Verify { json } => verify(&config, json),
         Command::Export { format, span, output } => export(&config, format, &span, output),
         Command::Reconcile { span, book, json } => reconcile(&config, &span, book, json),
+        Command::Correct { transfer, note } => {
+            output::json(&super::credits::ask(&config, &Order::Correct { transfer, note })?)?;
+            Ok(Exit::Ok)
+        }
         Command::Backup { to, json } => backup(&config, &to, json),
         Command::Restore { from, json } => restore(&config, &from, json),
     }

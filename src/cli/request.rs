@@ -188,7 +188,7 @@ impl Args {
         let (true, Some(provider), Some(max_msat)) = (self.pay, self.provider, self.max) else {
             return Ok(None);
         };
-        let Some(wallet) = node::wallet(config).or_exit(Exit::Config)? else {
+        let Some(wallet) = node::open_wallet(config).or_exit(Exit::Config)? else {
             let words = "no wallet to pay from: set payment.wallet and its key file (docs/wallets.md)";
             return Err(Failure::say(Exit::Config, words));
         };

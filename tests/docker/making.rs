@@ -126,7 +126,8 @@ async fn an_engine_behind_tls_or_ssh_that_cannot_be_reached_is_told_not_a_panic(
     for (host, says) in [
         ("https://127.0.0.1:1", ""),
         ("tcp://127.0.0.1:1", "reach the engine"),
-        ("ssh://nobody@127.0.0.1:1", ""),
+        ("ssh://nobody@127.0.0.1:1", "~/.ssh/config"),
+        ("ssh://nobody@127.0.0.1", ""),
     ] {
         let options = Options { host: Some(host.to_owned()), ..Options::new(IMAGE, "x") };
         let why = soon(host, Docker::connect(options)).await.err().unwrap().to_string();

@@ -84,6 +84,14 @@ async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
     let other = deal.owner(&["credits", "grant", &key, "6000", "--id", "welcome", "--note", "hello"]).await;
     let said = String::from_utf8_lossy(&other.stderr);
     assert!(!other.status.success() && said.contains("it was another one"), "{said}");
+    // A slip is undone by a transfer that names it, once.
+    let undone = deal.told(&["ledger", "correct", "grant:welcome", "--note", "a slip"]).await;
+    assert_eq!(undone["transfer"]["id"], "correct:grant:welcome");
+    assert_eq!(deal.told(&["ledger", "correct", "grant:welcome", "--note", "a slip"]).await, undone);
+    assert_eq!(deal.told(&["credits", "show", &key, "--json"]).await["available_msat"], 0);
+    let nothing = deal.owner(&["ledger", "correct", "grant:other"]).await;
+    let said = String::from_utf8_lossy(&nothing.stderr);
+    assert!(!nothing.status.success() && said.contains("there is no transfer"), "{said}");
     let list: Value = json(&deal.owner(&["credits", "list", "--json"]).await);
     assert_eq!((list.as_array().map(Vec::len), &list[0]["customer"]), (Some(1), &key.into()));
     assert!(node.stop().await.success());

@@ -266,7 +266,7 @@ async fn a_node_killed_at_any_sync_of_a_paid_deal_asks_once_delivers_once_and_ch
     let last = AtomicU32::new(u32::MAX);
     // The first two are of the start, before any event is read; the free job is killed at them, too.
     futures_util::stream::iter(3..100)
-        .for_each_concurrent(4, async |n| {
+        .for_each_concurrent(2, async |n| {
             if n > last.load(Ordering::SeqCst) {
                 return;
             }

@@ -30,7 +30,7 @@ async fn asked(counter: &Counter, book: bool) -> Value {
 async fn standing(counter: &Counter, book: bool) -> Value {
     let (config, keys) = (&counter.stage.config, &counter.stage.keys);
     let store = Store::open(&config.data_dir, &Holder::new(keys.public_key().to_hex())).expect("the store");
-    let wallet = node::wallet(config).expect("a setup").expect("a wallet");
+    let wallet = node::open_wallet(config).expect("a setup").expect("a wallet");
     let (till, _found) = Till::open(wallet, config.payment.quote_ms, &store).expect("a till");
     let desk = Desk::new(Ledger::new(store.clone()), Some(till), clock::system());
     let told = desk.serve(order(book)).await.expect("an answer");

@@ -120,7 +120,12 @@ impl Running {
 
     /// SIGTERM once it serves, and its end.
     pub async fn stop(mut self) -> ExitStatus {
-        super::until("the node to serve", async || self.status()).await;
+        super::until("the node to serve", async || {
+            let ended = self.try_ended();
+            assert!(ended.is_none(), "the node ended at its start, {ended:?}:\n{}", tail(&self.log));
+            self.status()
+        })
+        .await;
         self.terminate();
         let status = self.ended(PATIENCE).await;
         if !status.success() {

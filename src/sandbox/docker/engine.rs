@@ -85,12 +85,23 @@ async fn dial(host: Option<&str>) -> Result<Docker, Error> {
     {
         tracing::trace!("another thread was first to choose TLS");
     }
+    if host.is_some_and(names_an_ssh_port) {
+        // The client hands the address to ssh as a name, which a port is no part of.
+        let why = "a port of ssh:// is not understood: name the host in ~/.ssh/config with its Port, and give that name";
+        let source = io::Error::new(io::ErrorKind::InvalidInput, why);
+        return Err(Error::Host { doing: "read the engine's address", source });
+    }
     let docker = match host {
         Some(host) => Docker::connect_with_host(host),
         None => Docker::connect_with_defaults(),
     };
     let docker = docker.map_err(failed("read the engine's address"))?;
     docker.negotiate_version().await.map_err(failed("reach the engine"))
+}
+
+fn names_an_ssh_port(host: &str) -> bool {
+    let url = url::Url::parse(host).ok().filter(|url| url.scheme() == "ssh");
+    url.is_some_and(|url| url.port().is_some())
 }
 
 /// Puts images on an engine that has no registry.

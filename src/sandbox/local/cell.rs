@@ -130,6 +130,8 @@ impl Sandbox for Cell {
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
         let ended = self.shared.await_exit(n);
         let busy = self.shared.activity.begin();
+        // Before it begins: it may run out of memory before anybody watches it.
+        let kills_before = self.shared.life.group.memory_kills();
         let message = ToInit::Exec {
             n,
             argv: command.argv,
@@ -155,7 +157,8 @@ impl Sandbox for Cell {
             give
         });
         let (events, read) = mpsc::channel(exec::WAITING);
-        let running = Running { n, stdout, stderr, ended, events, timeout: command.timeout, busy };
+        let timeout = command.timeout;
+        let running = Running { n, stdout, stderr, ended, events, timeout, busy, kills_before };
         tokio::spawn(running.run(self.shared.clone()));
         Ok(Process { stdin, events: read })
     }

@@ -84,13 +84,14 @@ pub struct Running {
     pub events: mpsc::Sender<Event>,
     pub timeout: Option<Duration>,
     pub busy: Busy,
+    /// How often the kernel had killed something in the sandbox for want of memory before this began.
+    pub kills_before: u64,
 }
 
 impl Running {
     /// Streams until the end. Says nothing at the end when the sandbox died without a limit being its cause.
     pub async fn run(self, sandbox: Arc<Shared>) {
-        let Running { n, stdout, stderr, mut ended, events, timeout, mut busy } = self;
-        let kills_before = sandbox.life.group.memory_kills();
+        let Running { n, stdout, stderr, mut ended, events, timeout, mut busy, kills_before } = self;
         let mut streams = [Stream::new(stdout, Event::Stdout), Stream::new(stderr, Event::Stderr)];
         let [out, err] = &mut streams;
         let (cause, mut caused) = oneshot::channel();

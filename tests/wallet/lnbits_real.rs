@@ -201,8 +201,9 @@ async fn a_server_that_is_killed_is_unreachable_and_knows_the_payment_when_it_is
     );
     server.pay(&buyer_purse, &first.bolt11);
     server.kill();
+    // The first word after its end may still find the port half closed.
     let lost = seller.look_up(&first.payment_hash).await;
-    assert!(matches!(lost, Err(Error::Unreachable(_))), "{lost:?}");
+    assert!(matches!(lost, Err(Error::Unreachable(_) | Error::Cut(_))), "{lost:?}");
     assert!(matches!(seller.make_invoice(&new_invoice(1_000)).await, Err(Error::Unreachable(_))));
     assert!(matches!(refused(buyer.pay(&pay(&second)).await), Error::Unreachable(_)));
     server.resume();

@@ -214,7 +214,7 @@ impl Desk {
 
     async fn top_up(&self, customer: &str, msat: u64) -> Result<Value, Error> {
         let till = self.till.as_ref().ok_or(Error::NoWallet)?;
-        let invoice = till.invoice(self.ledger.store(), customer, msat, None).await?;
+        let invoice = till.invoice(self.ledger.store(), customer, msat, None, (self.clock)()).await?;
         self.ledger.commit(vec![Record::Invoiced(invoice.clone())]).await?;
         till.follow(&invoice);
         Ok(json!(invoice))

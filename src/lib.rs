@@ -1,6 +1,6 @@
 //! Coinop, a NIP-90 provider node, as a library: the rooms of the house, each below naming what it does.
 //!
-//! A room imports only rooms below it: `clock`, `net`, `protocol`, `store` and `wallet` are the ground; `ledger`,
+//! A room imports only rooms below it: `clock`, `net`, `price`, `protocol`, `store` and `wallet` are the ground; `ledger`,
 //! `repo` and `sandbox` stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in `main.rs` only
 //! parses arguments and hands over to `cli`.
 
@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod market;
 pub mod net;
 pub mod node;
+pub mod price;
 pub mod protocol;
 pub mod relay;
 pub mod repo;

@@ -369,7 +369,8 @@ fn record() -> impl Strategy<Value = Record> {
                 skill: "code".into(),
                 request,
                 relay,
-                deadline_ms
+                deadline_ms,
+                agreed: Default::default(),
             }
         ),
         (n(), any::<u32>()).prop_map(|(job, attempt)| Record::Started { job, attempt, backend: "x".into() }),

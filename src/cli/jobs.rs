@@ -357,7 +357,7 @@ fn record(entry: &Entry) -> String {
             let moved: u64 = transfer.legs.iter().map(|leg| leg.msat).sum();
             format!("{moved} msat moved: {}", output::tame(&transfer.id, 200))
         }
-        Record::Quoted { amount_msat, .. } => format!("quoted at {amount_msat} msat"),
+        Record::Quoted { agreed, .. } => format!("quoted at {} msat", agreed.most_msat),
         Record::Invoiced(invoice) => format!("invoice over {} msat", invoice.amount_msat),
         Record::InvoiceClosed { reason, .. } => format!("invoice given up: {}", output::tame(reason, 200)),
         Record::Sealed { seq, .. } => format!("signed the log's head at entry {seq}"),

@@ -103,7 +103,7 @@ fn judged(event: Event, keys: &Keys, rules: &Rules, store: Option<&Store>, now_s
     let past = store.and_then(|store| past(store, &event.id.to_hex(), &event.pubkey.to_hex()));
     match Request::decode(&event, keys) {
         Ok(request) => {
-            let verdict = judge(rules, &request, now_s);
+            let verdict = judge(rules, &request, now_s).and_then(|a| a.within_bid(&request));
             Seen { event, request: Some(request), verdict, past }
         }
         Err(error) => {
@@ -175,7 +175,7 @@ fn to_json(one: &Seen) -> serde_json::Value {
         "reason": refusal.map(|r| r.reason.as_str()),
         "past": one.past,
         "skill": admission.map(|a| a.job_type.manifest.name.as_str()),
-        "most_msat": admission.map(|a| a.most_msat),
+        "most_msat": admission.map(|a| a.agreed.most_msat),
         "policy": admission.map(|a| &a.policy),
         "repo": order.and_then(|o| o.repo.as_deref()),
         "git_ref": order.and_then(|o| o.git_ref.as_deref()),

@@ -6,7 +6,6 @@
 
 mod layers;
 mod pattern;
-pub mod price;
 mod settings;
 pub mod terms;
 
@@ -19,9 +18,8 @@ use crate::{repo, sandbox};
 
 pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
-pub use price::{Metered, Price};
 pub use settings::Value;
-pub use terms::{Payment, Rent, Terms, WalletChoice, Way};
+pub use terms::{Payment, Rent, Terms, WalletChoice};
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");

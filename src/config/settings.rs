@@ -3,10 +3,10 @@
 
 use nostr_sdk::prelude::PublicKey;
 
-use super::price::MOST_MSAT;
 use super::terms::{Rule, priced, rented};
 use super::{Fault, RepoPattern};
 use crate::net::without_user;
+use crate::price::MOST_MSAT;
 
 /// A setting's value, in one of four shapes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -9,21 +9,8 @@ use nostr_sdk::prelude::PublicKey;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::price::{MOST_MSAT, Price};
+use crate::price::{MOST_MSAT, Price, Way};
 use crate::store::money::is_name;
-
-/// How a job is paid for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Not at all.
-    Free,
-    /// From credit paid ahead; without enough of it there is no job.
-    Credit,
-    /// From credit; what is missing is asked for by an invoice before the job begins.
-    Invoice,
-    /// From credit, which may go this far below zero.
-    Line { cap_msat: u64 },
-}
 
 /// One rule: the way, and whom and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]

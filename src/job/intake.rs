@@ -9,7 +9,7 @@ use super::ticket::{Stop, Ticket};
 use super::till::Paid;
 use super::{Failure, Rooms, answer};
 use crate::ledger::{self, transfer};
-use crate::market::{Admission, Code, Way, judge};
+use crate::market::{Admission, Agreed, Code, Way, judge};
 use crate::protocol;
 use crate::protocol::request::{self, Cancel, Request};
 use crate::store;
@@ -56,7 +56,7 @@ impl Dispatcher {
     }
 
     fn admit(&self, request: &Request, now_s: u64) -> Result<Admission, Failure> {
-        let admission = judge(&self.rooms.rules, request, now_s)?;
+        let admission = judge(&self.rooms.rules, request, now_s)?.within_bid(request)?;
         self.room_for(&admission, &request.customer.to_hex())?;
         Ok(admission)
     }
@@ -100,14 +100,15 @@ impl Dispatcher {
             request: offer.event.as_json(),
             relay: offer.relay.clone(),
             deadline_ms: ticket.deadline_ms,
+            agreed: ticket.admission.agreed.clone(),
         };
         let ahead = self.queue.len() + usize::from(self.running >= options.max_jobs);
         let extra = if ahead == 0 { "accepted".to_string() } else { format!("accepted, {ahead} ahead") };
         let mut records = vec![accepted];
         records.extend(paid.as_ref().map(|paid| Record::Transfer(paid.transfer())));
-        let most_msat = ticket.admission.most_msat;
+        let Agreed { way, most_msat, .. } = ticket.admission.agreed;
         if most_msat > 0 {
-            let line_msat = match ticket.admission.way {
+            let line_msat = match way {
                 Way::Line { cap_msat } => cap_msat,
                 Way::Free | Way::Credit | Way::Invoice => 0,
             };

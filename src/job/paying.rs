@@ -18,7 +18,7 @@ use crate::store::record::Record;
 impl Dispatcher {
     /// The batch of an acceptance was not written, because of the books.
     pub(super) fn unpaid(&mut self, ticket: Ticket, error: &ledger::Error, offer: Offer, paid: Option<Paid>) {
-        let most_msat = ticket.admission.most_msat;
+        let most_msat = ticket.admission.agreed.most_msat;
         if let ledger::Error::OverBudget { .. } = error {
             let refusal = Failure::new(Code::OverBudget, error.to_string());
             return self.turn_down(&ticket.request, &refusal, offer, paid);
@@ -30,7 +30,7 @@ impl Dispatcher {
         };
         let missing_msat = i128::from(most_msat) - available_msat;
         let missing_msat = u64::try_from(missing_msat).unwrap_or(most_msat);
-        let asks = matches!(ticket.admission.way, Way::Invoice) && paid.is_none();
+        let asks = matches!(ticket.admission.agreed.way, Way::Invoice) && paid.is_none();
         match self.rooms.till.clone() {
             Some(till) if asks => self.ask_for(till, ticket, missing_msat, offer),
             _ => {
@@ -176,11 +176,10 @@ impl Dispatcher {
         }
         let refused =
             |failure: Failure| Some(Failure { reason: format!("{}; {credited}", failure.reason), ..failure });
-        let mut admission = judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(refused)?;
+        let admission = judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(refused)?;
         self.room_for(&admission, &quote.customer).map_err(refused)?;
         // What was quoted holds, whatever the price is now.
-        admission.most_msat = admission.most_msat.min(quote.amount_msat);
-        Ok(Some(admission))
+        Ok(Some(Admission { agreed: quote.agreed.clone(), ..admission }))
     }
 
     /// What was paid becomes credit; who waits for a job that does not come is told why.
@@ -215,13 +214,14 @@ async fn quote(
     relay: &str,
 ) -> Result<Option<u64>, store::Error> {
     let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
-    let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job)).await {
+    let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job), rooms.now_ms()).await
+    {
         Ok(invoice) => invoice,
         Err(till::Error::Store(error)) => return Err(error),
         Err(error) => {
             // The wallet is not there: no price without a way to pay it. The customer may try again.
             tracing::warn!(%job, %error, "no invoice could be made");
-            let most_msat = ticket.admission.most_msat;
+            let most_msat = ticket.admission.agreed.most_msat;
             let reason = "no invoice can be made at the moment; try again later, or pay credit ahead";
             let refusal = Failure::quote(Code::PaymentRequired, most_msat, reason);
             return match answer::refusal(rooms, &ticket.request, relay, &refusal) {
@@ -240,11 +240,11 @@ async fn quote(
         skill: ticket.admission.job_type.manifest.name.clone(),
         request: event,
         relay: relay.to_owned(),
-        amount_msat: ticket.admission.most_msat,
+        agreed: ticket.admission.agreed.clone(),
         payment_hash: Some(invoice.payment_hash.clone()),
         expires_ms: invoice.expires_ms,
     };
-    match answer::quote(rooms, &ticket.request, relay, &invoice, ticket.admission.most_msat) {
+    match answer::quote(rooms, &ticket.request, relay, &invoice, ticket.admission.agreed.most_msat) {
         Ok(owed) => {
             rooms.record(vec![Record::Invoiced(invoice.clone()), quoted, owed]).await?;
             till.follow(&invoice);

@@ -8,7 +8,7 @@ use super::Failure;
 use super::ending;
 use super::engine::{Dispatcher, Open, Phase, stopped};
 use super::ticket::{Stop, Ticket};
-use crate::market::judge;
+use crate::market::{Admission, judge};
 use crate::protocol::request::Request;
 use crate::store::{self, JobRow};
 
@@ -49,7 +49,8 @@ impl Dispatcher {
             None
         };
         let admission = match judged {
-            Ok(admission) => admission,
+            // What was agreed holds, whatever the price is now.
+            Ok(admission) => Admission { agreed: row.agreed, ..admission },
             Err(refusal) => {
                 self.end_refused(job, row.customer, request, row.relay, refusal);
                 return Ok(());

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::Engine;
@@ -15,10 +16,13 @@ use crate::store::{self, InvoiceState, Store};
 use crate::wallet::{self, Found, LookupOptions, Lookups, NewInvoice, PaymentHash, State, Wallet};
 
 /// An invoice that has expired is followed for so long: wallets settle late.
-const AFTER_EXPIRY_MS: u64 = 24 * 3_600_000;
-/// Invoices that may be open at once; further customers are told to come back.
+const AFTER_EXPIRY_MS: u64 = 3_600_000;
+/// Invoices that may be open at once, not counting those that have expired; further customers are told to come back.
 const MOST_OPEN: usize = 1_000;
 const SWEEP: Duration = Duration::from_secs(60);
+/// Last looks at dead invoices side by side, and the longest that a sweep goes on with them.
+const LAST_LOOKS: usize = 8;
+const LOOK: Duration = Duration::from_secs(30);
 /// Changes of invoices that may wait to be dealt with.
 const INBOX: usize = 64;
 
@@ -104,8 +108,9 @@ impl Till {
         customer: &str,
         msat: u64,
         job: Option<&str>,
+        now_ms: u64,
     ) -> Result<record::Invoice, Error> {
-        if store.unpaid()?.len() >= MOST_OPEN {
+        if store.unexpired_invoices(now_ms)? >= MOST_OPEN {
             return Err(Error::Busy);
         }
         let amount_msat = msat.div_ceil(1_000).saturating_mul(1_000);
@@ -173,21 +178,21 @@ pub async fn watch(
     loop {
         tokio::select! {
             change = found.recv() => match change {
-                Some(change) => learn(&ledger, change, &engine).await,
+                Some(change) => learn(&ledger, change.payment_hash, &change.state, &engine).await,
                 None => return,
             },
-            _ = sweep.tick() => {
-                if let Err(error) = give_up(&till, &ledger, clock()).await {
-                    tracing::warn!(%error, "dead invoices were not given up");
-                }
+            _ = sweep.tick() => match tokio::time::timeout(LOOK, give_up(&till, &ledger, clock(), &engine)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "dead invoices were not given up"),
+                Err(_) => tracing::info!("not all dead invoices were given up; the next sweep goes on"),
             }
         }
     }
 }
 
-async fn learn(ledger: &Ledger, change: Found, engine: &Engine) {
-    let State::Settled { received_msat, .. } = change.state else { return };
-    let hash = change.payment_hash.to_hex();
+async fn learn(ledger: &Ledger, payment_hash: PaymentHash, state: &State, engine: &Engine) {
+    let State::Settled { received_msat, .. } = *state else { return };
+    let hash = payment_hash.to_hex();
     match ledger.store().invoice(&hash) {
         Ok(Some((_, InvoiceState::Paid))) => {}
         // One that was given up counts as well: the money has come.
@@ -205,16 +210,44 @@ async fn learn(ledger: &Ledger, change: Found, engine: &Engine) {
     }
 }
 
-async fn give_up(till: &Till, ledger: &Ledger, now_ms: u64) -> Result<(), ledger::Error> {
+/// Why the dead are not given up.
+#[derive(Debug, thiserror::Error)]
+enum Kept {
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Wallet(#[from] wallet::Error),
+}
+
+impl From<store::Error> for Kept {
+    fn from(error: store::Error) -> Kept {
+        Kept::Ledger(error.into())
+    }
+}
+
+/// Closes what is long dead, each after a last look: it may have been paid while nobody was there to see it.
+async fn give_up(till: &Till, ledger: &Ledger, now_ms: u64, engine: &Engine) -> Result<(), Kept> {
+    let mut dead = Vec::new();
     for invoice in ledger.store().unpaid()? {
         if invoice.expires_ms.saturating_add(AFTER_EXPIRY_MS) > now_ms {
             till.follow(&invoice);
-            continue;
+        } else {
+            dead.extend(invoice.payment_hash.parse::<PaymentHash>());
         }
-        let Ok(hash) = invoice.payment_hash.parse::<PaymentHash>() else { continue };
-        let (payment_hash, reason) = (invoice.payment_hash, "it expired a day ago".to_owned());
-        ledger.commit(vec![Record::InvoiceClosed { payment_hash, reason }]).await?;
-        till.lookups.forget(hash).await;
+    }
+    let mut looks = futures_util::stream::iter(dead)
+        .map(|hash| async move { (hash, till.wallet.look_up(&hash).await) })
+        .buffer_unordered(LAST_LOOKS);
+    while let Some((hash, looked)) = looks.next().await {
+        match looked?.state {
+            state @ State::Settled { .. } => learn(ledger, hash, &state, engine).await,
+            State::Held { .. } => {}
+            State::Unknown | State::Pending | State::Expired | State::Failed => {
+                let (payment_hash, reason) = (hash.to_hex(), "it expired unpaid".to_owned());
+                ledger.commit(vec![Record::InvoiceClosed { payment_hash, reason }]).await?;
+                till.lookups.forget(hash).await;
+            }
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nostr_sdk::prelude::PublicKey;
 
 use super::job_type::{Limits, Need, Output};
-use super::{Catalog, Code, JobType, Metered, Price, Refusal, Terms, Way};
+use super::{Agreed, Catalog, Code, JobType, Metered, Refusal, Terms, Way};
 use crate::config::RepoPattern;
 use crate::protocol::{Order, Request};
 use crate::sandbox::Policy;
@@ -38,13 +38,11 @@ pub struct Admission {
     pub job_type: Arc<JobType>,
     pub order: Order,
     pub policy: Policy,
-    pub price: Price,
-    /// What the job costs at most; 0: nothing is asked.
-    pub most_msat: u64,
-    pub way: Way,
+    pub agreed: Agreed,
 }
 
-/// Judges one request at `now_s` (Unix seconds, our clock).
+/// Judges one request at `now_s` (Unix seconds, our clock), and names its price. Whether the customer's bid covers it
+/// is [`Admission::within_bid`]'s to say.
 ///
 /// # Errors
 /// The reason why not, the first that applies: whom it is for, when, from whom, what.
@@ -70,8 +68,8 @@ pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, 
     let way = rules.terms.way(&request.customer, skill, &rules.backend);
     let price = rules.terms.price(skill, &job_type.manifest.price).clone();
     let most_msat = if way == Way::Free { 0 } else { price.of(&metered(&policy, policy.wall_ms)) };
-    judge_bid(request, most_msat)?;
-    Ok(Admission { job_type: Arc::clone(job_type), order, policy, price, most_msat, way })
+    let agreed = Agreed { way, price, most_msat };
+    Ok(Admission { job_type: Arc::clone(job_type), order, policy, agreed })
 }
 
 /// What is charged for a job that ran for `wall_ms`.
@@ -82,17 +80,22 @@ fn metered(policy: &Policy, wall_ms: u64) -> Metered {
 impl Admission {
     /// The charge for a delivered job, never more than was agreed.
     pub fn charge_msat(&self, wall_ms: u64) -> u64 {
-        self.price.of(&metered(&self.policy, wall_ms)).min(self.most_msat)
+        self.agreed.price.of(&metered(&self.policy, wall_ms)).min(self.agreed.most_msat)
     }
-}
 
-fn judge_bid(request: &Request, most_msat: u64) -> Result<(), Refusal> {
-    match request.bid_msat {
-        Some(bid) if bid < most_msat => {
-            let reason = format!("the job may cost {most_msat} msat, the bid is {bid}");
-            Err(Refusal::quote(Code::OverBid, most_msat, reason))
+    /// The same, unless the request bids less than the job may cost.
+    ///
+    /// # Errors
+    /// `over_bid`, with the price.
+    pub fn within_bid(self, request: &Request) -> Result<Admission, Refusal> {
+        let most_msat = self.agreed.most_msat;
+        match request.bid_msat {
+            Some(bid) if bid < most_msat => {
+                let reason = format!("the job may cost {most_msat} msat, the bid is {bid}");
+                Err(Refusal::quote(Code::OverBid, most_msat, reason))
+            }
+            _ => Ok(self),
         }
-        _ => Ok(()),
     }
 }
 
@@ -258,7 +261,7 @@ mod tests {
         let request = Request::decode(&event, &provider).unwrap();
         let mut rules = rules(&provider);
         change(&mut rules, &customer);
-        judge(&rules, &request, now_s)
+        judge(&rules, &request, now_s)?.within_bid(&request)
     }
 
     fn judged(draft: &Draft) -> Result<Admission, Refusal> {
@@ -374,9 +377,9 @@ mod tests {
         };
         let ten_seconds = Draft { time_secs: Some(10), ..draft(5000) };
         let admission = priced(&ten_seconds, "credit").unwrap();
-        assert_eq!((admission.most_msat, admission.way), (600, Way::Credit));
+        assert_eq!((admission.agreed.most_msat, admission.agreed.way), (600, Way::Credit));
         assert_eq!((admission.charge_msat(2_500), admission.charge_msat(99_000)), (525, 600));
-        assert_eq!(priced(&ten_seconds, "free").unwrap().most_msat, 0);
+        assert_eq!(priced(&ten_seconds, "free").unwrap().agreed.most_msat, 0);
         assert!(priced(&Draft { bid_msat: Some(600), ..ten_seconds.clone() }, "credit").is_ok());
         let over = priced(&Draft { bid_msat: Some(599), ..ten_seconds }, "credit").unwrap_err();
         assert_eq!((over.code, over.quote_msat), (Code::OverBid, Some(600)));

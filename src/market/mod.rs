@@ -11,4 +11,5 @@ pub use job_type::JobType;
 pub use judge::{Admission, Rules, judge, judge_time};
 pub use refusal::{Code, Refusal};
 
-pub use crate::config::{Metered, Price, Terms, Way};
+pub use crate::config::Terms;
+pub use crate::price::{Agreed, Metered, Price, Way};

@@ -130,7 +130,7 @@ pub(super) fn invoice(slots: &dyn Slots, place: Place, invoice: &Invoice) -> Res
     place.write(&mut value);
     value.push(InvoiceState::Open as u8);
     slots.put(Tree::Invoices, &hash, &value)?;
-    slots.put(Tree::Unpaid, &hash, &[])
+    slots.put(Tree::Unpaid, &hash, &invoice.expires_ms.to_be_bytes())
 }
 
 pub(super) fn close_invoice(slots: &dyn Slots, payment_hash: &str, state: InvoiceState) -> Result<(), Error> {

@@ -288,6 +288,7 @@ mod tests {
                         request: String::new(),
                         relay,
                         deadline_ms: 1,
+                        agreed: crate::price::Agreed::default(),
                     }],
                     0 => vec![Record::Started { job, attempt: n, backend: "b".into() }],
                     1 => vec![Record::Cancelled { request: job, by: event }],

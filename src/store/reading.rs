@@ -12,6 +12,7 @@ use super::rows::{Entry, Head};
 use super::shelf::Tree;
 use super::view::View;
 use super::{Error, LOG, Store, upkeep};
+use crate::price::Agreed;
 
 /// A transfer as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -32,7 +33,7 @@ pub struct Quote {
     /// The request event as JSON, as received.
     pub request: String,
     pub relay: String,
-    pub amount_msat: u64,
+    pub agreed: Agreed,
     pub payment_hash: Option<String>,
     /// Unix milliseconds.
     pub quoted_ms: u64,
@@ -98,6 +99,11 @@ impl Store {
     /// Invoices that are watched.
     pub fn unpaid(&self) -> Result<Vec<Invoice>, Error> {
         self.inner.view.unpaid()
+    }
+
+    /// How many of them may still be paid at this Unix millisecond.
+    pub fn unexpired_invoices(&self, now_ms: u64) -> Result<usize, Error> {
+        self.inner.view.unexpired(now_ms)
     }
 
     /// What a request was quoted.
@@ -241,36 +247,26 @@ impl View {
         Ok(unpaid)
     }
 
+    fn unexpired(&self, now_ms: u64) -> Result<usize, Error> {
+        let mut unexpired = 0;
+        for (_, expires_ms) in self.all(Tree::Unpaid)? {
+            unexpired += usize::from(Bytes(&expires_ms).u64()? > now_ms);
+        }
+        Ok(unexpired)
+    }
+
     fn quote(&self, job: &str) -> Result<Option<Quote>, Error> {
         let Some(at) = self.get(Tree::Quotes, &key(job))? else { return Ok(None) };
         let place = Bytes(&at).place()?;
         let Entry { at_ms, record, .. } = self.record(&place)?;
         let Record::Quoted {
-            customer,
-            kind,
-            skill,
-            request,
-            relay,
-            amount_msat,
-            payment_hash,
-            expires_ms,
-            ..
+            customer, kind, skill, request, relay, agreed, payment_hash, expires_ms, ..
         } = record
         else {
             return Err(strays("a quote", &place));
         };
         let quoted_ms = at_ms;
-        Ok(Some(Quote {
-            customer,
-            kind,
-            skill,
-            request,
-            relay,
-            amount_msat,
-            payment_hash,
-            quoted_ms,
-            expires_ms,
-        }))
+        Ok(Some(Quote { customer, kind, skill, request, relay, agreed, payment_hash, quoted_ms, expires_ms }))
     }
 
     fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {

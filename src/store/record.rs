@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::money::Transfer;
+use crate::price::Agreed;
 
 /// Lower-case hex of a 32-byte Nostr event id. A job is named by the id of its request.
 pub type EventId = String;
@@ -28,6 +29,9 @@ pub enum Record {
         relay: String,
         /// Unix milliseconds by which a terminal answer is signed.
         deadline_ms: u64,
+        /// Logs of the first builds have none.
+        #[serde(default)]
+        agreed: Agreed,
     },
     /// An attempt to run the job begins: written before anything is fetched for it.
     Started {
@@ -70,8 +74,8 @@ pub enum Record {
         /// The request event as received.
         request: String,
         relay: String,
-        /// What it may cost at most.
-        amount_msat: u64,
+        #[serde(default)]
+        agreed: Agreed,
         /// The invoice that was told with it, `None` when none could be made.
         payment_hash: Option<String>,
         /// Unix milliseconds after which the price does not hold any more.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::record::{Answer, EventId, PublicKey, Record, Summary, Verdict};
+use crate::price::Agreed;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,6 +51,7 @@ pub struct JobRow {
     pub accepted_ms: u64,
     /// Unix milliseconds.
     pub deadline_ms: u64,
+    pub agreed: Agreed,
     pub state: JobState,
     /// The last attempt begun, 0 before the first.
     pub attempt: u32,

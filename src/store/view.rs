@@ -117,7 +117,7 @@ impl View {
 
     /// A row from the records that the index points at.
     fn row(&self, job: String, stored: &StoredJob) -> Result<JobRow, Error> {
-        let Record::Accepted { customer, kind, skill, request, relay, deadline_ms, .. } =
+        let Record::Accepted { customer, kind, skill, request, relay, deadline_ms, agreed, .. } =
             self.log.record(&stored.accepted)?.record
         else {
             return Err(strays("an acceptance", &stored.accepted));
@@ -131,6 +131,7 @@ impl View {
             relay,
             accepted_ms: stored.accepted_ms,
             deadline_ms,
+            agreed,
             state: stored.state,
             attempt: 0,
             commit: None,

@@ -179,6 +179,7 @@ fn without_a_node_jobs_are_read_from_the_log_and_cannot_be_cancelled() {
         request: "{}".into(),
         relay: "ws://127.0.0.1:1".into(),
         deadline_ms: 4_000_000_000_000,
+        agreed: Default::default(),
     };
     let store = Store::open(&home.data_dir(), &Holder::new("c".repeat(64))).unwrap();
     let log = store.put_blob(b"$ make\nall \x1b[31mgood\n").unwrap();

@@ -10,8 +10,10 @@ use coinop::node::Node;
 use coinop::protocol::{Code, Feedback, Status};
 use coinop::relay::local::LocalRelay;
 use coinop::store::money::Account;
+use coinop::store::record::{Invoice, Record};
+use coinop::store::{Holder, InvoiceState, Store};
 use coinop::wallet::read_bolt11;
-use nostr_sdk::prelude::Event;
+use nostr_sdk::prelude::{Event, Keys};
 use tempfile::TempDir;
 
 use crate::bank::{Bank, Mood};
@@ -234,6 +236,47 @@ async fn what_is_paid_after_the_quote_ran_out_is_credit_and_the_customer_is_told
     assert!(reason.contains("in your credit"), "{reason}");
     assert!(job(node.store(), &request).is_none());
     assert_eq!((booked_msat(&node), free_msat(&node, &buyer)), (PRICE.into(), PRICE.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_paid_while_the_node_was_dead_for_days_is_credit_and_what_was_not_is_closed() {
+    let (counter, customer) = (Counter::open().await, Keys::generate().public_key().to_hex());
+    let [paid, unpaid] = [Keys::generate(), Keys::generate()].map(|keys| keys.public_key().to_hex());
+    let holder = Holder::new(counter.stage.keys.public_key().to_hex());
+    let store = Store::open(&counter.stage.config.data_dir, &holder).expect("a store");
+    let (now_ms, two_days_ms) = (now_s() * 1_000, 2 * 86_400_000);
+    let invoiced = |payment_hash: &String| {
+        Record::Invoiced(Invoice {
+            payment_hash: payment_hash.clone(),
+            bolt11: "lnbcrt1".into(),
+            customer: customer.clone(),
+            amount_msat: PRICE,
+            expires_ms: now_ms - two_days_ms,
+            wallet: "lnbits".into(),
+            job: None,
+        })
+    };
+    store.append([&paid, &unpaid].map(invoiced).to_vec()).await.expect("recorded");
+    assert_eq!(store.unexpired_invoices(now_ms - two_days_ms - 1).expect("readable"), 2);
+    assert_eq!(store.unexpired_invoices(now_ms).expect("readable"), 0, "the dead take nobody's place");
+    store.close().expect("closed");
+    counter.bank.moves(&paid, i64::try_from(PRICE).expect("msat"), 0);
+    // While the wallet cannot be asked, nothing is closed.
+    counter.bank.is(Mood::Silent);
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    until("the wallet to be asked", async || (counter.bank.waiting() > 0).then_some(())).await;
+    counter.bank.is(Mood::Away);
+    until("the answers", async || (counter.bank.waiting() == 0).then_some(())).await;
+    assert_eq!(node.store().unpaid().expect("readable").len(), 2);
+    node.drain().await.expect("an end");
+    counter.bank.is(Mood::Well);
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    let left = async || node.store().unpaid().expect("readable").is_empty().then_some(());
+    until("the dead to be gone", left).await;
+    let state = |hash: &str| node.store().invoice(hash).expect("readable").expect("an invoice").1;
+    assert_eq!((state(&paid), state(&unpaid)), (InvoiceState::Paid, InvoiceState::Closed));
+    let purse = node.ledger().purse(&customer).expect("readable");
+    assert_eq!((purse.available_msat, booked_msat(&node)), (PRICE.into(), PRICE.into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -152,6 +152,44 @@ async fn a_job_that_the_node_dies_under_is_charged_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_job_keeps_its_terms_whatever_the_price_list_says_at_the_next_start() {
+    let (relay, mut stage, buyer) = stage(&[("payment.prices", "* base_msat=5000")]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    give(&node, &buyer, 9_000).await;
+    let bid = coinop::protocol::draft::Draft { bid_msat: Some(5_000), ..buyer.order(None, &["true"]) };
+    let request = buyer.post(&bid).await;
+    until("the job runs", async || (backend.living() == 1).then_some(())).await;
+    node.drain().await.expect("an end");
+    let dearer = [("payment.prices", "* base_msat=8000")];
+    stage.config = crate::support::stage::config(&stage.config.data_dir, &[&relay.url()], &dearer);
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let answer = buyer.result(&request).await;
+    assert_eq!(answer.reply.proof.expect("a proof").price_msat, 5_000);
+    assert_eq!(available(&node, &buyer), 4_000);
+    let dear = buyer.post(&bid).await;
+    let told = buyer.feedback(&dear, Status::PaymentRequired).await;
+    assert_eq!(told.amount, Some((8_000, None)), "new requests pay the new price");
+    ledger::verify(node.store()).expect("books that add up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_was_free_stays_free() {
+    let (relay, mut stage, buyer) = stage(&[]).await;
+    let backend = Backstage::new(&[Step::Hangs]);
+    let node = stage.start_on(backend.clone()).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    until("the job runs", async || (backend.living() == 1).then_some(())).await;
+    node.drain().await.expect("an end");
+    let dearer = [("payment.prices", "* base_msat=8000")];
+    stage.config = crate::support::stage::config(&stage.config.data_dir, &[&relay.url()], &dearer);
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let answer = buyer.result(&request).await;
+    assert_eq!(answer.reply.proof.expect("a proof").price_msat, 0);
+    assert_eq!((available(&node, &buyer), postings(&node, &buyer).len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_job_costs_the_node_is_booked_at_the_rate_and_profit_is_what_is_left() {
     let (_relay, stage, buyer) = stage(&[
         ("payment.prices", "* base_msat=5000"),

@@ -21,6 +21,7 @@ fn accepted(event: &Event, relay: &str) -> Record {
         request: event.as_json(),
         relay: relay.into(),
         deadline_ms: u64::MAX,
+        agreed: Default::default(),
     }
 }
 

@@ -150,6 +150,7 @@ fn accepted(n: u64) -> Record {
         request: "r".repeat(200 + (n % 7) as usize * 300),
         relay: "ws://a".into(),
         deadline_ms: 1,
+        agreed: Default::default(),
     }
 }
 

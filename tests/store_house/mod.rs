@@ -61,5 +61,6 @@ pub fn accepted(n: u64) -> Record {
         request: format!("{{\"request\":{n}}}"),
         relay: "ws://a".into(),
         deadline_ms: 99_000,
+        agreed: Default::default(),
     }
 }

@@ -1,5 +1,5 @@
-//! What a job costs: figures by job type, and the arithmetic of estimate and charge. Pure, in whole millisatoshi;
-//! fractions are the customer's. Who pays how stands in `terms`.
+//! What a job costs: figures by job type, the arithmetic of estimate and charge, and the ways to pay. Pure, in whole
+//! millisatoshi; fractions are the customer's. Who pays how is the operator's word, in `config`.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,31 @@ pub struct Price {
     pub minimum_msat: u64,
     /// The most that a job may cost; 0 = no ceiling.
     pub ceiling_msat: u64,
+}
+
+/// How a job is paid for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Not at all.
+    #[default]
+    Free,
+    /// From credit paid ahead; without enough of it there is no job.
+    Credit,
+    /// From credit; what is missing is asked for by an invoice before the job begins.
+    Invoice,
+    /// From credit, which may go this far below zero.
+    Line { cap_msat: u64 },
+}
+
+/// The terms on which a request is taken. They are written down with it: neither a restart nor another price list
+/// changes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agreed {
+    pub way: Way,
+    pub price: Price,
+    /// What the job costs at most; 0: nothing is asked.
+    pub most_msat: u64,
 }
 
 /// What is charged for.

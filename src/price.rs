@@ -24,6 +24,8 @@ pub struct Price {
     pub minimum_msat: u64,
     /// The most that a job may cost; 0 = no ceiling.
     pub ceiling_msat: u64,
+    /// Jobs of a customer that cost nothing, each day (UTC).
+    pub free_jobs_per_day: u64,
 }
 
 /// How a job is paid for.
@@ -39,6 +41,8 @@ pub enum Way {
     Invoice,
     /// From credit, which may go this far below zero.
     Line { cap_msat: u64 },
+    /// As a line; the result brings an invoice over what no credit covered, and so does a request beyond the line.
+    After { cap_msat: u64 },
 }
 
 /// The terms on which a request is taken. They are written down with it: neither a restart nor another price list
@@ -49,6 +53,9 @@ pub struct Agreed {
     pub price: Price,
     /// What the job costs at most; 0: nothing is asked.
     pub most_msat: u64,
+    /// It is one of the customer's free jobs of its day.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_quota: bool,
 }
 
 /// What is charged for.
@@ -140,7 +147,7 @@ mod tests {
             let price = Price {
                 base_msat: base, per_second_msat: second, per_1k_tokens_in_msat: t_in,
                 per_1k_tokens_out_msat: t_out, per_gib_hour_msat: gib,
-                minimum_msat: minimum.min(ceiling), ceiling_msat: ceiling,
+                minimum_msat: minimum.min(ceiling), ceiling_msat: ceiling, free_jobs_per_day: 0,
             };
             let most = Metered { wall_ms, memory_bytes, tokens_in: tokens, tokens_out: tokens };
             let part = |n: u64| u64::try_from(u128::from(n) * u128::from(less) / 100).unwrap();

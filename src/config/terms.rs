@@ -129,7 +129,8 @@ impl Terms {
 impl FromStr for Rule {
     type Err = String;
 
-    /// `free`, `credit`, `invoice` or `line`, then `key=value`: customer, skill, backend, and cap_msat for a line.
+    /// `free`, `credit`, `invoice`, `after` or `line`, then `key=value`: customer, skill, backend, and cap_msat for the
+    /// last two.
     fn from_str(text: &str) -> Result<Rule, String> {
         let bad = |why: &str| format!("{text:?} is no way to pay: {why}");
         let mut words = text.split_whitespace();
@@ -162,9 +163,10 @@ impl FromStr for Rule {
             ("credit", None) => Way::Credit,
             ("invoice", None) => Way::Invoice,
             ("line", Some(cap_msat)) => Way::Line { cap_msat },
-            ("line", None) => return Err(bad("a line needs cap_msat=…")),
-            ("free" | "credit" | "invoice", Some(_)) => return Err(bad("cap_msat is for a line")),
-            _ => return Err(bad("the ways are free, credit, invoice and line")),
+            ("after", Some(cap_msat)) => Way::After { cap_msat },
+            ("line" | "after", None) => return Err(bad("it needs cap_msat=…")),
+            ("free" | "credit" | "invoice", Some(_)) => return Err(bad("cap_msat is for line and after")),
+            _ => return Err(bad("the ways are free, credit, invoice, after and line")),
         };
         Ok(Rule { way, customer, skill, backend })
     }
@@ -224,6 +226,7 @@ pub fn priced(text: &str) -> Result<(String, Price), String> {
             "per_gib_hour_msat" => &mut price.per_gib_hour_msat,
             "minimum_msat" => &mut price.minimum_msat,
             "ceiling_msat" => &mut price.ceiling_msat,
+            "free_jobs_per_day" => &mut price.free_jobs_per_day,
             _ => return Err(bad(&format!("{key} is not one of its keys"))),
         } = value;
     }
@@ -264,7 +267,8 @@ mod tests {
             ("", "says nothing"),
             ("gratis", "the ways are"),
             ("line", "needs cap_msat"),
-            ("free cap_msat=1", "is for a line"),
+            ("free cap_msat=1", "is for line and after"),
+            ("after", "needs cap_msat"),
             ("line cap_msat=-1", "no number"),
             ("free customer=x", "no npub"),
             ("free skill", "key=value"),

@@ -121,7 +121,7 @@ pub fn failed(
     Ok(close(rooms, request, relay, &event, verdict, summary))
 }
 
-/// The one result of a job, in one batch with its end.
+/// The one result of a job, in one batch with its end; `invoice` is what is still to be paid for it.
 ///
 /// # Errors
 /// `result_too_large` when the event would be larger than relays take.
@@ -132,6 +132,7 @@ pub fn done(
     content: &Content,
     proof: &Proof,
     summary: Summary,
+    invoice: Option<&Invoice>,
 ) -> Result<Vec<Record>, Failure> {
     let now_s = rooms.now_ms() / 1000;
     let unsigned = result::unsigned(
@@ -139,6 +140,7 @@ pub fn done(
         &content.text,
         proof,
         &content.tags,
+        invoice.map(|invoice| (invoice.amount_msat, invoice.bolt11.clone())),
         &rooms.keys,
         hint(relay),
         now_s,

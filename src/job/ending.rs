@@ -3,13 +3,13 @@
 
 use super::content::{self, Artifact, Content};
 use super::ticket::{End, Ticket};
-use super::{Failure, Rooms, answer, settle};
+use super::{Failure, Rooms, after, answer, settle};
 use crate::agent::Work;
 use crate::market::Code;
 use crate::protocol::{self, Proof, Request, proof};
 use crate::sandbox::Usage;
 use crate::store;
-use crate::store::record::{Record, Summary};
+use crate::store::record::{Invoice, Record, Summary};
 
 /// What a run that ended well leaves for the answer.
 pub(super) struct Finished {
@@ -83,12 +83,18 @@ async fn end_having_used(
 pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
     let Finished { mut content, commit, ran, report } = finished;
     let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+    let charge = settle::charge(rooms, ticket, &used)?;
+    let invoice = after::invoice(rooms, ticket, charge.as_ref()).await?;
     let mut cap_bytes = rooms.options.max_content_bytes;
     let failure = loop {
-        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used) {
+        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used, invoice.as_ref()) {
             Ok(mut records) => {
-                records.extend(settle::delivered(rooms, &ticket.request, &ticket.admission, &used)?);
+                records.extend(settle::delivered(rooms, ticket, charge.as_ref(), &used));
+                records.extend(invoice.clone().map(Record::Invoiced));
                 let end = settle::settle(rooms, &ticket.request.id.to_hex(), records).await?;
+                if let (Some(invoice), Some(till)) = (&invoice, &rooms.till) {
+                    till.follow(invoice);
+                }
                 tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
                 return Ok(end);
             }
@@ -115,6 +121,7 @@ fn answer_with(
     content: &Content,
     commit: Option<&str>,
     used: &Summary,
+    invoice: Option<&Invoice>,
 ) -> Result<Vec<Record>, Failure> {
     let identity = rooms.backend.identity();
     let policy = proof::canonical(&serde_json::to_value(&ticket.admission.policy).unwrap_or_default());
@@ -133,7 +140,7 @@ fn answer_with(
         price_msat,
     };
     let summary = Summary { price_msat, output_sha256: Some(output_sha256), ..used.clone() };
-    answer::done(rooms, &ticket.request, &ticket.relay, content, &proof, summary)
+    answer::done(rooms, &ticket.request, &ticket.relay, content, &proof, summary, invoice)
 }
 
 /// What a run used, without a price: only a result has one.

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::budget::{Bucket, Tombstones};
 use super::ending;
 use super::queue::Queue;
+use super::quota::Quota;
 use super::runner;
 use super::ticket::{End, Stop, Ticket};
 use super::till::Paid;
@@ -146,6 +147,7 @@ impl Engine {
             workers: JoinSet::new(),
             stopped: None,
             refusals: Bucket::default(),
+            quota: Quota::default(),
             tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
             quoting: HashSet::new(),
@@ -272,6 +274,7 @@ pub(super) struct Dispatcher {
     workers: JoinSet<()>,
     pub(super) stopped: Option<store::Error>,
     pub(super) refusals: Bucket,
+    pub(super) quota: Quota,
     pub(super) tombstones: Tombstones,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
     pub(super) withdrawing: HashSet<(String, String)>,

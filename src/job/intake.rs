@@ -48,17 +48,25 @@ impl Dispatcher {
         if request.kind == protocol::ACCOUNT_KIND {
             return self.asked_for_account(&request, offer);
         }
-        let now_s = self.rooms.now_ms() / 1000;
-        match self.admit(&request, now_s) {
-            Ok(admission) => self.accept(request, admission, offer, None),
-            Err(refusal) => self.refuse(&request, &refusal, offer),
+        match self.admit(&request, self.rooms.now_ms()) {
+            Ok(Ok(admission)) => self.accept(request, admission, offer, None),
+            Ok(Err(refusal)) => self.refuse(&request, &refusal, offer),
+            Err(error) => self.fail(error),
         }
     }
 
-    fn admit(&self, request: &Request, now_s: u64) -> Result<Admission, Failure> {
-        let admission = judge(&self.rooms.rules, request, now_s)?.within_bid(request)?;
-        self.room_for(&admission, &request.customer.to_hex())?;
-        Ok(admission)
+    fn admit(&mut self, request: &Request, now_ms: u64) -> Result<Result<Admission, Failure>, store::Error> {
+        let customer = request.customer.to_hex();
+        let judged = judge(&self.rooms.rules, request, now_ms / 1_000);
+        let admission =
+            match judged.and_then(|admission| self.room_for(&admission, &customer).map(|()| admission)) {
+                Ok(admission) => admission,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+        let (skill, free) = (&admission.job_type.manifest.name, admission.agreed.price.free_jobs_per_day);
+        let free = admission.agreed.most_msat > 0
+            && self.quota.take(&self.rooms.store, &customer, skill, free, now_ms)?;
+        Ok(if free { Ok(admission.of_quota()) } else { admission.within_bid(request) })
     }
 
     /// Whether a job on these terms could begin now.
@@ -109,7 +117,7 @@ impl Dispatcher {
         let Agreed { way, most_msat, .. } = ticket.admission.agreed;
         if most_msat > 0 {
             let line_msat = match way {
-                Way::Line { cap_msat } => cap_msat,
+                Way::Line { cap_msat } | Way::After { cap_msat } => cap_msat,
                 Way::Free | Way::Credit | Way::Invoice => 0,
             };
             let hold = transfer::hold(&job, &customer, most_msat, line_msat, ticket.deadline_ms);
@@ -147,6 +155,9 @@ impl Dispatcher {
             Err(error) => {
                 self.tell_progress();
                 let Phase::Recording(ticket, _) = open.phase else { return };
+                if ticket.admission.agreed.of_quota {
+                    self.quota.give_back(&open.customer, &ticket.admission.job_type.manifest.name);
+                }
                 return self.unpaid(*ticket, &error, offer, paid);
             }
         }

@@ -2,6 +2,7 @@
 //! before its effect. It decides when; the rooms below do the work, and `relay` carries the answers out.
 
 mod account;
+mod after;
 pub mod answer;
 mod budget;
 pub mod content;
@@ -10,6 +11,7 @@ pub mod engine;
 mod intake;
 mod paying;
 pub mod queue;
+mod quota;
 mod recovery;
 pub mod runner;
 mod settle;

@@ -30,7 +30,7 @@ impl Dispatcher {
         };
         let missing_msat = i128::from(most_msat) - available_msat;
         let missing_msat = u64::try_from(missing_msat).unwrap_or(most_msat);
-        let asks = matches!(ticket.admission.agreed.way, Way::Invoice) && paid.is_none();
+        let asks = matches!(ticket.admission.agreed.way, Way::Invoice | Way::After { .. }) && paid.is_none();
         match self.rooms.till.clone() {
             Some(till) if asks => self.ask_for(till, ticket, missing_msat, offer),
             _ => {
@@ -120,7 +120,7 @@ impl Dispatcher {
             Err(error) => return self.fail(error),
         };
         let Some((quote, event, request)) = quote.and_then(|quote| self.read(quote)) else {
-            tracing::error!(%job, "a payment came for a request that is not there");
+            // For a job that was delivered before it was paid.
             return self.credit(paid, None);
         };
         match self.still_wanted(&job, &quote, &request) {

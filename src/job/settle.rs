@@ -1,15 +1,14 @@
 //! The money of a job's end: what is earned out of its hold, what goes back, and what the capacity cost. The transfers go
 //! into one batch with the end itself; what a job costs its customer is `market`'s to say.
 
-use super::ticket::End;
+use super::ticket::{End, Ticket};
 use super::{Failure, Rooms};
 use crate::config::terms::msat_of;
 use crate::ledger::{self, transfer};
-use crate::market::Admission;
 use crate::protocol::{Order, Request};
-use crate::store;
 use crate::store::money::{About, Account, Transfer, Usd};
 use crate::store::record::{Record, Summary};
+use crate::store::{self, OpenHold};
 
 /// Makes the end of a job and of its hold durable.
 pub(super) async fn settle(rooms: &Rooms, job: &str, records: Vec<Record>) -> Result<End, store::Error> {
@@ -24,27 +23,42 @@ pub(super) async fn settle(rooms: &Rooms, job: &str, records: Vec<Record>) -> Re
     }
 }
 
+/// What a delivered job costs its customer.
+pub(super) struct Charge {
+    hold: OpenHold,
+    pub(super) msat: u64,
+    /// What the customer then owes on its line, this job's part and older debts together.
+    pub(super) owed_msat: u64,
+}
+
+/// `None`: nothing was held, so nothing is charged.
+pub(super) fn charge(rooms: &Rooms, ticket: &Ticket, used: &Summary) -> Result<Option<Charge>, store::Error> {
+    let Some(hold) = rooms.store.hold(&ticket.request.id.to_hex())? else { return Ok(None) };
+    let msat = ticket.admission.charge_msat(used.wall_ms);
+    let available = -rooms.store.balance(&Account::Credit(hold.customer.clone()))?;
+    // Below zero after the rest of the hold has come back.
+    let owed = -(available + i128::from(hold.msat) - i128::from(msat));
+    Ok(Some(Charge { hold, msat, owed_msat: u64::try_from(owed).unwrap_or_default() }))
+}
+
 /// The transfers of a job that was delivered: its charge out of the hold, and its cost.
 pub(super) fn delivered(
     rooms: &Rooms,
-    request: &Request,
-    admission: &Admission,
+    ticket: &Ticket,
+    charge: Option<&Charge>,
     used: &Summary,
-) -> Result<Vec<Record>, store::Error> {
-    let about = about(rooms, request, &admission.job_type.manifest.name);
+) -> Vec<Record> {
+    let about = about(rooms, &ticket.request, &ticket.admission.job_type.manifest.name);
     let mut transfers = Vec::new();
-    if let Some(hold) = rooms.store.hold(&request.id.to_hex())? {
-        let charge = admission.charge_msat(used.wall_ms);
-        let available = -rooms.store.balance(&Account::Credit(hold.customer.clone()))?;
-        // Below zero after the rest of the hold has come back: on the customer's line.
-        let owed = -(available + i128::from(hold.msat) - i128::from(charge));
-        let unpaid_msat = u64::try_from(owed).unwrap_or_default().min(charge);
+    if let Some(Charge { hold, msat, owed_msat }) = charge {
         let revenue = Account::Revenue { skill: about.skill.clone(), place: about.backend.clone() };
-        let about = About { unpaid_msat, ..about.clone() };
-        transfers.push(transfer::capture(&hold.job, hold.msat, &[(revenue, charge)], about));
+        let about = About { unpaid_msat: *owed_msat.min(msat), ..about.clone() };
+        // All of a job runs in one place.
+        let shares = [(revenue, used.wall_ms)];
+        transfers.push(transfer::capture(&hold.job, hold.msat, *msat, &shares, about));
     }
-    transfers.extend(cost(rooms, &request.id.to_hex(), about, used));
-    Ok(transfers.into_iter().map(Record::Transfer).collect())
+    transfers.extend(cost(rooms, &ticket.request.id.to_hex(), about, used));
+    transfers.into_iter().map(Record::Transfer).collect()
 }
 
 /// The transfers of a job that was not: the whole hold goes back, since partial work is not charged; what it cost us is

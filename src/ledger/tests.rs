@@ -78,7 +78,7 @@ async fn a_job_is_held_captured_and_the_rest_returned() {
     let purse = ledger.purse(&alice()).unwrap();
     assert_eq!((purse.available_msat, purse.held_msat), (6_000, 4_000));
     assert_eq!(ledger.hold("j1").unwrap().unwrap().expires_ms, 99);
-    ledger.post(capture("j1", 4_000, &[(revenue(), 1_500)], about())).await.unwrap();
+    ledger.post(capture("j1", 4_000, 1_500, &[(revenue(), 1)], about())).await.unwrap();
     let purse = ledger.purse(&alice()).unwrap();
     assert_eq!((purse.available_msat, purse.held_msat), (8_500, 0));
     assert_eq!(ledger.balance(&revenue()).unwrap(), -1_500);
@@ -107,12 +107,12 @@ async fn a_hold_is_resolved_once_and_wholly() {
     ledger.post(hold("j", &alice(), 1_000, 0, 0)).await.unwrap();
     let again = Transfer { id: "hold:j".into(), ..hold("j", &alice(), 1, 0, 0) };
     assert!(matches!(ledger.post(again).await, Err(Error::Conflict { .. })));
-    let short = capture("j", 900, &[(revenue(), 5)], about());
+    let short = capture("j", 900, 5, &[(revenue(), 1)], about());
     assert!(matches!(ledger.post(short).await, Err(Error::NotTheHold { held_msat: 1_000, .. })));
     let bob = About { customer: "b2".repeat(32), ..about() };
-    assert!(ledger.post(capture("j", 1_000, &[(revenue(), 5)], bob)).await.is_err());
+    assert!(ledger.post(capture("j", 1_000, 5, &[(revenue(), 1)], bob)).await.is_err());
     ledger.post(void("j", &alice(), 1_000, "cancelled")).await.unwrap();
-    let late = ledger.post(capture("j", 1_000, &[(revenue(), 5)], about())).await;
+    let late = ledger.post(capture("j", 1_000, 5, &[(revenue(), 1)], about())).await;
     assert!(matches!(late, Err(Error::Conflict { .. })), "{late:?}");
     let never = ledger.post(void("k", &alice(), 1, "")).await;
     assert!(matches!(never, Err(Error::NoHold { resolved: false, .. })), "{never:?}");
@@ -169,7 +169,7 @@ async fn a_credit_line_is_as_long_as_it_is() {
     ledger.post(hold("j", &alice(), 300, 500, 0)).await.unwrap();
     let over = ledger.post(hold("k", &alice(), 201, 500, 0)).await;
     assert!(matches!(over, Err(Error::Insufficient { available_msat: 200, wanted_msat: 201 })), "{over:?}");
-    ledger.post(capture("j", 300, &[(revenue(), 300)], about())).await.unwrap();
+    ledger.post(capture("j", 300, 300, &[(revenue(), 1)], about())).await.unwrap();
     assert_eq!(ledger.purse(&alice()).unwrap().available_msat, -300);
     ledger.post(paid("h", "w", Some(&alice()), 100)).await.unwrap();
     ledger.post(transfer::written_off("x", &alice(), 200, "gone")).await.unwrap();
@@ -274,7 +274,7 @@ async fn the_books_are_the_same_after_a_restart_and_after_a_rebuild() {
         ledger.post(hold(&format!("j{n}"), &alice(), 700, 0, 0)).await.unwrap();
         if n % 3 > 0 {
             let earned = [(revenue(), 300), (Account::Revenue { skill: "x".into(), place: "y".into() }, n)];
-            ledger.post(capture(&format!("j{n}"), 700, &earned, about())).await.unwrap();
+            ledger.post(capture(&format!("j{n}"), 700, 300 + n, &earned, about())).await.unwrap();
         }
     }
     let (balances, dump) = (ledger.store().balances().unwrap(), ledger.store().dump_index().unwrap());
@@ -362,7 +362,7 @@ async fn budgets_bound_what_a_customer_and_the_node_spend_in_a_day_and_a_week() 
     within("a", 600, day(1_000), now).await.unwrap();
     let over = within("b", 401, day(1_000), now).await;
     assert!(matches!(over, Err(Error::OverBudget { .. })), "open holds count: {over:?}");
-    ledger.post(capture("a", 600, &[(revenue(), 500)], about())).await.unwrap();
+    ledger.post(capture("a", 600, 500, &[(revenue(), 1)], about())).await.unwrap();
     let over = within("b", 501, day(1_000), now).await;
     assert!(matches!(over, Err(Error::OverBudget { would_msat: 1_001, .. })), "charges count: {over:?}");
     within("b", 500, day(1_000), now).await.unwrap();
@@ -394,7 +394,7 @@ async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_coun
         let job = format!("j{n}");
         ledger.post(grant(&job, &alice(), 100, "")).await.unwrap();
         ledger.post(hold(&job, &alice(), 100, 0, 0)).await.unwrap();
-        ledger.post(capture(&job, 100, &[(revenue(), 10 + n)], about())).await.unwrap();
+        ledger.post(capture(&job, 100, 10 + n, &[(revenue(), 1)], about())).await.unwrap();
     };
     // Forward over four days, back by three in the middle of a life, by more than there is between two lives, and on.
     let lives: [&[u64]; 3] = [&[0, 1, 2, 3, 0, 1], &[0, 2], &[1, 4, 5]];

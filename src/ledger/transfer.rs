@@ -76,19 +76,25 @@ pub fn hold(job: &str, customer: &str, msat: u64, line_msat: u64, expires_ms: u6
     }
 }
 
-/// `parts` are what is earned, by account; the rest of the hold goes back. More than the hold is cut at the hold, from
-/// the last part on.
-pub fn capture(job: &str, held_msat: u64, parts: &[(Account, u64)], about: About) -> Transfer {
+/// The charge, at most the hold, is earned by `shares`: accounts, each with the weight of what was done there. The rest
+/// of the hold goes back.
+pub fn capture(
+    job: &str,
+    held_msat: u64,
+    charge_msat: u64,
+    shares: &[(Account, u64)],
+    about: About,
+) -> Transfer {
     let held = Account::Held(about.customer.clone());
-    let mut left = held_msat;
-    let mut legs = Vec::with_capacity(parts.len() + 1);
-    for (account, msat) in parts {
-        let msat = (*msat).min(left);
-        left -= msat;
+    let charge_msat = if shares.is_empty() { 0 } else { charge_msat.min(held_msat) };
+    let weights: Vec<u64> = shares.iter().map(|(_, weight)| *weight).collect();
+    let mut legs = Vec::with_capacity(shares.len() + 1);
+    for ((account, _), msat) in shares.iter().zip(split(charge_msat, &weights)) {
         if msat > 0 {
             legs.push(leg(account.clone(), held.clone(), msat));
         }
     }
+    let left = held_msat - charge_msat;
     if left > 0 {
         legs.push(leg(Account::Credit(about.customer.clone()), held, left));
     }
@@ -225,16 +231,19 @@ pub fn correction(of: &Transfer, note: &str) -> Transfer {
 
 /// Parts of an amount by weight: whole msat, together exactly the amount, no part more than one msat from its share.
 /// All to the first when there is no weight.
-pub fn split(msat: u64, weights: &[u32]) -> Vec<u64> {
+fn split(msat: u64, weights: &[u64]) -> Vec<u64> {
     let total: u128 = weights.iter().map(|w| u128::from(*w)).sum();
     if total == 0 {
         return weights.iter().enumerate().map(|(nth, _)| if nth == 0 { msat } else { 0 }).collect();
     }
     // What went to those before is the rounded share of their sum, so rounding never adds up.
     let (mut weight, mut given) = (0_u128, 0_u64);
-    let part = |w: &u32| {
+    let part = |w: &u64| {
         weight += u128::from(*w);
-        let upto = u64::try_from(u128::from(msat) * weight / total).unwrap_or(msat);
+        // Where that does not fit 128 bits, the first gets all.
+        let upto = u128::from(msat)
+            .checked_mul(weight)
+            .map_or(msat, |all| u64::try_from(all / total).unwrap_or(msat));
         let part = upto - given;
         given = upto;
         part
@@ -251,7 +260,7 @@ mod tests {
         #[test]
         fn a_split_gives_away_exactly_what_there_is(
             msat in 0..u64::MAX,
-            weights in proptest::collection::vec(0..u32::MAX, 1..8),
+            weights in proptest::collection::vec(0..u64::from(u32::MAX), 1..8),
         ) {
             let parts = split(msat, &weights);
             prop_assert_eq!(parts.iter().map(|p| u128::from(*p)).sum::<u128>(), u128::from(msat));
@@ -265,17 +274,20 @@ mod tests {
         }
 
         #[test]
-        fn a_capture_resolves_the_whole_hold_whatever_its_parts_are(
+        fn a_capture_earns_the_charge_by_shares_and_resolves_the_whole_hold(
             held in 1..1_000_000_u64,
-            parts in proptest::collection::vec(0..1_000_000_u64, 0..5),
+            charge in 0..1_200_000_u64,
+            weights in proptest::collection::vec(0..u64::MAX, 1..5),
         ) {
             let customer = "ab".repeat(32);
             let about = About { customer: customer.clone(), ..About::default() };
-            let account = |n: usize| Account::Revenue { skill: format!("s{n}"), place: "local".into() };
-            let parts: Vec<_> = parts.iter().enumerate().map(|(n, msat)| (account(n), *msat)).collect();
-            let capture = capture("j", held, &parts, about);
+            let account = |n: usize| Account::Revenue { skill: "s".into(), place: format!("place{n}") };
+            let shares: Vec<_> = weights.iter().enumerate().map(|(n, weight)| (account(n), *weight)).collect();
+            let capture = capture("j", held, charge, &shares, about);
+            let earned: i128 = shares.iter().map(|(account, _)| -capture.net_msat(account)).sum();
+            prop_assert_eq!(earned, i128::from(charge.min(held)));
             prop_assert_eq!(capture.net_msat(&Account::Held(customer.clone())), i128::from(held));
-            prop_assert!(capture.net_msat(&Account::Credit(customer)) <= 0);
+            prop_assert_eq!(capture.net_msat(&Account::Credit(customer)), earned - i128::from(held));
             prop_assert_eq!(capture.malformed(), None);
         }
     }

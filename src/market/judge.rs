@@ -68,7 +68,7 @@ pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, 
     let way = rules.terms.way(&request.customer, skill, &rules.backend);
     let price = rules.terms.price(skill, &job_type.manifest.price).clone();
     let most_msat = if way == Way::Free { 0 } else { price.of(&metered(&policy, policy.wall_ms)) };
-    let agreed = Agreed { way, price, most_msat };
+    let agreed = Agreed { way, price, most_msat, of_quota: false };
     Ok(Admission { job_type: Arc::clone(job_type), order, policy, agreed })
 }
 
@@ -81,6 +81,11 @@ impl Admission {
     /// The charge for a delivered job, never more than was agreed.
     pub fn charge_msat(&self, wall_ms: u64) -> u64 {
         self.agreed.price.of(&metered(&self.policy, wall_ms)).min(self.agreed.most_msat)
+    }
+
+    /// As one of the customer's free jobs.
+    pub fn of_quota(self) -> Admission {
+        Admission { agreed: Agreed { most_msat: 0, of_quota: true, ..self.agreed }, ..self }
     }
 
     /// The same, unless the request bids less than the job may cost.

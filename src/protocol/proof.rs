@@ -278,19 +278,25 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The amount asked equals the proof's price, and keeps to the bid where that can be read.
+    /// The amount equals the proof's price, or is at most that price in whole sats where an invoice asks for what is
+    /// still to be paid; and the price keeps to the bid where that can be read.
     fn price(&self, proof: &Result<Proof, Verdict>) -> Verdict {
         let (Ok((_, rows)), Ok(proof)) = (&self.open, proof) else {
             return Verdict::Unchecked("without a readable proof there is no price to compare".into());
         };
         let amount = rows.iter().find(|row| tags::name(row) == "amount");
-        let asked = amount.and_then(|row| super::feedback::amount(row)).map_or(0, |(msat, _)| msat);
-        if asked != proof.price_msat {
-            return Verdict::Bad(format!("asks {asked} msat, the proof says {}", proof.price_msat));
+        let (asked, invoice) = amount.and_then(|row| super::feedback::amount(row)).unwrap_or_default();
+        let price = proof.price_msat;
+        let fits = match invoice {
+            Some(_) => asked <= price.div_ceil(1_000).saturating_mul(1_000),
+            None => asked == price,
+        };
+        if !fits {
+            return Verdict::Bad(format!("asks {asked} msat, the proof says {price}"));
         }
         let Some((request, _)) = &self.request else { return no_request() };
         match self.bid(request) {
-            Ok(Some(bid)) => holds(asked <= bid, format!("asks {asked} msat, the bid was {bid}")),
+            Ok(Some(bid)) => holds(price <= bid, format!("costs {price} msat, the bid was {bid}")),
             Ok(None) => Verdict::Ok,
             Err(why) => Verdict::Unchecked(why),
         }

@@ -37,7 +37,8 @@ pub struct Reply {
     pub encryption: Option<Scheme>,
 }
 
-/// Makes the result event, ready to be signed by `keys`; `facts` become `["result", key, value]` tags.
+/// Makes the result event, ready to be signed by `keys`; `facts` become `["result", key, value]` tags, `owed` is what is
+/// still to be paid, msat and bolt11: without it the `amount` tag names the price.
 ///
 /// Plain: `e`, `p`, then `amount`, `result` and `proof` tags, then the echoes of `i` and `request` where
 /// they are short. Encrypted: `e`, `p`, `encrypted`, and one `["proof", ciphertext]` that holds the other
@@ -50,6 +51,7 @@ pub fn unsigned(
     content: &str,
     proof: &Proof,
     facts: &[(String, String)],
+    owed: Option<(u64, String)>,
     keys: &Keys,
     relay_hint: Option<&str>,
     now_s: u64,
@@ -58,8 +60,10 @@ pub fn unsigned(
     let kind = request.result_kind();
     let mut rows = address(&request.id, &request.customer, relay_hint);
     let mut told = Vec::new();
-    if proof.price_msat > 0 {
-        told.push(amount_row(&(proof.price_msat, None)));
+    match owed {
+        Some((msat, bolt11)) => told.push(amount_row(&(msat, Some(bolt11)))),
+        None if proof.price_msat > 0 => told.push(amount_row(&(proof.price_msat, None))),
+        None => {}
     }
     told.extend(facts.iter().map(|(key, value)| row(&["result", key, value])));
     told.extend(proof.rows());

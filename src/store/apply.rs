@@ -44,7 +44,12 @@ impl Applier<'_> {
     fn record(&self, record: &Record) -> Result<(), Error> {
         match record {
             Record::Opened { node, .. } => self.slots.put(Tree::Meta, OPENED_BY, node.as_bytes()),
-            Record::Accepted { job, .. } => self.accept(job),
+            Record::Accepted { job, customer, skill, agreed, .. } => {
+                if agreed.of_quota && self.slots.get(Tree::Jobs, &key(job))?.is_none() {
+                    books::free_job(self.slots, customer, skill, self.at_ms)?;
+                }
+                self.accept(job)
+            }
             Record::Started { job, .. } => self.about(job, |row| {
                 if row.state.is_open() {
                     row.state = JobState::Running;

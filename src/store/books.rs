@@ -99,6 +99,22 @@ pub(super) fn spent_key(whose: &str, day: u64) -> Vec<u8> {
     key
 }
 
+pub(super) fn free_jobs_key(customer: &str, skill: &str, at_ms: u64) -> Vec<u8> {
+    let mut key = spent_key(customer, at_ms / DAY_MS);
+    key.extend_from_slice(&short(skill));
+    key
+}
+
+/// One more free job of this customer.
+pub(super) fn free_job(slots: &dyn Slots, customer: &str, skill: &str, at_ms: u64) -> Result<(), Error> {
+    let key = free_jobs_key(customer, skill, at_ms);
+    let begun = match slots.get(Tree::FreeJobs, &key)? {
+        Some(stored) => Bytes(&stored).u64()?,
+        None => 0,
+    };
+    slots.put(Tree::FreeJobs, &key, &(begun + 1).to_be_bytes())
+}
+
 /// The balance as it is stored; 0 where there is none.
 pub(super) fn balance(stored: Option<&[u8]>) -> Result<i128, Error> {
     let Some(bytes) = stored else { return Ok(0) };

@@ -40,7 +40,7 @@ use self::writer::{Applied, Writer};
 use crate::clock::{self, Clock};
 
 pub use self::blob::BLOB_MAX_BYTES;
-pub use self::books::{InvoiceState, OpenHold};
+pub use self::books::{DAY_MS, InvoiceState, OpenHold};
 pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};

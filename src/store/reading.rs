@@ -106,6 +106,12 @@ impl Store {
         self.inner.view.unexpired(now_ms)
     }
 
+    /// Free jobs of this customer and skill that were accepted on the day (UTC) of `now_ms`.
+    pub fn free_jobs(&self, customer: &str, skill: &str, now_ms: u64) -> Result<u64, Error> {
+        let key = books::free_jobs_key(customer, skill, now_ms);
+        self.inner.view.get(Tree::FreeJobs, &key)?.map_or(Ok(0), |stored| Bytes(&stored).u64())
+    }
+
     /// What a request was quoted.
     pub fn quote(&self, job: &str) -> Result<Option<Quote>, Error> {
         self.inner.view.quote(job)

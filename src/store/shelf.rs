@@ -45,8 +45,10 @@ pub(super) enum Tree {
     Refunds,
     /// payment hash → place of the invoice, and whether it is open.
     Invoices,
-    /// payment hash → nothing: invoices that are watched.
+    /// payment hash → when it expires, of invoices that are watched.
     Unpaid,
+    /// customer, day (UTC), skill → free jobs that were accepted.
+    FreeJobs,
     /// job → place of its quote.
     Quotes,
     /// seq that was signed → place.
@@ -54,7 +56,7 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    pub(super) const ALL: [Tree; 20] = [
+    pub(super) const ALL: [Tree; 21] = [
         Tree::Meta,
         Tree::Jobs,
         Tree::Listed,
@@ -73,6 +75,7 @@ impl Tree {
         Tree::Refunds,
         Tree::Invoices,
         Tree::Unpaid,
+        Tree::FreeJobs,
         Tree::Quotes,
         Tree::Seals,
     ];
@@ -97,6 +100,7 @@ impl Tree {
             Tree::Refunds => "refunds",
             Tree::Invoices => "invoices",
             Tree::Unpaid => "unpaid",
+            Tree::FreeJobs => "free jobs",
             Tree::Quotes => "quotes",
             Tree::Seals => "seals",
         }

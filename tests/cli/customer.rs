@@ -77,7 +77,7 @@ fn proof(content: &str) -> Proof {
 
 fn ends(request: &Request, keys: &Keys, content: &str, proof: &Proof) -> Event {
     let event =
-        result::unsigned(request, content, proof, &[], keys, None, request.created_at, 65_536).unwrap();
+        result::unsigned(request, content, proof, &[], None, keys, None, request.created_at, 65_536).unwrap();
     event.sign_with_keys(keys).unwrap()
 }
 

@@ -23,7 +23,7 @@ use crate::support::stage::{Stage, job};
 use crate::support::{now_s, throughout, until};
 
 /// What a job costs here, msat.
-const PRICE: u64 = 20_000;
+pub const PRICE: u64 = 20_000;
 
 /// A node's place beside a bank and a relay.
 pub struct Counter {
@@ -35,9 +35,14 @@ pub struct Counter {
 
 impl Counter {
     pub async fn open() -> Counter {
+        Counter::under("invoice").await
+    }
+
+    /// With this rule for everybody.
+    pub async fn under(rule: &str) -> Counter {
         let relay = LocalRelay::start().await.expect("a relay");
         let urls = [relay.url()];
-        let (bank, stage, keys) = place(&urls).await;
+        let (bank, stage, keys) = place(&urls, rule).await;
         Counter { bank, relay, stage, _keys: keys }
     }
 
@@ -53,7 +58,7 @@ impl Counter {
     }
 }
 
-async fn place(relays: &[String]) -> (Bank, Stage, TempDir) {
+async fn place(relays: &[String], rule: &str) -> (Bank, Stage, TempDir) {
     let bank = Bank::open().await;
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("wallet");
@@ -65,6 +70,7 @@ async fn place(relays: &[String]) -> (Bank, Stage, TempDir) {
         ("payment.wallet_url", bank.url.as_str()),
         ("payment.wallet_key_file", file.as_str()),
         ("payment.prices", "* base_msat=20000"),
+        ("payment.rules", rule),
     ];
     let stage = Stage::new(&relays, &settings);
     (bank, stage, dir)
@@ -101,7 +107,7 @@ pub fn booked_msat(node: &Node) -> i128 {
 }
 
 /// A refusal for want of money that brings no invoice.
-async fn bare_quote(buyer: &Buyer, request: &Event) -> Feedback {
+pub async fn bare_quote(buyer: &Buyer, request: &Event) -> Feedback {
     let what = format!("a quote without an invoice for {}", request.id);
     until(&what, async || {
         let said = buyer.feedbacks(request).await;
@@ -295,7 +301,7 @@ async fn a_request_that_is_taken_back_while_it_is_paid_costs_nothing() {
 async fn one_request_over_two_relays_and_a_restart_gets_one_invoice() {
     let relays = [LocalRelay::start().await.expect("a relay"), LocalRelay::start().await.expect("a relay")];
     let urls = relays.each_ref().map(LocalRelay::url);
-    let (bank, stage, _keys) = place(&urls).await;
+    let (bank, stage, _keys) = place(&urls, "invoice").await;
     let node = stage.start_on(Backstage::new(&[])).await;
     let buyer = Buyer::at(&urls, stage.keys.public_key()).await;
     let (request, bolt11) = quoted(&buyer).await;

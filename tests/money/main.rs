@@ -1,6 +1,7 @@
 //! Money end to end: the program as provider and as customer, with real wallets between them, and what their books say
 //! afterwards. Relay and repositories are the test's own; what a wallet answers is tested in `tests/wallet`.
 
+mod after;
 mod bank;
 mod credit;
 mod deal;

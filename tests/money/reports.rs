@@ -55,7 +55,7 @@ async fn books(dir: &TempDir) -> Ledger {
             ledger.post(void(&job, &customer, 8_000, "timeout")).await.expect("void");
         } else {
             ledger
-                .post(capture(&job, 8_000, &[(revenue, 3_000 + n)], about.clone()))
+                .post(capture(&job, 8_000, 3_000 + n, &[(revenue, 1)], about.clone()))
                 .await
                 .expect("captured");
             let spent = cost(&job, 0, Account::ContainerCost("docker".into()), "rent", 40 + n, None, about);

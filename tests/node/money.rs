@@ -190,6 +190,44 @@ async fn a_job_that_was_free_stays_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_has_so_many_free_jobs_a_day_however_fast_it_asks_and_across_a_restart() {
+    let prices = "* base_msat=5000 free_jobs_per_day=2";
+    let (relay, stage, buyer) = stage(&[("payment.prices", prices)]).await;
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let mut requests = Vec::new();
+    for _ in 0..5 {
+        requests.push(buyer.post(&buyer.order(None, &["true"])).await);
+    }
+    let (mut free, mut priced) = (Vec::new(), 0);
+    for request in &requests {
+        let answered = async || {
+            let said = buyer.stored(request).await;
+            let asked = buyer.feedbacks(request).await.iter().any(|f| f.status == Status::PaymentRequired);
+            let done = said.iter().any(|event| event.kind.as_u16() >= 6_000 && event.kind.as_u16() < 7_000);
+            (asked || done).then_some(done)
+        };
+        match until("an answer", answered).await {
+            true => free.push(buyer.result(request).await),
+            false => priced += 1,
+        }
+    }
+    assert_eq!((free.len(), priced), (2, 3));
+    for answer in free {
+        assert_eq!(answer.reply.proof.expect("a proof").price_msat, 0);
+    }
+    assert!(postings(&node, &buyer).is_empty());
+    node.drain().await.expect("an end");
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let late = buyer.post(&buyer.order(None, &["true"])).await;
+    assert_eq!(buyer.feedback(&late, Status::PaymentRequired).await.amount, Some((5_000, None)));
+    // Even one that bids nothing has its own.
+    let other = Buyer::at(&[relay.url()], stage.keys.public_key()).await;
+    let nothing = coinop::protocol::draft::Draft { bid_msat: Some(0), ..other.order(None, &["true"]) };
+    other.result(&other.post(&nothing).await).await;
+    assert_eq!(available(&node, &other), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_job_costs_the_node_is_booked_at_the_rate_and_profit_is_what_is_left() {
     let (_relay, stage, buyer) = stage(&[
         ("payment.prices", "* base_msat=5000"),

@@ -36,7 +36,7 @@ fn sale(n: u64) -> [(Transfer, Vec<Record>); 3] {
     let revenue = Account::Revenue { skill: "code".into(), place: "local".into() };
     let grant = transfer::grant(&n.to_string(), &customer, GRANTED, "");
     let hold = transfer::hold(&job, &customer, HELD, 0, u64::MAX);
-    let capture = transfer::capture(&job, HELD, &[(revenue, price(n))], about);
+    let capture = transfer::capture(&job, HELD, price(n), &[(revenue, 1)], about);
     let taken = vec![accepted(n), Record::Transfer(hold.clone())];
     let mut ended = closing(n);
     ended.push(Record::Transfer(capture.clone()));

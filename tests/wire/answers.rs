@@ -116,10 +116,23 @@ fn a_free_result_asks_for_no_amount() {
 }
 
 #[test]
+fn what_is_still_owed_stands_in_the_amount_with_its_invoice() {
+    for scheme in [None, Some(Scheme::Nip44)] {
+        let (request, proof) = (request(scheme), a_proof("x"));
+        let owed = Some((21_000, "lnbc1owed".to_owned()));
+        let event =
+            result::unsigned(&request, "x", &proof, &[], owed, &provider(), HINT, NOW_S, MAX).unwrap();
+        let reply = Reply::decode(&sign(event, &provider()), &customer()).unwrap();
+        assert_eq!((reply.amount_msat, reply.invoice.as_deref()), (Some(21_000), Some("lnbc1owed")));
+        assert_eq!(reply.proof.map(|proof| proof.price_msat), Some(20_000));
+    }
+}
+
+#[test]
 fn echoes_give_way_to_the_size_limit_and_then_the_result_is_too_large() {
     let request = request(None);
     let make =
-        |max| result::unsigned(&request, "{}", &a_proof("{}"), &facts(), &provider(), HINT, NOW_S, max);
+        |max| result::unsigned(&request, "{}", &a_proof("{}"), &facts(), None, &provider(), HINT, NOW_S, max);
     let whole = sign(make(MAX).unwrap(), &provider());
     let bytes = whole.as_json().len();
     // The limit is exact: it counts the very bytes that go out.
@@ -156,6 +169,7 @@ fn what_the_cipher_cannot_hold_is_too_large_and_not_another_error() {
         &content,
         &a_proof(&content),
         &[],
+        None,
         &provider(),
         HINT,
         NOW_S,

@@ -86,7 +86,7 @@ fn facts() -> Vec<(String, String)> {
 
 fn result_event(request: &Request, content: &str, proof: &Proof) -> Event {
     let unsigned =
-        result::unsigned(request, content, proof, &facts(), &provider(), HINT, NOW_S + 5, MAX).unwrap();
+        result::unsigned(request, content, proof, &facts(), None, &provider(), HINT, NOW_S + 5, MAX).unwrap();
     sign(unsigned, &provider())
 }
 

@@ -61,8 +61,16 @@ fn each_lie_is_found_by_its_name() {
     let dear = result_event(&request, "{}", &Proof { price_msat: 21_001, ..a_proof("{}") });
     assert_eq!(bad(&proof::check(&dear, asked)), ["price"]);
 
+    for (owed_msat, found) in [(20_000, vec![]), (1_000, vec![]), (20_001, vec!["price"])] {
+        let owed = Some((owed_msat, "lnbc1owed".to_owned()));
+        let event =
+            result::unsigned(&request, "{}", &a_proof("{}"), &[], owed, &provider(), HINT, NOW_S, MAX)
+                .unwrap();
+        assert_eq!(bad(&proof::check(&sign(event, &provider()), asked)), found, "{owed_msat}");
+    }
+
     let impostor =
-        result::unsigned(&request, "{}", &a_proof("{}"), &[], &keys("3"), HINT, NOW_S, MAX).unwrap();
+        result::unsigned(&request, "{}", &a_proof("{}"), &[], None, &keys("3"), HINT, NOW_S, MAX).unwrap();
     assert_eq!(bad(&proof::check(&sign(impostor, &keys("3")), asked)), ["provider"]);
 
     let other = sign(draft(None).unsigned(&keys("3"), NOW_S).unwrap(), &keys("3"));

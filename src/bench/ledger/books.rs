@@ -148,7 +148,7 @@ fn captured(job: usize) -> (Transfer, u64) {
         unpaid_msat: 0,
     };
     let revenue = Account::Revenue { skill: skill.into(), place: place.into() };
-    (transfer::capture(&name("job", job), HELD_MSAT, &[(revenue, earned_msat)], about), earned_msat)
+    (transfer::capture(&name("job", job), HELD_MSAT, earned_msat, &[(revenue, 1)], about), earned_msat)
 }
 
 fn customer(nth: usize) -> String {

@@ -142,7 +142,7 @@ async fn pair(ledger: &Ledger, nth: usize, customer: &str) -> anyhow::Result<()>
         ..About::default()
     };
     let revenue = Account::Revenue { skill: "code".into(), place: "local".into() };
-    let capture = transfer::capture(&job, HELD_MSAT, &[(revenue, 7_000)], about);
+    let capture = transfer::capture(&job, HELD_MSAT, 7_000, &[(revenue, 1)], about);
     ledger.commit(vec![Record::Transfer(capture)]).await?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod reconcile;
 
 use std::sync::{Arc, OnceLock};
 
+use nostr_sdk::prelude::{Keys, PublicKey};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -68,6 +69,8 @@ pub enum Order {
         bolt11: String,
         max_fee_msat: u64,
     },
+    /// Signs the head of the log now.
+    Seal,
     /// Holds the wallet's own list of payments made in `[from_ms, to_ms)` against the books; `book` puts right what
     /// can be.
     Reconcile {
@@ -87,6 +90,8 @@ pub enum Error {
     Till(#[from] till::Error),
     #[error(transparent)]
     Wallet(#[from] wallet::Error),
+    #[error(transparent)]
+    Seal(#[from] ledger::SealError),
     #[error("this node has no wallet: set payment.wallet (docs/wallets.md)")]
     NoWallet,
     #[error("there is no transfer {0:?}")]
@@ -113,6 +118,8 @@ pub struct Desk {
     pub ledger: Ledger,
     pub till: Option<Arc<Till>>,
     pub clock: Clock,
+    /// The node's, to sign heads of the log with.
+    keys: Keys,
     /// One refund at a time.
     paying: Arc<Mutex<()>>,
     /// Of the node that runs on these books, if one does.
@@ -120,8 +127,8 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn new(ledger: Ledger, till: Option<Arc<Till>>, clock: Clock) -> Desk {
-        Desk { ledger, till, clock, paying: Arc::default(), engine: Arc::default() }
+    pub fn new(ledger: Ledger, till: Option<Arc<Till>>, keys: Keys, clock: Clock) -> Desk {
+        Desk { ledger, till, clock, keys, paying: Arc::default(), engine: Arc::default() }
     }
 
     /// From now on payments that are found go the way of all payments: to this engine.
@@ -171,8 +178,24 @@ impl Desk {
             Order::Refund { customer, bolt11, max_fee_msat } => {
                 self.refund(&key(customer)?, &bolt11, max_fee_msat).await
             }
+            Order::Seal => Ok(json!(self.seal().await?)),
             Order::Reconcile { from_ms, to_ms, book } => self.reconcile(from_ms, to_ms, book).await,
         }
+    }
+
+    async fn seal(&self) -> Result<ledger::Seal, ledger::SealError> {
+        self.ledger.seal(&self.keys, (self.clock)() / 1_000).await
+    }
+
+    /// Signs the head of the log where that is a day ago and money has moved.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn seal_daily(&self) -> Result<(), ledger::SealError> {
+        if self.ledger.seal_due((self.clock)() / 1_000)? {
+            self.seal().await?;
+        }
+        Ok(())
     }
 
     fn list(&self) -> Result<Value, Error> {
@@ -297,7 +320,7 @@ impl Desk {
 }
 
 fn key(text: String) -> Result<String, Error> {
-    match nostr_sdk::PublicKey::parse(&text) {
+    match PublicKey::parse(&text) {
         Ok(key) => Ok(key.to_hex()),
         Err(_) => Err(Error::NoCustomer(text.chars().take(80).collect())),
     }

@@ -193,8 +193,12 @@ impl Node {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
             None => None,
         };
-        let desk =
-            Desk::new(ledger.clone(), till.as_ref().map(|(till, _)| Arc::clone(till)), Arc::clone(&clock));
+        let desk = Desk::new(
+            ledger.clone(),
+            till.as_ref().map(|(till, _)| Arc::clone(till)),
+            keys.clone(),
+            Arc::clone(&clock),
+        );
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
@@ -220,7 +224,7 @@ impl Node {
             let (engine, ledger, clock) = (engine.clone(), ledger.clone(), Arc::clone(&clock));
             tasks.spawn(job::till::watch(till, ledger, found, clock, engine));
         }
-        tasks.spawn(keep_books(desk.clone(), keys.clone()));
+        tasks.spawn(keep_books(desk.clone()));
         let announcer = Arc::new(Announcer {
             store: store.clone(),
             relays: relays.clone(),
@@ -366,20 +370,13 @@ async fn tell_relays(engine: Engine, relays: relay::Handle) {
 }
 
 /// Refunds that were left in doubt are ended, and once a day the head of the log is signed.
-async fn keep_books(desk: Desk, keys: Keys) {
+async fn keep_books(desk: Desk) {
     let mut tick = tokio::time::interval(BOOKS_TICK);
     loop {
         tick.tick().await;
         desk.resume().await;
-        let now_s = (desk.clock)() / 1_000;
-        match desk.ledger.seal_due(now_s) {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Err(error) = desk.ledger.seal(&keys, now_s).await {
-                    tracing::warn!(%error, "the head of the log was not signed");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the head of the log was not signed"),
+        if let Err(error) = desk.seal_daily().await {
+            tracing::warn!(%error, "the head of the log was not signed");
         }
     }
 }

@@ -167,7 +167,7 @@ pub(super) fn ask(config: &Config, order: &Order) -> Result<Value, Failure> {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?.0),
             None => None,
         };
-        let desk = Desk::new(Ledger::new(store.clone()), till, clock::system());
+        let desk = Desk::new(Ledger::new(store.clone()), till, key.keys().clone(), clock::system());
         answer = Some(desk.serve(order.clone()).await?);
         Ok(Exit::Ok)
     })?;

@@ -1,5 +1,6 @@
 //! Credit in the owner's hands: granted, topped up by an invoice, paid out again.
 
+use nostr_sdk::prelude::Event;
 use serde_json::Value;
 
 use crate::deal::{Deal, Over, json};
@@ -94,5 +95,50 @@ async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
     assert!(!nothing.status.success() && said.contains("there is no transfer"), "{said}");
     let list: Value = json(&deal.owner(&["credits", "list", "--json"]).await);
     assert_eq!((list.as_array().map(Vec::len), &list[0]["customer"]), (Some(1), &key.into()));
+    assert!(node.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_head_is_signed_on_demand_whether_the_node_runs_or_not() {
+    let test = "a_head_is_signed_on_demand_whether_the_node_runs_or_not";
+    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let (key, node_key) = (deal.customer_hex(), deal.provider_hex());
+    let granted = deal.told(&["credits", "grant", &key, "5000", "--id", "welcome", "--json"]).await;
+    let unsigned = deal.owner(&["ledger", "show"]).await;
+    let said = String::from_utf8_lossy(&unsigned.stderr);
+    assert!(said.contains("never signed"), "{said}");
+    assert_eq!(deal.told(&["ledger", "show", "--json"]).await["last_seal"], Value::Null);
+
+    let first = deal.told(&["ledger", "seal", "--json"]).await;
+    assert!(first["head"]["seq"].as_u64() >= granted["entry"].as_u64(), "{first}");
+    let chain = |seal: &Value| {
+        let seq = seal["head"]["seq"].as_u64().expect("a number");
+        let hash = coinop::store::hash_of(&deal.home.data, seq).expect("readable");
+        assert_eq!((hash.as_deref(), &seal["by"]), (seal["head"]["hash"].as_str(), &node_key.clone().into()));
+        // The event stands for itself: this is what somebody else keeps.
+        let event: Event = serde_json::from_value(seal["event"].clone()).expect("an event");
+        event.verify().expect("signed");
+        let content: Value = serde_json::from_str(&event.content).expect("JSON");
+        assert_eq!((content, event.pubkey.to_hex()), (seal["head"].clone(), node_key.clone()));
+        seq
+    };
+    let first_seq = chain(&first);
+
+    let node = deal.home.start();
+    until("the node to serve", async || node.status()).await;
+    let second = deal.told(&["ledger", "seal", "--json"]).await;
+    assert!(chain(&second) > first_seq, "{second}");
+    for told in [deal.told(&["ledger", "show", "--json"]).await, {
+        deal.told(&["ledger", "verify", "--json"]).await["verified"].clone()
+    }] {
+        assert_eq!(told["last_seal"], second, "{told}");
+    }
+    // For people, the hash stands in the table.
+    let table = deal.owner(&["ledger", "seal"]).await;
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("signed by") && table.contains(&node_key), "{table}");
+    let verified = deal.owner(&["ledger", "verify"]).await;
+    let (data, talk) = (String::from_utf8_lossy(&verified.stdout), String::from_utf8_lossy(&verified.stderr));
+    assert!(data.contains("3 signed heads") && talk.contains(": head "), "{data}\n{talk}");
     assert!(node.stop().await.success());
 }

@@ -199,15 +199,12 @@ impl Desk {
     }
 
     fn list(&self) -> Result<Value, Error> {
-        let mut customers: Vec<String> = Vec::new();
-        for (account, _) in self.ledger.store().balances()? {
-            if let (Account::Credit(key), false) =
-                (&account, customers.iter().any(|k| account.customer() == Some(k)))
-            {
-                customers.push(key.clone());
-            }
-        }
-        customers.iter().map(|customer| self.show(customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+        // Each account is there once, so each customer is.
+        let credits = self.ledger.store().balances()?.into_iter().filter_map(|(account, _)| match account {
+            Account::Credit(customer) => Some(customer),
+            _ => None,
+        });
+        credits.map(|customer| self.show(&customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
     fn show(&self, customer: &str) -> Result<Value, Error> {

@@ -3,7 +3,6 @@
 //! decides nothing about jobs.
 
 mod address;
-mod backoff;
 mod client;
 mod connection;
 mod cursor;

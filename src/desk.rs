@@ -261,7 +261,7 @@ impl Desk {
         }
         let begun = transfer::refund_begun(&hash, customer, msat, bolt11, max_fee_msat);
         self.ledger.post(begun.clone()).await?;
-        self.pay(till, &begun).await?;
+        self.pay(till, &begun, false).await?;
         self.show(customer)
     }
 
@@ -273,14 +273,14 @@ impl Desk {
             Err(error) => return tracing::warn!(%error, "refunds in doubt stay so"),
         };
         for Posted { transfer, .. } in begun {
-            if let Err(error) = self.pay(till, &transfer).await {
+            if let Err(error) = self.pay(till, &transfer, true).await {
                 tracing::warn!(transfer = %transfer.id, %error, "a refund");
             }
         }
     }
 
-    /// Pays what a begun refund says, at most once, and books the end of it.
-    async fn pay(&self, till: &Till, begun: &Transfer) -> Result<(), Error> {
+    /// Pays what a begun refund says, at most once, and books the end of it. `again`: it may have been sent before.
+    async fn pay(&self, till: &Till, begun: &Transfer, again: bool) -> Result<(), Error> {
         let (Why::RefundBegun { payment_hash, bolt11, max_fee_msat }, Some(customer)) =
             (&begun.why, begun.customer())
         else {
@@ -293,19 +293,24 @@ impl Desk {
         let _one = self.paying.lock().await;
         // What was tried before is asked for before anything is sent.
         let hash = payment_hash.parse()?;
-        match till.wallet().outgoing(&hash).await {
+        let untold = match till.wallet().outgoing(&hash).await {
             Ok(Outgoing::Paid(payment)) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;
                 return Ok(());
             }
             Ok(Outgoing::Pending) => return Err(Error::InDoubt("it is under way".into())),
-            Ok(Outgoing::Unknown | Outgoing::Failed) => {}
+            Ok(Outgoing::Unknown) => again,
+            Ok(Outgoing::Failed) => false,
             Err(error) => return Err(Error::InDoubt(error.to_string())),
-        }
+        };
         match till.wallet().pay(&order).await {
             Ok(payment) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;
                 Ok(())
+            }
+            // A no to this try says nothing of an earlier one, where the wallet does not tell of all that it has sent.
+            Err(PayError::Refused(why)) if untold && !tells(till).await? => {
+                Err(Error::InDoubt(format!("an earlier try is not told of, and now: {why}")))
             }
             Err(PayError::Refused(why)) => {
                 self.ledger.post(failed(&why.to_string())).await?;
@@ -313,6 +318,14 @@ impl Desk {
             }
             Err(PayError::InDoubt { why, .. }) => Err(Error::InDoubt(why.to_string())),
         }
+    }
+}
+
+/// Whether the wallet surely tells of every payment that it has sent.
+async fn tells(till: &Till) -> Result<bool, Error> {
+    match till.wallet().abilities().await {
+        Ok(abilities) => Ok(abilities.outgoing),
+        Err(error) => Err(Error::InDoubt(error.to_string())),
     }
 }
 

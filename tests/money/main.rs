@@ -4,6 +4,7 @@
 mod bank;
 mod credit;
 mod deal;
+mod doubt;
 mod faults;
 mod kills;
 mod paid;

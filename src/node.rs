@@ -1,6 +1,7 @@
 //! Puts the rooms together into one running node, and owns the order of start and drain. It decides nothing
 //! about a job: it hands verified events from `relay` to `job`, and what `job` owes back to `relay`.
 
+mod receipts;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -178,21 +179,23 @@ impl Node {
         let server = control::Server::bind(&config.data_dir)?;
 
         let clock = clock::system();
+        let ledger = Ledger::new(store.clone());
+        let till = match open_wallet(&config)? {
+            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
+            None => None,
+        };
+        let (receipts, told) = mpsc::channel(receipts::WAITING);
         let options = relay::Options {
             relays: config.relays.clone(),
             kinds: kinds.iter().copied().chain([protocol::ACCOUNT_KIND]).collect(),
             allow_private: config.admission.allow_private_relays,
             look_back_s: config.relay.lookback_ms / 1000,
             max_read_relays: engine_options(&config).max_answer_relays,
+            receipts: till.is_some().then_some(receipts),
             ..relay::Options::default()
         };
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
-        let ledger = Ledger::new(store.clone());
-        let till = match open_wallet(&config)? {
-            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
-            None => None,
-        };
         let desk = Desk::new(
             ledger.clone(),
             till.as_ref().map(|(till, _)| Arc::clone(till)),
@@ -221,6 +224,7 @@ impl Node {
         tasks.spawn(hand_over(events, engine.clone()));
         tasks.spawn(tell_relays(engine.clone(), relays.clone()));
         if let Some((till, found)) = till {
+            tasks.spawn(receipts::watch(told, Arc::clone(&till), store.clone()));
             let (engine, ledger, clock) = (engine.clone(), ledger.clone(), Arc::clone(&clock));
             tasks.spawn(job::till::watch(till, ledger, found, clock, engine));
         }

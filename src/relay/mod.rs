@@ -10,6 +10,7 @@ mod delivery;
 mod fill;
 mod finder;
 mod follow;
+mod hints;
 mod inbox;
 mod limits;
 pub mod local;

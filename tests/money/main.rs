@@ -10,6 +10,7 @@ mod kills;
 mod paid;
 mod reconcile;
 mod reports;
+mod zaps;
 
 #[path = "../support/lnbits.rs"]
 #[expect(dead_code, reason = "each test program uses a part of it")]

@@ -30,7 +30,7 @@ use crate::store::{self, Holder, Store};
 use crate::wallet;
 
 use setup::engine_options;
-pub use setup::{backend, catalog, docker_options, open_wallet, repos, rules, runnable};
+pub use setup::{backend, catalog, docker_options, lines_for_strangers, open_wallet, repos, rules, runnable};
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
@@ -172,6 +172,9 @@ impl Node {
                     tracing::warn!(%why, "no sandbox could be built ahead");
                 }
             });
+        }
+        for cap_msat in lines_for_strangers(&config) {
+            tracing::warn!(cap_msat, "a rule without customer= gives every stranger this credit line");
         }
         let kinds = catalog.kinds();
         let rules = Arc::new(rules(&config, keys.public_key(), catalog));

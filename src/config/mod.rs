@@ -21,7 +21,7 @@ pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
 pub use price::{Metered, Price};
 pub use settings::Value;
-pub use terms::{Payment, Rent, Terms, WalletChoice, Way};
+pub use terms::{Payment, Rent, Rule, Terms, WalletChoice, Way};
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");

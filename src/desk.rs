@@ -104,7 +104,9 @@ pub enum Error {
     NotPaid(String),
     #[error("perhaps paid, {0}; the credit is set aside until the wallet says which")]
     InDoubt(String),
-    #[error("this invoice was refunded before: {0}")]
+    #[error(
+        "a refund to this invoice was tried before and failed ({0}); the credit is back, and another one needs another invoice"
+    )]
     Before(String),
     #[error(
         "the wallet's history did not end within {limit_s} s ({read} entries were read): narrow it by --from and --to"
@@ -245,24 +247,31 @@ impl Desk {
     async fn refund(&self, customer: &str, bolt11: &str, max_fee_msat: u64) -> Result<Value, Error> {
         let till = self.till.as_ref().ok_or(Error::NoWallet)?;
         let terms = wallet::read_bolt11(bolt11)?;
-        let now_s = (self.clock)() / 1_000;
         let hash = terms.payment_hash.to_hex();
-        let msat = match terms.amount_msat {
-            Some(msat) if terms.expires_at_s > now_s => msat,
-            Some(_) => return Err(wallet::Error::Invoice("it has expired".into()).into()),
-            None => return Err(wallet::Error::Invoice("it names no amount".into()).into()),
-        };
-        if self.ledger.transfer(&transfer::refund_id(&hash))?.is_some() {
-            return Err(Error::Before(hash));
-        }
-        let available_msat = self.ledger.purse(customer)?.available_msat;
-        if available_msat < i128::from(msat) {
-            return Err(Error::TooMuch { msat, available_msat });
-        }
+        let refused = |why: &str| Err(wallet::Error::Invoice(why.into()).into());
+        let Some(msat) = terms.amount_msat else { return refused("it names no amount") };
         let begun = transfer::refund_begun(&hash, customer, msat, bolt11, max_fee_msat);
-        self.ledger.post(begun.clone()).await?;
-        self.pay(till, &begun, false).await?;
-        self.show(customer)
+        // The same order again goes on from where the first one is, also when its invoice has expired meanwhile.
+        if self.ledger.transfer(&begun.id)?.is_none() {
+            if terms.expires_at_s <= (self.clock)() / 1_000 {
+                return refused("it has expired");
+            }
+            let available_msat = self.ledger.purse(customer)?.available_msat;
+            if available_msat < i128::from(msat) {
+                return Err(Error::TooMuch { msat, available_msat });
+            }
+        }
+        let again = matches!(self.ledger.post(begun.clone()).await?, Committed::Again(_));
+        self.pay(till, &begun, again).await?;
+        let end = self.ledger.transfer(&transfer::refunded_id(&hash))?.map(|end| end.transfer.why);
+        if let Some(Why::RefundFailed { reason, .. }) = end {
+            return Err(Error::Before(reason));
+        }
+        let mut shown = self.show(customer)?;
+        if let Some(fields) = shown.as_object_mut() {
+            fields.extend([("payment_hash".to_owned(), json!(hash)), ("again".to_owned(), json!(again))]);
+        }
+        Ok(shown)
     }
 
     /// Ends refunds that an earlier life began, or that a wallet left in doubt.
@@ -291,6 +300,10 @@ impl Desk {
         let paid = |fee_msat| transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat);
         let failed = |why: &str| transfer::refund_failed(payment_hash, customer, msat, why);
         let _one = self.paying.lock().await;
+        // Whoever had the lock before may have ended it.
+        if self.ledger.transfer(&transfer::refunded_id(payment_hash))?.is_some() {
+            return Ok(());
+        }
         // What was tried before is asked for before anything is sent.
         let hash = payment_hash.parse()?;
         let untold = match till.wallet().outgoing(&hash).await {

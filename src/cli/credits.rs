@@ -137,6 +137,9 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         }
         Command::Refund { customer, bolt11, max_fee, json } => {
             let row = ask(&config, &Order::Refund { customer, bolt11, max_fee_msat: max_fee })?;
+            if row["again"] == true {
+                output::talk("this very refund was ordered before; it is paid once");
+            }
             shown(&row, json, |row| purses(std::slice::from_ref(row)))
         }
         Command::WriteOff { customer, msat, note, id, json } => {

@@ -24,7 +24,8 @@ const EXPIRY_S: u64 = 600;
 const DAY_S: u64 = 86_400;
 const MSAT: u64 = 60_000;
 
-/// Looked up by hash it knows nothing of what it has sent. The first try to pay gets no answer, every later one a no.
+/// Looked up by hash it knows nothing of what it has sent. The first try to pay gets no answer, the second one a no, and
+/// every later one goes through.
 struct Forgetful {
     /// It says that it tells of all.
     tells: bool,
@@ -60,10 +61,11 @@ impl Wallet for Forgetful {
         let (payment_hash, expires_at_s) = (terms.payment_hash, terms.expires_at_s);
         match self.tries.fetch_add(1, Ordering::SeqCst) {
             0 => Err(PayError::InDoubt { payment_hash, expires_at_s, why }),
-            _ => {
+            1 => {
                 let (code, message) = ("OTHER".to_owned(), "already paid".to_owned());
                 Err(PayError::Refused(wallet::Error::Said { code, message }))
             }
+            _ => Ok(Payment { payment_hash, amount_msat: order.amount_msat, fee_msat: 0, preimage: None }),
         }
     }
 
@@ -85,6 +87,7 @@ struct Doubt {
     wallet: Arc<Forgetful>,
     desk: Desk,
     customer: String,
+    bolt11: String,
     hash: PaymentHash,
     now_s: Arc<AtomicU64>,
     _dir: TempDir,
@@ -113,12 +116,15 @@ impl Doubt {
         let customer = Keys::generate().public_key().to_hex();
         desk.ledger.post(transfer::grant("g", &customer, 100_000, "")).await.expect("a grant");
         let Made { bolt11, hash } = invoice_to(PaymentHash::from_bytes([7; 32]), MSAT, BEGIN_S, EXPIRY_S);
-        let doubt = Doubt { wallet, desk, customer, hash, now_s, _dir: dir };
-        let refund = Order::Refund { customer: doubt.customer.clone(), bolt11, max_fee_msat: 0 };
-        let told = doubt.desk.serve(refund).await.expect_err("no answer came");
+        let doubt = Doubt { wallet, desk, customer, bolt11, hash, now_s, _dir: dir };
+        let told = doubt.desk.serve(doubt.order()).await.expect_err("no answer came");
         assert!(matches!(told, Error::InDoubt(_)), "{told}");
         assert_eq!(doubt.purse(), doubt.set_aside());
         doubt
+    }
+
+    fn order(&self) -> Order {
+        Order::Refund { customer: self.customer.clone(), bolt11: self.bolt11.clone(), max_fee_msat: 0 }
     }
 
     fn purse(&self) -> Purse {
@@ -194,4 +200,15 @@ async fn a_refund_that_a_wallet_which_tells_of_all_does_not_know_is_given_back()
     doubt.pass(EXPIRY_S);
     doubt.desk.resume().await;
     assert_eq!((doubt.purse(), doubt.wallet.tries.load(Ordering::SeqCst)), (doubt.given_back(), 1));
+}
+
+#[tokio::test]
+async fn a_refund_that_has_failed_is_not_paid_by_who_waited_for_its_turn() {
+    let doubt = Doubt::left(true).await;
+    // Both have found it on its way.
+    tokio::join!(doubt.desk.resume(), doubt.desk.resume());
+    assert_eq!((doubt.purse(), doubt.wallet.tries.load(Ordering::SeqCst)), (doubt.given_back(), 2));
+    let told = doubt.desk.serve(doubt.order()).await.expect_err("it has failed");
+    assert!(matches!(&told, Error::Before(why) if why.contains("already paid")), "{told}");
+    assert_eq!((doubt.purse(), doubt.wallet.tries.load(Ordering::SeqCst)), (doubt.given_back(), 2));
 }

@@ -6,6 +6,7 @@ mod reconcile;
 
 use std::sync::{Arc, OnceLock};
 
+use nostr_sdk::prelude::{Keys, PublicKey};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -68,6 +69,8 @@ pub enum Order {
         bolt11: String,
         max_fee_msat: u64,
     },
+    /// Signs the head of the log now.
+    Seal,
     /// Holds the wallet's own list of payments made in `[from_ms, to_ms)` against the books; `book` puts right what
     /// can be.
     Reconcile {
@@ -87,6 +90,8 @@ pub enum Error {
     Till(#[from] till::Error),
     #[error(transparent)]
     Wallet(#[from] wallet::Error),
+    #[error(transparent)]
+    Seal(#[from] ledger::SealError),
     #[error("this node has no wallet: set payment.wallet (docs/wallets.md)")]
     NoWallet,
     #[error("there is no transfer {0:?}")]
@@ -99,7 +104,9 @@ pub enum Error {
     NotPaid(String),
     #[error("perhaps paid, {0}; the credit is set aside until the wallet says which")]
     InDoubt(String),
-    #[error("this invoice was refunded before: {0}")]
+    #[error(
+        "a refund to this invoice was tried before and failed ({0}); the credit is back, and another one needs another invoice"
+    )]
     Before(String),
     #[error(
         "the wallet's history did not end within {limit_s} s ({read} entries were read): narrow it by --from and --to"
@@ -113,6 +120,8 @@ pub struct Desk {
     pub ledger: Ledger,
     pub till: Option<Arc<Till>>,
     pub clock: Clock,
+    /// The node's, to sign heads of the log with.
+    keys: Keys,
     /// One refund at a time.
     paying: Arc<Mutex<()>>,
     /// Of the node that runs on these books, if one does.
@@ -120,8 +129,8 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn new(ledger: Ledger, till: Option<Arc<Till>>, clock: Clock) -> Desk {
-        Desk { ledger, till, clock, paying: Arc::default(), engine: Arc::default() }
+    pub fn new(ledger: Ledger, till: Option<Arc<Till>>, keys: Keys, clock: Clock) -> Desk {
+        Desk { ledger, till, clock, keys, paying: Arc::default(), engine: Arc::default() }
     }
 
     /// From now on payments that are found go the way of all payments: to this engine.
@@ -171,20 +180,33 @@ impl Desk {
             Order::Refund { customer, bolt11, max_fee_msat } => {
                 self.refund(&key(customer)?, &bolt11, max_fee_msat).await
             }
+            Order::Seal => Ok(json!(self.seal().await?)),
             Order::Reconcile { from_ms, to_ms, book } => self.reconcile(from_ms, to_ms, book).await,
         }
     }
 
-    fn list(&self) -> Result<Value, Error> {
-        let mut customers: Vec<String> = Vec::new();
-        for (account, _) in self.ledger.store().balances()? {
-            if let (Account::Credit(key), false) =
-                (&account, customers.iter().any(|k| account.customer() == Some(k)))
-            {
-                customers.push(key.clone());
-            }
+    async fn seal(&self) -> Result<ledger::Seal, ledger::SealError> {
+        self.ledger.seal(&self.keys, (self.clock)() / 1_000).await
+    }
+
+    /// Signs the head of the log where that is a day ago and money has moved.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn seal_daily(&self) -> Result<(), ledger::SealError> {
+        if self.ledger.seal_due((self.clock)() / 1_000)? {
+            self.seal().await?;
         }
-        customers.iter().map(|customer| self.show(customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Value, Error> {
+        // Each account is there once, so each customer is.
+        let credits = self.ledger.store().balances()?.into_iter().filter_map(|(account, _)| match account {
+            Account::Credit(customer) => Some(customer),
+            _ => None,
+        });
+        credits.map(|customer| self.show(&customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
     fn show(&self, customer: &str) -> Result<Value, Error> {
@@ -225,24 +247,31 @@ impl Desk {
     async fn refund(&self, customer: &str, bolt11: &str, max_fee_msat: u64) -> Result<Value, Error> {
         let till = self.till.as_ref().ok_or(Error::NoWallet)?;
         let terms = wallet::read_bolt11(bolt11)?;
-        let now_s = (self.clock)() / 1_000;
         let hash = terms.payment_hash.to_hex();
-        let msat = match terms.amount_msat {
-            Some(msat) if terms.expires_at_s > now_s => msat,
-            Some(_) => return Err(wallet::Error::Invoice("it has expired".into()).into()),
-            None => return Err(wallet::Error::Invoice("it names no amount".into()).into()),
-        };
-        if self.ledger.transfer(&transfer::refund_id(&hash))?.is_some() {
-            return Err(Error::Before(hash));
-        }
-        let available_msat = self.ledger.purse(customer)?.available_msat;
-        if available_msat < i128::from(msat) {
-            return Err(Error::TooMuch { msat, available_msat });
-        }
+        let refused = |why: &str| Err(wallet::Error::Invoice(why.into()).into());
+        let Some(msat) = terms.amount_msat else { return refused("it names no amount") };
         let begun = transfer::refund_begun(&hash, customer, msat, bolt11, max_fee_msat);
-        self.ledger.post(begun.clone()).await?;
-        self.pay(till, &begun).await?;
-        self.show(customer)
+        // The same order again goes on from where the first one is, also when its invoice has expired meanwhile.
+        if self.ledger.transfer(&begun.id)?.is_none() {
+            if terms.expires_at_s <= (self.clock)() / 1_000 {
+                return refused("it has expired");
+            }
+            let available_msat = self.ledger.purse(customer)?.available_msat;
+            if available_msat < i128::from(msat) {
+                return Err(Error::TooMuch { msat, available_msat });
+            }
+        }
+        let again = matches!(self.ledger.post(begun.clone()).await?, Committed::Again(_));
+        self.pay(till, &begun, again).await?;
+        let end = self.ledger.transfer(&transfer::refunded_id(&hash))?.map(|end| end.transfer.why);
+        if let Some(Why::RefundFailed { reason, .. }) = end {
+            return Err(Error::Before(reason));
+        }
+        let mut shown = self.show(customer)?;
+        if let Some(fields) = shown.as_object_mut() {
+            fields.extend([("payment_hash".to_owned(), json!(hash)), ("again".to_owned(), json!(again))]);
+        }
+        Ok(shown)
     }
 
     /// Ends refunds that an earlier life began, or that a wallet left in doubt.
@@ -253,14 +282,14 @@ impl Desk {
             Err(error) => return tracing::warn!(%error, "refunds in doubt stay so"),
         };
         for Posted { transfer, .. } in begun {
-            if let Err(error) = self.pay(till, &transfer).await {
+            if let Err(error) = self.pay(till, &transfer, true).await {
                 tracing::warn!(transfer = %transfer.id, %error, "a refund");
             }
         }
     }
 
-    /// Pays what a begun refund says, at most once, and books the end of it.
-    async fn pay(&self, till: &Till, begun: &Transfer) -> Result<(), Error> {
+    /// Pays what a begun refund says, at most once, and books the end of it. `again`: it may have been sent before.
+    async fn pay(&self, till: &Till, begun: &Transfer, again: bool) -> Result<(), Error> {
         let (Why::RefundBegun { payment_hash, bolt11, max_fee_msat }, Some(customer)) =
             (&begun.why, begun.customer())
         else {
@@ -271,21 +300,30 @@ impl Desk {
         let paid = |fee_msat| transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat);
         let failed = |why: &str| transfer::refund_failed(payment_hash, customer, msat, why);
         let _one = self.paying.lock().await;
+        // Whoever had the lock before may have ended it.
+        if self.ledger.transfer(&transfer::refunded_id(payment_hash))?.is_some() {
+            return Ok(());
+        }
         // What was tried before is asked for before anything is sent.
         let hash = payment_hash.parse()?;
-        match till.wallet().outgoing(&hash).await {
+        let untold = match till.wallet().outgoing(&hash).await {
             Ok(Outgoing::Paid(payment)) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;
                 return Ok(());
             }
             Ok(Outgoing::Pending) => return Err(Error::InDoubt("it is under way".into())),
-            Ok(Outgoing::Unknown | Outgoing::Failed) => {}
+            Ok(Outgoing::Unknown) => again,
+            Ok(Outgoing::Failed) => false,
             Err(error) => return Err(Error::InDoubt(error.to_string())),
-        }
+        };
         match till.wallet().pay(&order).await {
             Ok(payment) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;
                 Ok(())
+            }
+            // A no to this try says nothing of an earlier one, where the wallet does not tell of all that it has sent.
+            Err(PayError::Refused(why)) if untold && !tells(till).await? => {
+                Err(Error::InDoubt(format!("an earlier try is not told of, and now: {why}")))
             }
             Err(PayError::Refused(why)) => {
                 self.ledger.post(failed(&why.to_string())).await?;
@@ -296,8 +334,16 @@ impl Desk {
     }
 }
 
+/// Whether the wallet surely tells of every payment that it has sent.
+async fn tells(till: &Till) -> Result<bool, Error> {
+    match till.wallet().abilities().await {
+        Ok(abilities) => Ok(abilities.outgoing),
+        Err(error) => Err(Error::InDoubt(error.to_string())),
+    }
+}
+
 fn key(text: String) -> Result<String, Error> {
-    match nostr_sdk::PublicKey::parse(&text) {
+    match PublicKey::parse(&text) {
         Ok(key) => Ok(key.to_hex()),
         Err(_) => Err(Error::NoCustomer(text.chars().take(80).collect())),
     }

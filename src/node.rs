@@ -1,6 +1,7 @@
 //! Puts the rooms together into one running node, and owns the order of start and drain. It decides nothing
 //! about a job: it hands verified events from `relay` to `job`, and what `job` owes back to `relay`.
 
+mod receipts;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ use crate::store::{self, Holder, Store};
 use crate::wallet;
 
 use setup::engine_options;
-pub use setup::{backend, catalog, docker_options, open_wallet, repos, rules, runnable};
+pub use setup::{backend, catalog, docker_options, lines_for_strangers, open_wallet, repos, rules, runnable};
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
@@ -172,29 +173,38 @@ impl Node {
                 }
             });
         }
+        for cap_msat in lines_for_strangers(&config) {
+            tracing::warn!(cap_msat, "a rule without customer= gives every stranger this credit line");
+        }
         let kinds = catalog.kinds();
         let rules = Arc::new(rules(&config, keys.public_key(), catalog));
         let repos = Arc::new(repos(&config)?);
         let server = control::Server::bind(&config.data_dir)?;
 
         let clock = clock::system();
+        let ledger = Ledger::new(store.clone());
+        let till = match open_wallet(&config)? {
+            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
+            None => None,
+        };
+        let (receipts, told) = mpsc::channel(receipts::WAITING);
         let options = relay::Options {
             relays: config.relays.clone(),
             kinds: kinds.iter().copied().chain([protocol::ACCOUNT_KIND]).collect(),
             allow_private: config.admission.allow_private_relays,
             look_back_s: config.relay.lookback_ms / 1000,
             max_read_relays: engine_options(&config).max_answer_relays,
+            receipts: till.is_some().then_some(receipts),
             ..relay::Options::default()
         };
         let (relays, events) =
             Service::start(options, Arc::new(store.clone()), keys.clone(), Arc::clone(&clock))?;
-        let ledger = Ledger::new(store.clone());
-        let till = match open_wallet(&config)? {
-            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
-            None => None,
-        };
-        let desk =
-            Desk::new(ledger.clone(), till.as_ref().map(|(till, _)| Arc::clone(till)), Arc::clone(&clock));
+        let desk = Desk::new(
+            ledger.clone(),
+            till.as_ref().map(|(till, _)| Arc::clone(till)),
+            keys.clone(),
+            Arc::clone(&clock),
+        );
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
         let engine = Engine::start(Rooms {
@@ -217,10 +227,11 @@ impl Node {
         tasks.spawn(hand_over(events, engine.clone()));
         tasks.spawn(tell_relays(engine.clone(), relays.clone()));
         if let Some((till, found)) = till {
+            tasks.spawn(receipts::watch(told, Arc::clone(&till), store.clone()));
             let (engine, ledger, clock) = (engine.clone(), ledger.clone(), Arc::clone(&clock));
             tasks.spawn(job::till::watch(till, ledger, found, clock, engine));
         }
-        tasks.spawn(keep_books(desk.clone(), keys.clone()));
+        tasks.spawn(keep_books(desk.clone()));
         let announcer = Arc::new(Announcer {
             store: store.clone(),
             relays: relays.clone(),
@@ -366,20 +377,13 @@ async fn tell_relays(engine: Engine, relays: relay::Handle) {
 }
 
 /// Refunds that were left in doubt are ended, and once a day the head of the log is signed.
-async fn keep_books(desk: Desk, keys: Keys) {
+async fn keep_books(desk: Desk) {
     let mut tick = tokio::time::interval(BOOKS_TICK);
     loop {
         tick.tick().await;
         desk.resume().await;
-        let now_s = (desk.clock)() / 1_000;
-        match desk.ledger.seal_due(now_s) {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Err(error) = desk.ledger.seal(&keys, now_s).await {
-                    tracing::warn!(%error, "the head of the log was not signed");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the head of the log was not signed"),
+        if let Err(error) = desk.seal_daily().await {
+            tracing::warn!(%error, "the head of the log was not signed");
         }
     }
 }

@@ -137,6 +137,9 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         }
         Command::Refund { customer, bolt11, max_fee, json } => {
             let row = ask(&config, &Order::Refund { customer, bolt11, max_fee_msat: max_fee })?;
+            if row["again"] == true {
+                output::talk("this very refund was ordered before; it is paid once");
+            }
             shown(&row, json, |row| purses(std::slice::from_ref(row)))
         }
         Command::WriteOff { customer, msat, note, id, json } => {
@@ -167,7 +170,7 @@ pub(super) fn ask(config: &Config, order: &Order) -> Result<Value, Failure> {
             Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?.0),
             None => None,
         };
-        let desk = Desk::new(Ledger::new(store.clone()), till, clock::system());
+        let desk = Desk::new(Ledger::new(store.clone()), till, key.keys().clone(), clock::system());
         answer = Some(desk.serve(order.clone()).await?);
         Ok(Exit::Ok)
     })?;

@@ -87,7 +87,14 @@ fn configuration(loaded: &Loaded) -> Group {
         0 => good("relays", "none configured; connect needs --relay wss://…"),
         n => good("relays", format!("{n} configured")),
     };
-    Group { name: "configuration", checks: vec![file, relays, key(config)] }
+    let lines = node::lines_for_strangers(config).into_iter().map(|cap_msat| Check {
+        mend: Some(
+            "add customer=KEY to the rule, or name those you serve in admission.allow_customers".into(),
+        ),
+        ..good("credit", format!("every stranger may owe {} (payment.rules)", output::sats(cap_msat)))
+    });
+    let checks = [file, relays, key(config)].into_iter().chain(lines).collect();
+    Group { name: "configuration", checks }
 }
 
 fn key(config: &Config) -> Check {

@@ -1,5 +1,5 @@
-//! `coinop ledger {show,verify,export,reconcile,correct,backup,restore}`: the books of this node, checked, copied and handed to other
-//! programs. Reading works whether a node runs or not.
+//! `coinop ledger {show,verify,seal,export,reconcile,correct,backup,restore}`: the books of this node, checked, signed,
+//! copied and handed to other programs. All but `restore` work whether a node runs or not.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -11,9 +11,10 @@ use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Table};
 use super::span::Span;
+use crate::clock;
 use crate::config::Config;
 use crate::desk::Order;
-use crate::ledger::{self, export};
+use crate::ledger::{self, Seal, export};
 use crate::store::{self, Store};
 
 #[derive(Debug, clap::Args)]
@@ -32,6 +33,12 @@ pub enum Command {
     },
     /// Check every entry: checksums, chain, rules of the books, signed heads
     Verify {
+        /// JSON on stdout, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sign the head of the log now: who notes it elsewhere can tell later whether anything before it was changed
+    Seal {
         /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
@@ -105,6 +112,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     match args.command {
         Command::Show { json } => show(&config, json),
         Command::Verify { json } => verify(&config, json),
+        Command::Seal { json } => seal(&config, json),
         Command::Export { format, span, output } => export(&config, format, &span, output),
         Command::Reconcile { span, book, json } => reconcile(&config, &span, book, json),
         Command::Correct { transfer, note } => {
@@ -119,11 +127,13 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 fn show(config: &Config, as_json: bool) -> Outcome {
     let store = Store::read_only(&config.data_dir)?;
     let balances = store.balances()?;
+    let sealed = ledger::last_seal(&store).or_exit(Exit::Unverified)?;
     if as_json {
         let rows = balances
             .iter()
             .map(|(account, msat)| json!({ "account": account, "kind": account.kind(), "msat": msat }));
-        output::json(&json!({ "head": store.head(), "accounts": rows.collect::<Vec<_>>() }))?;
+        let rows = rows.collect::<Vec<_>>();
+        output::json(&json!({ "head": store.head(), "accounts": rows, "last_seal": sealed }))?;
         return Ok(Exit::Ok);
     }
     let mut table = Table::new(&["account", "kind", ">debits less credits"]);
@@ -140,22 +150,58 @@ fn show(config: &Config, as_json: bool) -> Outcome {
         store.head().seq,
         store.head().hash
     ));
+    output::talk(&newest(sealed.as_ref()));
+    Ok(Exit::Ok)
+}
+
+/// The newest signed head in a line.
+fn newest(seal: Option<&Seal>) -> String {
+    match seal {
+        Some(Seal { head, at_s, .. }) => {
+            let when = output::relative(at_s.saturating_mul(1_000), clock::now_ms());
+            format!("signed {when}: head {} {}", head.seq, head.hash)
+        }
+        None => "the head was never signed; `coinop ledger seal` does it".into(),
+    }
+}
+
+fn seal(config: &Config, as_json: bool) -> Outcome {
+    let told = super::credits::ask(config, &Order::Seal)?;
+    if as_json {
+        output::json(&told)?;
+        return Ok(Exit::Ok);
+    }
+    let seal: Seal = serde_json::from_value(told)?;
+    let mut table = Table::pairs();
+    for (name, value) in [
+        ("entry", seal.head.seq.to_string()),
+        ("hash", seal.head.hash),
+        ("signed by", seal.by),
+        ("event", seal.event.id.to_hex()),
+    ] {
+        table.row(vec![name.into(), value.into()]);
+    }
+    table.print()?;
+    output::talk("kept in the log; note it elsewhere as well (--json has the whole event)");
     Ok(Exit::Ok)
 }
 
 fn verify(config: &Config, as_json: bool) -> Outcome {
     match ledger::verify_log(&config.data_dir) {
         Ok(verified) if as_json => output::json(&json!({ "ok": true, "verified": verified }))?,
-        Ok(verified) => output::data(&format!(
-            "{} entries and {} transfers hold; {} accounts sum to {}; {} open holds; {} signed heads; head {}",
-            output::thousands(verified.head.seq),
-            output::thousands(verified.transfers),
-            verified.accounts,
-            verified.sum_msat,
-            verified.open_holds,
-            verified.seals,
-            verified.head.hash
-        ))?,
+        Ok(verified) => {
+            output::data(&format!(
+                "{} entries and {} transfers hold; {} accounts sum to {}; {} open holds; {} signed heads; head {}",
+                output::thousands(verified.head.seq),
+                output::thousands(verified.transfers),
+                verified.accounts,
+                verified.sum_msat,
+                verified.open_holds,
+                verified.seals,
+                verified.head.hash
+            ))?;
+            output::talk(&newest(verified.last_seal.as_ref()));
+        }
         Err(broken) => {
             if as_json {
                 output::json(&json!({ "ok": false, "error": broken.to_string(), "entry": broken.entry() }))?;

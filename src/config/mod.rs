@@ -19,7 +19,7 @@ use crate::{repo, sandbox};
 pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
 pub use settings::Value;
-pub use terms::{Payment, Rent, Terms, WalletChoice};
+pub use terms::{Payment, Rent, Rule, Terms, WalletChoice};
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");

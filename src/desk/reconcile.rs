@@ -14,10 +14,10 @@ use crate::ledger::reconcile::{
     Difference, Judged, Known, Outcome, Row, Seen, Stage, Way, What, claim, judge,
 };
 use crate::ledger::{self, transfer};
-use crate::store::money::{Account, Transfer};
+use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
 use crate::store::{self, Entry, InvoiceState};
-use crate::wallet::{Cursor, Direction, Movement, Outgoing, PaymentHash, State};
+use crate::wallet::{self, Cursor, Direction, Movement, Outgoing, PaymentHash, State};
 
 /// Entries asked for at once.
 const PAGE: u32 = 100;
@@ -28,6 +28,8 @@ const ASKED_AT_ONCE: usize = 8;
 const ASKED_MAX: usize = 2_000;
 /// How long the engine may take to book a payment that it was told of.
 const BOOKING: Duration = Duration::from_secs(10);
+/// What was sent before an invoice expired may be under way for as long after it, seconds.
+const UNDER_WAY_S: u64 = 86_400;
 /// A wallet's clock may be ahead of ours by as much, seconds.
 const AHEAD_S: u64 = 86_400;
 
@@ -123,7 +125,7 @@ impl Desk {
             Judged::Matched => outcome.matched += 1,
             Judged::Unmoved => outcome.unmoved += 1,
             Judged::Differs(mut difference) => {
-                if book && row.stage == Stage::Settled {
+                if book && (row.stage == Stage::Settled || row.stage == Stage::Dead) {
                     self.put_right(till, row, until, &mut difference).await?;
                 }
                 outcome.add(*difference);
@@ -261,6 +263,7 @@ impl Desk {
                 let paid = transfer::refund_paid(hash, customer, wallet, row.msat, row.fee_msat);
                 self.post_found(paid, "the refund is booked as paid").await?
             }
+            What::RefundUnpaid { customer } => self.give_back(hash, customer).await?,
             What::FeeDiffers { booked_fee_msat: 0 } if row.fee_msat > 0 => {
                 self.post_found(transfer::reconciled_fee(hash, wallet, row.fee_msat), "the fee is booked")
                     .await?
@@ -269,6 +272,26 @@ impl Desk {
         };
         (difference.done, difference.booked) = posted;
         Ok(())
+    }
+
+    /// Ends a refund that the wallet has in neither its list nor its look-up, once nobody can take it any more. The node
+    /// does so by itself where the wallet tells of all that it has sent; elsewhere this is the owner's to order.
+    async fn give_back(&self, hash: &str, customer: &str) -> Result<(String, bool), Error> {
+        let _one = self.paying.lock().await;
+        let Some(begun) = self.ledger.transfer(&transfer::refund_id(hash))? else {
+            return Ok(Default::default());
+        };
+        let Why::RefundBegun { bolt11, .. } = &begun.transfer.why else { return Ok(Default::default()) };
+        let ends_s = wallet::read_bolt11(bolt11)?.expires_at_s.saturating_add(UNDER_WAY_S);
+        if ends_s > (self.clock)() / 1_000 {
+            return Ok((
+                "the node tries again by itself; given back a day after its invoice has expired".into(),
+                false,
+            ));
+        }
+        let msat = begun.transfer.legs.iter().map(|leg| leg.msat).sum();
+        let why = "its invoice has expired, and the wallet has not paid it";
+        self.post_found(transfer::refund_failed(hash, customer, msat, why), "given back").await
     }
 
     /// A transfer that the rules refuse is told, and the comparison goes on.
@@ -321,7 +344,7 @@ impl Desk {
 }
 
 /// What the wallet says of one payment. `None`: it does not have the money that the books say, or has not sent it.
-async fn look(till: &Till, claim: &Claim) -> Result<Option<Row>, crate::wallet::Error> {
+async fn look(till: &Till, claim: &Claim) -> Result<Option<Row>, wallet::Error> {
     let hash: PaymentHash = claim.payment_hash.parse()?;
     let row = |stage, msat, fee_msat| Row {
         payment_hash: claim.payment_hash.clone(),

@@ -23,7 +23,7 @@ use crate::store::record::Record;
 use crate::store::{self, OpenHold, Posted, Store};
 
 pub use error::{Broken, Error};
-pub use seal::SealError;
+pub use seal::{Seal, SealError, last_seal};
 pub use verify::{Verified, verify, verify_log};
 
 use books::{Judged, Pending};

@@ -305,9 +305,14 @@ async fn a_signed_head_stands_for_everything_before_it() {
     ledger.post(grant("g", &alice(), 1, "")).await.unwrap();
     let opened = Record::Opened { node: keys.public_key().to_hex(), version: "1".into() };
     ledger.commit(vec![opened]).await.unwrap();
-    let (head, event) = ledger.seal(&keys, 1_800_000_000).await.unwrap();
-    assert_eq!(ledger.store().last_seal().unwrap(), Some((head.seq, event)));
-    assert_eq!(verify(ledger.store()).unwrap().seals, 1);
+    assert!(ledger.seal_due(1_800_000_000).unwrap());
+    let head = ledger.store().head();
+    let seal = ledger.seal(&keys, 1_800_000_000).await.unwrap();
+    assert_eq!((&seal.head, seal.at_s), (&head, 1_800_000_000));
+    assert_eq!(last_seal(ledger.store()).unwrap().as_ref(), Some(&seal));
+    let verified = verify(ledger.store()).unwrap();
+    assert_eq!((verified.seals, verified.last_seal), (1, Some(seal)));
+    assert!(!ledger.seal_due(1_800_086_399).unwrap() && ledger.seal_due(1_800_086_400).unwrap());
     let stranger = nostr_sdk::Keys::generate();
     ledger.seal(&stranger, 1_800_000_001).await.unwrap();
     let broken = verify(ledger.store()).unwrap_err();

@@ -4,12 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use nostr_sdk::prelude::{Event, JsonUtil};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::books::{self, Past};
-use super::{Broken, Error};
+use super::{Broken, Error, Seal};
 use crate::store::money::{Account, Transfer};
 use crate::store::record::Record;
 use crate::store::{self, Entry, Head, OpenHold, Store};
@@ -23,6 +22,8 @@ pub struct Verified {
     pub open_holds: usize,
     /// Heads that the node has signed.
     pub seals: u64,
+    /// The last of them.
+    pub last_seal: Option<Seal>,
     /// Msat of all accounts together: 0.
     pub sum_msat: i128,
 }
@@ -66,35 +67,30 @@ struct Books {
     /// Bodies that a later entry may ask for.
     correctable: HashMap<String, Transfer>,
     nodes: Vec<String>,
-    seals: Vec<Seal>,
+    /// Each with its own entry's number.
+    seals: Vec<(u64, Seal)>,
     count: u64,
-}
-
-struct Seal {
-    seq: u64,
-    of: u64,
-    hash: String,
-    by: String,
 }
 
 impl Books {
     fn check_seals(&self, data_dir: &Path) -> Result<(), Broken> {
-        for seal in &self.seals {
-            let node = self.nodes.contains(&seal.by);
-            let hash = store::hash_of(data_dir, seal.of)?;
-            if !node || hash.as_deref() != Some(seal.hash.as_str()) {
-                return Err(Broken::Seal { seq: seal.seq, of: seal.of });
+        for (seq, Seal { head, by, .. }) in &self.seals {
+            let node = self.nodes.contains(by);
+            let hash = store::hash_of(data_dir, head.seq)?;
+            if !node || hash.as_deref() != Some(head.hash.as_str()) {
+                return Err(Broken::Seal { seq: *seq, of: head.seq });
             }
         }
         Ok(())
     }
 
-    fn verified(&self, head: Head) -> Verified {
+    fn verified(mut self, head: Head) -> Verified {
         Verified {
             transfers: self.count,
             accounts: self.balances.len(),
             open_holds: self.holds.len(),
             seals: self.seals.len() as u64,
+            last_seal: self.seals.pop().map(|(_, seal)| seal),
             sum_msat: self.balances.values().sum(),
             head,
         }
@@ -111,7 +107,7 @@ impl Books {
                 self.transfer(transfer).map_err(|source| Broken::Entry { seq, source })
             }
             Record::Sealed { seq: of, event } => {
-                self.seals.push(seal(seq, of, &event).ok_or(Broken::Seal { seq, of })?);
+                self.seals.push((seq, Seal::read(of, &event).ok_or(Broken::Seal { seq, of })?));
                 Ok(())
             }
             _ => Ok(()),
@@ -163,12 +159,4 @@ impl Past for Books {
     fn was_made(&self, id: &str) -> Result<bool, Error> {
         Ok(self.ids.contains(&short(id)))
     }
-}
-
-/// A signed head as `seal` writes it; `None` when it is not signed, or says something else.
-fn seal(seq: u64, of: u64, event: &str) -> Option<Seal> {
-    let event = Event::from_json(event).ok()?;
-    event.verify().ok()?;
-    let head: Head = serde_json::from_str(&event.content).ok()?;
-    (head.seq == of).then(|| Seal { seq, of, hash: head.hash, by: event.pubkey.to_hex() })
 }

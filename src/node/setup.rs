@@ -8,10 +8,11 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::Error;
-use crate::config::{Config, SandboxChoice, WalletChoice};
+use crate::config::{Config, Rule, SandboxChoice, WalletChoice};
 use crate::job;
 use crate::ledger::Budgets;
 use crate::market::{Catalog, Rules};
+use crate::price::Way;
 use crate::repo::{self, Repos};
 use crate::sandbox::docker::{self, Docker};
 use crate::sandbox::{self, Backend, Check, local::Local};
@@ -93,6 +94,26 @@ pub fn rules(config: &Config, provider: nostr_sdk::PublicKey, catalog: Catalog) 
     }
 }
 
+/// The credit lines that a stranger gets here, msat each: a new key costs nothing, and each has a whole line.
+pub fn lines_for_strangers(config: &Config) -> Vec<u64> {
+    if !config.admission.allow_customers.is_empty() {
+        return Vec::new();
+    }
+    let rules: Vec<_> = config.payment.terms.rules.iter().filter(|rule| rule.customer.is_none()).collect();
+    let covers = |wide: &Option<String>, narrow: &Option<String>| wide.is_none() || wide == narrow;
+    let reached = |nth: usize, rule: &Rule| {
+        let before = rules.iter().take(nth);
+        !before.into_iter().any(|r| covers(&r.skill, &rule.skill) && covers(&r.backend, &rule.backend))
+    };
+    let line = |(nth, rule): (usize, &&Rule)| match rule.way {
+        Way::Line { cap_msat } | Way::After { cap_msat } if cap_msat > 0 && reached(nth, rule) => {
+            Some(cap_msat)
+        }
+        _ => None,
+    };
+    rules.iter().enumerate().filter_map(line).collect()
+}
+
 /// The repository room as the configuration bounds it.
 ///
 /// # Errors
@@ -171,5 +192,40 @@ fn backend_name(config: &Config) -> &'static str {
     match config.sandbox {
         SandboxChoice::Docker => "docker",
         SandboxChoice::Auto | SandboxChoice::Local => "local",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Override, Raw, Sources};
+
+    fn lines(settings: &[(&str, &str)]) -> Vec<u64> {
+        let flag = |(key, value): &(&str, &str)| Override {
+            key: (*key).into(),
+            value: Raw::Text((*value).into()),
+            flag: format!("--set {key}"),
+        };
+        let flags = [("data_dir", "/nowhere")].iter().chain(settings).map(flag).collect();
+        lines_for_strangers(&Config::load(&Sources { flags, ..Sources::default() }).unwrap().config)
+    }
+
+    #[test]
+    fn a_credit_line_is_a_strangers_unless_a_rule_or_the_door_says_whose_it_is() {
+        let key = nostr_sdk::Keys::generate().public_key().to_hex();
+        let named = format!("line cap_msat=5 customer={key}");
+        for (rules, strangers) in [
+            ("line cap_msat=5", vec![5]),
+            ("line cap_msat=5 skill=generic,line cap_msat=7 backend=local", vec![5, 7]),
+            (named.as_str(), vec![]),
+            ("invoice,line cap_msat=5", vec![]),
+            ("credit skill=code,line cap_msat=5 skill=code", vec![]),
+            ("credit skill=code,line cap_msat=5", vec![5]),
+            ("line cap_msat=0", vec![]),
+        ] {
+            assert_eq!(lines(&[("payment.rules", rules)]), strangers, "{rules}");
+        }
+        let admitted = [("payment.rules", "line cap_msat=5"), ("admission.allow_customers", key.as_str())];
+        assert!(lines(&admitted).is_empty(), "strangers are not served at all");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
+use crate::backoff::Backoff;
 use crate::store::record::Answer;
 
 /// Sent and not yet answered at a time.

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nostr_sdk::prelude::{Alphabet, EventId, Filter, Kind, PublicKey, SingleLetterTag, Timestamp};
+use nostr_sdk::prelude::{Alphabet, Event, EventId, Filter, Kind, PublicKey, SingleLetterTag, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::fill::{Fill, Page};
+use super::hints::{self, HINTS};
 use super::inbox::{self, Inbox};
 use super::limits::Limits;
 use super::session::{Command, Link, Signal, Sink};
@@ -53,6 +54,7 @@ pub(super) struct FollowSink {
     pub(super) source: Arc<Source>,
     pub(super) intake: Arc<Intake>,
     pub(super) inbox: Arc<Inbox>,
+    pub(super) receipts: Option<mpsc::Sender<Event>>,
     pub(super) page: Arc<Mutex<Asked>>,
     pub(super) signals: mpsc::UnboundedSender<Signal>,
 }
@@ -61,6 +63,9 @@ impl Sink for FollowSink {
     async fn event(&self, subscription: &str, wanted: &Arc<Wanted>, glance: Glance, frame: Utf8Bytes) {
         if inbox::is_ours(subscription) {
             return self.inbox.hear(&self.source, subscription, wanted, &glance, &frame);
+        }
+        if subscription == HINTS {
+            return hints::hear(self.receipts.as_ref(), &self.source, wanted, &glance, &frame);
         }
         if subscription.starts_with(FILL) && wanted.may_match(&glance) {
             let mut asked = self.page.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,6 +151,7 @@ impl Follow {
                     if drained {
                         self.send(Command::Unsubscribe(LIVE.into()));
                         self.send(Command::Unsubscribe(CANCELS.into()));
+                        self.send(Command::Unsubscribe(HINTS.into()));
                         self.send(Command::Unsubscribe(self.asked().id.clone()));
                         state.fill = None;
                         state.live = false;
@@ -204,6 +210,11 @@ impl Follow {
         if !state.lean {
             self.subscribe_live(state);
             self.subscribe_cancels();
+        }
+        if self.options.receipts.is_some()
+            && let Some(wanted) = hints::wanted(self.me, self.now(), &limits)
+        {
+            self.send(Command::Subscribe(HINTS.into(), wanted, Life::Connection));
         }
         self.start_fill(state);
     }

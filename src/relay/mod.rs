@@ -3,7 +3,6 @@
 //! decides nothing about jobs.
 
 mod address;
-mod backoff;
 mod client;
 mod connection;
 mod cursor;
@@ -11,6 +10,7 @@ mod delivery;
 mod fill;
 mod finder;
 mod follow;
+mod hints;
 mod inbox;
 mod limits;
 pub mod local;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nostr_sdk::prelude::{EventId, Keys, PublicKey};
+use nostr_sdk::prelude::{Event, EventId, Keys, PublicKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -50,6 +50,8 @@ pub struct Options {
     pub page_limit: usize,
     /// Relays of one customer's NIP-65 list that are told by `reads_at`; 0 looks none up.
     pub max_read_relays: usize,
+    /// Where zap receipts to our key go from now on, as far as there is room; `None`: they are not asked for.
+    pub receipts: Option<mpsc::Sender<Event>>,
     pub wire: Wire,
 }
 
@@ -70,6 +72,7 @@ impl Default for Options {
             seen_capacity: 50_000,
             page_limit: 500,
             max_read_relays: 8,
+            receipts: None,
             wire: Wire::default(),
         }
     }
@@ -119,6 +122,7 @@ impl Service {
                 source: Arc::clone(&source),
                 intake: Arc::clone(&intake),
                 inbox: Arc::clone(&reads),
+                receipts: options.receipts.clone(),
                 page: Arc::clone(&page),
                 signals,
             };

@@ -10,7 +10,6 @@ use nostr_sdk::prelude::{EventBuilder, JsonUtil, Keys, RelayUrl};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::backoff::{Backoff, random_unit};
 use super::connection::Connection;
 use super::delivery::{Deliveries, Delivery};
 use super::limits::Limits;
@@ -18,6 +17,7 @@ use super::message::{self, Message};
 use super::subscriptions::{Ended, Life, Subscriptions};
 use super::verify::Wanted;
 use super::{Address, Clock, Error, Glance, Wire, lock};
+use crate::backoff::{Backoff, random_unit};
 use crate::store::record::Answer;
 
 /// Frames that are no relay messages before we hang up.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
 use super::verify::Wanted;
+use crate::backoff::Backoff;
 
 /// How long a subscription lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

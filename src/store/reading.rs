@@ -131,8 +131,8 @@ impl Store {
         &self.inner.dir
     }
 
-    /// The last head that was signed: its seq and the event.
-    pub fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
+    /// The entry of the last head that was signed, a [`Record::Sealed`].
+    pub fn last_seal(&self) -> Result<Option<Entry>, Error> {
         self.inner.view.last_seal()
     }
 }
@@ -275,11 +275,12 @@ impl View {
         Ok(Some(Quote { customer, kind, skill, request, relay, agreed, payment_hash, quoted_ms, expires_ms }))
     }
 
-    fn last_seal(&self) -> Result<Option<(u64, String)>, Error> {
+    fn last_seal(&self) -> Result<Option<Entry>, Error> {
         let Some(at) = self.last(Tree::Seals)? else { return Ok(None) };
         let place = Bytes(&at).place()?;
-        match self.record(&place)?.record {
-            Record::Sealed { seq, event } => Ok(Some((seq, event))),
+        let entry = self.record(&place)?;
+        match entry.record {
+            Record::Sealed { .. } => Ok(Some(entry)),
             _ => Err(strays("a signed head", &place)),
         }
     }

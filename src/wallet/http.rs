@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::Timeout;
 use ureq::config::Config;
-use ureq::tls::{TlsConfig, TlsProvider};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use url::Url;
 
 use super::setup::is_loopback;
@@ -54,7 +54,7 @@ impl Http {
             return Err(Error::Setup("the key is not one word of plain characters".into()));
         }
         let base = url.as_str().trim_end_matches('/').to_owned();
-        Ok(Self { agent: agent(&limits), base, host, key, limits })
+        Ok(Self { agent: agent(&limits, RootCerts::WebPki), base, host, key, limits })
     }
 
     pub fn host(&self) -> &str {
@@ -98,9 +98,11 @@ impl Http {
     }
 }
 
-fn agent(limits: &Limits) -> ureq::Agent {
+/// `roots` sign the servers' certificates: those of Mozilla, compiled in. Nothing of the machine's is read.
+fn agent(limits: &Limits, roots: RootCerts) -> ureq::Agent {
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
+        .root_certs(roots)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build();
     Config::builder()
@@ -134,6 +136,9 @@ fn explain(error: &ureq::Error, what: &'static str, limit_ms: u64, max_bytes: u6
         | ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => Error::Unreachable(said),
         ureq::Error::Timeout(_) => Error::Slow { what, limit_ms },
         ureq::Error::BodyExceedsLimit(_) => Error::TooLarge { max_bytes },
+        // The handshake ends before anything is asked, so the key has not left us.
+        ureq::Error::Rustls(rustls::Error::InvalidCertificate(why)) => distrusted(why),
+        ureq::Error::Io(io) if let Some(why) = bad_certificate(io) => distrusted(why),
         ureq::Error::Io(io) => match io.kind() {
             ErrorKind::ConnectionRefused
             | ErrorKind::NetworkUnreachable
@@ -142,5 +147,111 @@ fn explain(error: &ureq::Error, what: &'static str, limit_ms: u64, max_bytes: u6
             _ => Error::Cut(said),
         },
         _ => Error::Cut(said),
+    }
+}
+
+fn bad_certificate(error: &std::io::Error) -> Option<&rustls::CertificateError> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(why) => Some(why),
+        _ => None,
+    }
+}
+
+fn distrusted(why: &rustls::CertificateError) -> Error {
+    Error::Unreachable(brief(&format!("its certificate is not trusted ({why})")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+    use std::thread::JoinHandle;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use ureq::tls::Certificate;
+
+    use super::*;
+
+    /// An authority, and a certificate by it for `localhost` only.
+    const KEYS: &str = r#"
+set -e
+openssl req -x509 -newkey rsa:2048 -nodes -keyout ca-key.pem -out ca.pem -subj /CN=ca -days 2
+printf "subjectAltName=DNS:localhost\n" > ext
+openssl req -newkey rsa:2048 -nodes -keyout key.pem -out csr.pem -subj /CN=localhost
+openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -out cert.pem -days 2 -extfile ext
+"#;
+
+    /// Serves one connection; what it was asked in it, or why there was no asking.
+    fn served_once(dir: &Path) -> (u16, JoinHandle<Result<String, std::io::Error>>) {
+        let certificate = CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let served = std::thread::spawn(move || {
+            let (mut tcp, _) = listener.accept()?;
+            let mut tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+            let mut asked = Vec::new();
+            let mut piece = [0; 4096];
+            while !asked.ends_with(b"\r\n\r\n") {
+                let read = stream.read(&mut piece)?;
+                asked.extend_from_slice(&piece[..read]);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")?;
+            Ok(String::from_utf8_lossy(&asked).into_owned())
+        });
+        (port, served)
+    }
+
+    /// Asks once with only this authority trusted, or with those of the compiled list.
+    async fn asked(
+        dir: &Path,
+        host: &str,
+        knows: bool,
+    ) -> (Result<Answer, Error>, Result<String, std::io::Error>) {
+        let (port, served) = served_once(dir);
+        let limits = Limits::default();
+        let url = format!("https://{host}:{port}");
+        let mut http = Http::new(&url, Secret::new("5ecre7"), false, limits.clone()).unwrap();
+        if knows {
+            let root = Certificate::from_pem(&std::fs::read(dir.join("ca.pem")).unwrap()).unwrap();
+            http.agent = agent(&limits, RootCerts::Specific(Arc::new(vec![root])));
+        }
+        let answer = http.get("/api/v1/wallet", &[]).await;
+        (answer, served.join().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_certificate_counts_by_its_authority_and_its_name_and_otherwise_the_key_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Command::new("sh").args(["-c", KEYS]).current_dir(&dir).stderr(Stdio::null()).status();
+        if !made.is_ok_and(|status| status.success()) {
+            assert!(std::env::var_os("REQUIRE_PARTS").is_none(), "openssl makes no keys");
+            return eprintln!("SKIPPED: openssl makes no keys");
+        }
+        let (answer, heard) = asked(dir.path(), "localhost", true).await;
+        assert_eq!(answer.unwrap().body, b"{}");
+        assert!(heard.unwrap().contains("5ecre7"), "the server that is meant gets the key");
+
+        for (host, knows, why) in
+            [("localhost", false, "UnknownIssuer"), ("127.0.0.1", true, "not valid for name")]
+        {
+            let (answer, heard) = asked(dir.path(), host, knows).await;
+            let error = answer.unwrap_err();
+            let Error::Unreachable(said) = &error else { panic!("{error:?}") };
+            assert!(said.contains("certificate is not trusted") && said.contains(why), "{said}");
+            assert!(!error.leaves_doubt());
+            assert!(heard.is_err(), "{host}: the server was asked {heard:?}");
+        }
     }
 }

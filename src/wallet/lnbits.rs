@@ -115,7 +115,7 @@ impl Wallet for Lnbits {
         // Only to the admin key the wallet's id is told.
         let wallet = self.get("/api/v1/wallet", &[]).await?;
         let pay = wallet.get("id").is_some_and(Value::is_string);
-        Ok(Abilities { receive: true, pay, history: true, hold: false, hints: false })
+        Ok(Abilities { receive: true, pay, history: true, hold: false, hints: false, outgoing: true })
     }
 
     async fn make_invoice(&self, new: &NewInvoice) -> Result<Invoice, Error> {

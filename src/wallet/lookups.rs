@@ -13,9 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
 use self::plan::Plan;
-
-use super::schedule::random_unit;
 use super::{Error, Hint, Lookup, PaymentHash, Schedule, State, Wallet};
+use crate::backoff::random_unit;
 
 /// How to follow.
 #[derive(Debug, Clone)]

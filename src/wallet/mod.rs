@@ -11,7 +11,6 @@ mod lnbits;
 mod lookups;
 mod nwc;
 mod paying;
-mod schedule;
 mod secret;
 mod setup;
 #[cfg(test)]
@@ -20,11 +19,11 @@ mod types;
 
 use std::fmt;
 
+pub use crate::backoff::Schedule;
 pub use bolt11::{Terms, read as read_bolt11};
 pub use lnbits::Lnbits;
 pub use lookups::{Found, Lookups, Options as LookupOptions};
 pub use nwc::{Nwc, Uri};
-pub use schedule::Schedule;
 pub use secret::Secret;
 pub use setup::{Key, Kind, Limits, Setup, open};
 pub use types::{

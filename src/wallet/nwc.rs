@@ -122,6 +122,8 @@ impl Wallet for Nwc {
             history: can(&["list_transactions"]),
             hold: can(&["make_hold_invoice", "settle_hold_invoice", "cancel_hold_invoice", "lookup_invoice"]),
             hints: info.notifies,
+            // Some services find only what came in by `lookup_invoice`, and none says so.
+            outgoing: false,
         })
     }
 

@@ -199,7 +199,8 @@ pub enum PayError {
     #[error("perhaps paid ({payment_hash}): {why}")]
     InDoubt {
         payment_hash: PaymentHash,
-        /// Nobody takes the money after this, Unix seconds: a payment that is unknown or failed by then is not made.
+        /// Nobody takes the money after this, Unix seconds: a payment that has failed by then is not made, nor is one
+        /// that is unknown to a wallet which tells of every one ([`Abilities::outgoing`]).
         expires_at_s: u64,
         why: Error,
     },
@@ -208,7 +209,8 @@ pub enum PayError {
 /// What became of a payment of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
-    /// The wallet knows of no such payment. While the invoice is good, one that is under way may still turn up.
+    /// The wallet tells of no such payment. While the invoice is good, one that is under way may still turn up; and not
+    /// every wallet tells of all: see [`Abilities::outgoing`].
     Unknown,
     Pending,
     Paid(Payment),
@@ -281,6 +283,8 @@ pub struct Abilities {
     pub history: bool,
     pub hold: bool,
     pub hints: bool,
+    /// It surely tells of every payment that it has sent: [`Outgoing::Unknown`] is a no.
+    pub outgoing: bool,
 }
 
 #[cfg(test)]

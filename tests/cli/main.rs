@@ -135,6 +135,23 @@ fn doctor_reports_each_check_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn doctor_tells_of_a_credit_line_that_every_stranger_gets() {
+    let home = Home::new();
+    let row = |rule: &str| {
+        let set = format!("payment.rules={rule}");
+        let said = home.run(&["doctor", "--offline", "--set", &set, "--json"]).json();
+        said["checks"].as_array().unwrap().iter().find(|row| row["name"] == "credit").cloned()
+    };
+    let told = row("line cap_msat=50_000").expect("a row");
+    assert_eq!(
+        (&told["ok"], &told["how"]),
+        (&true.into(), &"every stranger may owe 50 sat (payment.rules)".into())
+    );
+    assert!(told["mend"].as_str().unwrap().contains("customer=KEY"), "{told}");
+    assert_eq!(row("credit"), None);
+}
+
+#[test]
 fn doctor_tells_a_bad_configuration_as_a_row() {
     let home = Home::new();
     let said = home.run(&["doctor", "--offline", "--set", "max_job=2", "--json"]);

@@ -2,7 +2,7 @@
 //! payment what it likes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -36,6 +36,8 @@ struct Books {
     /// Calls that wait for the mood to change.
     waiting: usize,
     rows: Vec<Value>,
+    /// Hashes that were asked for, and when.
+    looks: Vec<(String, Instant)>,
 }
 
 pub struct Bank {
@@ -81,6 +83,12 @@ impl Bank {
     /// Calls that are not answered yet.
     pub fn waiting(&self) -> usize {
         locked(&self.books).waiting
+    }
+
+    /// When it was asked for this hash, each time.
+    pub fn looks(&self, hash: &str) -> Vec<Instant> {
+        let books = locked(&self.books);
+        books.looks.iter().filter(|(asked, _)| asked == hash).map(|(_, at)| *at).collect()
     }
 
     /// This invoice is paid, and `msat` have come.
@@ -168,13 +176,14 @@ impl Books {
         self.rows.last().cloned().expect("just pushed")
     }
 
-    fn list(&self, query: &str) -> Value {
+    fn list(&mut self, query: &str) -> Value {
         let value = |name: &str| {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
         };
         let number = |name: &str| value(name).and_then(|text| text.parse::<usize>().ok());
         let hash = value("payment_hash");
+        self.looks.extend(hash.map(|hash| (hash.to_owned(), Instant::now())));
         let all = self.rows.iter().filter(|row| hash.is_none_or(|hash| row["payment_hash"] == hash));
         let all: Vec<&Value> = all.collect();
         let (skip, take) = (number("offset").unwrap_or(0), number("limit").unwrap_or(100));

@@ -1,5 +1,6 @@
 //! Credit in the owner's hands: granted, topped up by an invoice, paid out again.
 
+use nostr_sdk::prelude::Event;
 use serde_json::Value;
 
 use crate::deal::{Deal, Over, json};
@@ -33,9 +34,11 @@ async fn credit_is_topped_up_by_an_invoice_and_refunded_to_one() {
     assert_eq!((&purse["available_msat"], &purse["refunding_msat"]), (&41_000.into(), &0.into()));
     assert_eq!(deal.server.balance_msat(&deal.customer), had + 60_000);
     // The same invoice again pays nothing.
-    let again = deal.owner(&["credits", "refund", &key, &refund, "--json"]).await;
-    let said = String::from_utf8_lossy(&again.stderr);
-    assert!(!again.status.success() && said.contains("refunded before"), "{said}");
+    let again = deal.told(&["credits", "refund", &key, &refund, "--json"]).await;
+    assert_eq!((&again["available_msat"], &again["again"]), (&41_000.into(), &true.into()));
+    let other = deal.owner(&["credits", "refund", &key, &refund, "--max-fee", "9000"]).await;
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(!other.status.success() && said.contains("it was another one"), "{said}");
     // More than is there pays nothing, either.
     let (server, customer) = (deal.server.clone(), deal.customer.clone());
     let much = tokio::task::spawn_blocking(move || server.invoice(&customer, 42)).await.expect("an invoice");
@@ -94,5 +97,50 @@ async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
     assert!(!nothing.status.success() && said.contains("there is no transfer"), "{said}");
     let list: Value = json(&deal.owner(&["credits", "list", "--json"]).await);
     assert_eq!((list.as_array().map(Vec::len), &list[0]["customer"]), (Some(1), &key.into()));
+    assert!(node.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_head_is_signed_on_demand_whether_the_node_runs_or_not() {
+    let test = "a_head_is_signed_on_demand_whether_the_node_runs_or_not";
+    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let (key, node_key) = (deal.customer_hex(), deal.provider_hex());
+    let granted = deal.told(&["credits", "grant", &key, "5000", "--id", "welcome", "--json"]).await;
+    let unsigned = deal.owner(&["ledger", "show"]).await;
+    let said = String::from_utf8_lossy(&unsigned.stderr);
+    assert!(said.contains("never signed"), "{said}");
+    assert_eq!(deal.told(&["ledger", "show", "--json"]).await["last_seal"], Value::Null);
+
+    let first = deal.told(&["ledger", "seal", "--json"]).await;
+    assert!(first["head"]["seq"].as_u64() >= granted["entry"].as_u64(), "{first}");
+    let chain = |seal: &Value| {
+        let seq = seal["head"]["seq"].as_u64().expect("a number");
+        let hash = coinop::store::hash_of(&deal.home.data, seq).expect("readable");
+        assert_eq!((hash.as_deref(), &seal["by"]), (seal["head"]["hash"].as_str(), &node_key.clone().into()));
+        // The event stands for itself: this is what somebody else keeps.
+        let event: Event = serde_json::from_value(seal["event"].clone()).expect("an event");
+        event.verify().expect("signed");
+        let content: Value = serde_json::from_str(&event.content).expect("JSON");
+        assert_eq!((content, event.pubkey.to_hex()), (seal["head"].clone(), node_key.clone()));
+        seq
+    };
+    let first_seq = chain(&first);
+
+    let node = deal.home.start();
+    until("the node to serve", async || node.status()).await;
+    let second = deal.told(&["ledger", "seal", "--json"]).await;
+    assert!(chain(&second) > first_seq, "{second}");
+    for told in [deal.told(&["ledger", "show", "--json"]).await, {
+        deal.told(&["ledger", "verify", "--json"]).await["verified"].clone()
+    }] {
+        assert_eq!(told["last_seal"], second, "{told}");
+    }
+    // For people, the hash stands in the table.
+    let table = deal.owner(&["ledger", "seal"]).await;
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("signed by") && table.contains(&node_key), "{table}");
+    let verified = deal.owner(&["ledger", "verify"]).await;
+    let (data, talk) = (String::from_utf8_lossy(&verified.stdout), String::from_utf8_lossy(&verified.stderr));
+    assert!(data.contains("3 signed heads") && talk.contains(": head "), "{data}\n{talk}");
     assert!(node.stop().await.success());
 }

@@ -5,11 +5,13 @@ mod after;
 mod bank;
 mod credit;
 mod deal;
+mod doubt;
 mod faults;
 mod kills;
 mod paid;
 mod reconcile;
 mod reports;
+mod zaps;
 
 #[path = "../support/lnbits.rs"]
 #[expect(dead_code, reason = "each test program uses a part of it")]

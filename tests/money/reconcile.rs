@@ -32,7 +32,7 @@ async fn standing(counter: &Counter, book: bool) -> Value {
     let store = Store::open(&config.data_dir, &Holder::new(keys.public_key().to_hex())).expect("the store");
     let wallet = node::open_wallet(config).expect("a setup").expect("a wallet");
     let (till, _found) = Till::open(wallet, config.payment.quote_ms, &store).expect("a till");
-    let desk = Desk::new(Ledger::new(store.clone()), Some(till), clock::system());
+    let desk = Desk::new(Ledger::new(store.clone()), Some(till), keys.clone(), clock::system());
     let told = desk.serve(order(book)).await.expect("an answer");
     drop(desk);
     store.close().expect("closed");

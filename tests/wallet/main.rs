@@ -6,6 +6,7 @@ mod lnbits_rogue;
 mod nwc_real;
 mod nwc_rogue;
 mod rogue_relay;
+mod tls;
 
 #[path = "../support/lnbits.rs"]
 #[expect(dead_code, reason = "each test program uses a part of it")]

@@ -15,8 +15,8 @@ use url::Url;
 use super::message::{self, Info};
 use super::socket::{Said, Socket};
 use super::uri::Uri;
+use crate::backoff::random_unit;
 use crate::clock::Clock;
-use crate::wallet::schedule::random_unit;
 use crate::wallet::{Error, Hint, Limits, Schedule};
 
 /// Requests that wait for an answer at the same time.

@@ -19,7 +19,9 @@ impl Dispatcher {
             self.take_up(row)?;
         }
         for invoice in self.rooms.store.unpaid()? {
-            if let Some(job) = invoice.job {
+            if let Some(job) = invoice.job
+                && self.rooms.store.job(&job)?.is_none()
+            {
                 self.awaiting.insert(job, invoice.expires_ms);
             }
         }

@@ -24,6 +24,11 @@ pub enum Error {
         "the budget of {whose} for {days} days is {budget_msat} msat; with this it would be {would_msat}"
     )]
     OverBudget { whose: String, days: u64, budget_msat: u64, would_msat: u64 },
+    /// A payment is booked when its lock goes, not beside it.
+    #[error("the payment {payment_hash} is locked for a job that has not ended")]
+    StillLocked { payment_hash: String },
+    #[error("nothing is locked under {payment_hash} that this would give back")]
+    NotTheLock { payment_hash: String },
     #[error("the account {account} would have {would_msat} msat, which it cannot have")]
     Overdrawn { account: String, would_msat: i128 },
     /// A correction names what is not there, or does not undo it.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::books::{self, Past};
 use super::{Broken, Error};
-use crate::store::money::{Account, Transfer};
+use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
 use crate::store::{self, Entry, Head, OpenHold, Store};
 
@@ -64,7 +64,7 @@ struct Books {
     /// Half of the hash of each id: a million of them must fit.
     ids: HashSet<[u8; 16]>,
     /// Bodies that a later entry may ask for.
-    correctable: HashMap<String, Transfer>,
+    asked_for: HashMap<String, Transfer>,
     nodes: Vec<String>,
     seals: Vec<Seal>,
     count: u64,
@@ -133,8 +133,12 @@ impl Books {
         }
         self.ids.insert(short(&transfer.id));
         self.count += 1;
-        if books::may_be_corrected(&transfer) {
-            self.correctable.insert(transfer.id.clone(), transfer);
+        if let Why::Unlocked { payment_hash, .. } = &transfer.why {
+            // It goes once.
+            self.asked_for.remove(&super::transfer::locked_id(payment_hash));
+        }
+        if books::may_be_asked_for(&transfer) {
+            self.asked_for.insert(transfer.id.clone(), transfer);
         }
         Ok(())
     }
@@ -157,7 +161,7 @@ impl Past for Books {
     }
 
     fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error> {
-        Ok(self.correctable.get(id).cloned())
+        Ok(self.asked_for.get(id).cloned())
     }
 
     fn was_made(&self, id: &str) -> Result<bool, Error> {

@@ -170,14 +170,7 @@ impl Follow<'_> {
     }
 
     /// Begins to pay one invoice for this request at most, and says why not otherwise.
-    fn pay(
-        &self,
-        payer: &Payer,
-        by: &PublicKey,
-        said: &Feedback,
-        paid: bool,
-        paying: &mut Option<Paying>,
-    ) {
+    fn pay(&self, payer: &Payer, by: &PublicKey, said: &Feedback, paid: bool, paying: &mut Option<Paying>) {
         let paid = paid || paying.is_some();
         let payable = match payer.purse.judge(by, said, paid, crate::clock::now_s()) {
             Ok(payable) => payable,

@@ -111,11 +111,7 @@ pub(super) enum Took {
 
 /// Takes what is locked for this job, trying again until its deadline. Nothing is delivered before the wallet has said
 /// yes.
-pub(super) async fn take(
-    rooms: &Rooms,
-    ticket: &Ticket,
-    stop: &mut Stopped,
-) -> Result<Took, store::Error> {
+pub(super) async fn take(rooms: &Rooms, ticket: &Ticket, stop: &mut Stopped) -> Result<Took, store::Error> {
     let job = ticket.request.id.to_hex();
     let Some(Lock { invoice, .. }) = lock_of(&rooms.store, &job)? else { return Ok(Took::Nothing) };
     let not = |why: String| {
@@ -151,11 +147,7 @@ pub(super) async fn take(
 }
 
 /// Tries until there is an end: what came, as far as the wallet tells, or why nothing will come.
-async fn taking(
-    wallet: &dyn Wallet,
-    preimage: &Preimage,
-    last: &mut String,
-) -> Result<Option<u64>, String> {
+async fn taking(wallet: &dyn Wallet, preimage: &Preimage, last: &mut String) -> Result<Option<u64>, String> {
     let hash = preimage.payment_hash();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -231,9 +223,7 @@ fn is_over(store: &Store, invoice: &Invoice, now_ms: u64) -> Result<bool, store:
     let Some(job) = &invoice.job else { return Ok(true) };
     Ok(match store.job(job)? {
         Some(row) => !row.state.is_open(),
-        None => {
-            store.refusal(job)?.is_some() || now_ms > invoice.expires_ms.saturating_add(ON_ITS_WAY_MS)
-        }
+        None => store.refusal(job)?.is_some() || now_ms > invoice.expires_ms.saturating_add(ON_ITS_WAY_MS),
     })
 }
 

@@ -132,7 +132,8 @@ impl Dispatcher {
         };
         let (asked_msat, received_msat) = (paid.invoice.amount_msat, paid.received_msat);
         if paid.locked && received_msat < asked_msat {
-            let reason = format!("{asked_msat} msat are asked for, and {received_msat} are locked; {NOT_TAKEN}");
+            let reason =
+                format!("{asked_msat} msat are asked for, and {received_msat} are locked; {NOT_TAKEN}");
             let refusal = Failure::quote(Code::PaymentRequired, quote.agreed.most_msat, reason);
             return self.credit(paid, Some((request, quote.relay, refusal)));
         }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::{Notify, OnceCell, mpsc};
 
-use super::locks::{self, HoldKey};
 use super::Engine;
+use super::locks::{self, HoldKey};
 use crate::ledger::{self, Ledger, transfer};
 use crate::store::record::{self, Record};
 use crate::store::{self, InvoiceState, Store};

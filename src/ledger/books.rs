@@ -56,9 +56,7 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
 /// that goes takes exactly what it has lent; all of it but the rounding to a whole sat was held by its job, so of what
 /// the customer has spent meanwhile less than a sat was not its own.
 fn credit_may_have(transfer: &Transfer, would_msat: i128, net: i128) -> bool {
-    net <= 0
-        || matches!(transfer.why, Why::Unlocked { .. })
-        || would_msat <= i128::from(line_msat(transfer))
+    net <= 0 || matches!(transfer.why, Why::Unlocked { .. }) || would_msat <= i128::from(line_msat(transfer))
 }
 
 fn line_msat(transfer: &Transfer) -> u64 {
@@ -89,7 +87,8 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
         Why::Locked { payment_hash, wallet, .. } => {
             shape(transfer.id == super::transfer::locked_id(payment_hash), "a lock's id names its hash")?;
             let named = transfer.legs.iter().all(|leg| leg.to == Account::Locked(wallet.clone()));
-            let fits = named && transfer.legs.len() == 1 && all(|from| matches!(from, Account::Credit(_)), |_| true);
+            let fits =
+                named && transfer.legs.len() == 1 && all(|from| matches!(from, Account::Credit(_)), |_| true);
             shape(fits, "a lock goes from credit to what is locked in the wallet that has it")?;
             let paid = past.was_made(&super::transfer::paid_id(payment_hash))?;
             shape(!paid, "what was paid is not locked any more")

@@ -5,10 +5,12 @@ mod bank;
 mod credit;
 mod deal;
 mod faults;
+mod holds;
 mod kills;
 mod paid;
 mod reconcile;
 mod reports;
+mod vault;
 
 #[path = "../support/lnbits.rs"]
 #[expect(dead_code, reason = "each test program uses a part of it")]

@@ -9,7 +9,8 @@ use coinop::protocol::{Code, Status};
 use coinop::relay::local::LocalRelay;
 use coinop::store::money::Account;
 use coinop::store::{InvoiceState, JobState};
-use nostr_sdk::prelude::Event;
+use nostr_sdk::prelude::{Event, Keys};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::faults::hash_of;
@@ -139,12 +140,12 @@ async fn what_is_locked_is_taken_when_the_job_is_delivered_and_charged_and_the_r
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_fails_or_is_cancelled_gives_back_all_that_was_locked() {
-    let counter = Counter::with(&[("queue.max_attempts", "1")]).await;
+    let counter = Counter::open().await;
     let script = [Step::Dies, Step::Hangs];
     let (node, buyer) = (counter.stage.start_on(Backstage::new(&script)).await, counter.buyer().await);
     let (fails, bolt11) = quoted(&buyer).await;
     counter.vault.pays(&bolt11, LOCK);
-    buyer.error(&fails, Code::Interrupted).await;
+    buyer.error(&fails, Code::Internal).await;
     counter.check_whole(&node, &buyer, &bolt11).await;
 
     let (cancelled, bolt11) = quoted(&buyer).await;
@@ -255,6 +256,103 @@ async fn what_could_not_be_given_back_is_given_back_later_also_by_the_next_life(
     counter.vault.is(Mood::Well);
     let node = counter.stage.start_on(Backstage::new(&[])).await;
     counter.check_whole(&node, &buyer, &bolt11).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_while_the_wallet_will_not_settle_delivers_in_its_next_life() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.vault.is(Mood::WillNotSettle);
+    counter.vault.pays(&bolt11, LOCK);
+    until("the wallet to be asked", async || (counter.vault.asked("settle_hold_invoice") > 0).then_some(()))
+        .await;
+    node.drain().await.expect("an end");
+    assert!(buyer.ends(&request).await.is_empty());
+    assert_eq!(counter.vault.at(&bolt11), At::Locked(LOCK));
+    counter.vault.is(Mood::Well);
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    buyer.result(&request).await;
+    assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK));
+    counter.check(&node, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_for_a_job_that_fails_after_all_is_credit() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.vault.is(Mood::SettlesAndIsAway);
+    counter.vault.pays(&bolt11, LOCK);
+    let settled = async || (counter.vault.at(&bolt11) == At::Settled(LOCK)).then_some(());
+    until("the wallet to settle", settled).await;
+    node.drain().await.expect("an end");
+    assert!(buyer.ends(&request).await.is_empty());
+    counter.vault.is(Mood::Well);
+    let node = counter.stage.start_on(Backstage::new(&[Step::Dies])).await;
+    buyer.error(&request, Code::Internal).await;
+    until("the payment to be booked", async || {
+        (invoice_state(&node, &bolt11) == InvoiceState::Paid).then_some(())
+    })
+    .await;
+    assert_eq!(purse(&node, &buyer), Purse { available_msat: LOCK.into(), ..Purse::default() });
+    counter.check(&node, 0);
+}
+
+/// `coinop request --pay` with the customer's purse; what it printed as JSON, what it said, and its exit code.
+async fn ordered(counter: &Counter, more: &[&str]) -> (Value, String, Option<i32>) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (key, wallet) = (dir.path().join("key"), dir.path().join("purse"));
+    coinop::keys::create(&key, &Keys::generate(), None).expect("a key file");
+    crate::deal::write_secret(&wallet, &counter.vault.customer);
+    let (key, provider) = (key.display().to_string(), counter.stage.keys.public_key().to_hex());
+    let wallet = format!("payment.wallet_key_file={}", wallet.display());
+    let mut args = vec!["request", "--pay", "--json", "--key", &key, "--provider", &provider, "--relay"];
+    let relay = counter.relay.url();
+    args.extend([&relay, "--max", "50000", "--set", "payment.wallet=nwc", "--set", &wallet]);
+    args.extend(["--timeout", "60", "--kind", "5930", "--cmd", "true"]);
+    args.extend(more);
+    let out = crate::deal::run(dir.path().join("home"), &args).await;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let told = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    (told, said, out.status.code())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_whose_payment_is_locked_waits_for_the_result_and_has_paid_when_it_comes() {
+    let counter = Counter::open().await;
+    let stage = Backstage::new(&[]);
+    stage.hold(true);
+    let node = counter.stage.start_on(stage.clone()).await;
+    let goes_on = async {
+        let locked = async || (counter.vault.customer_msat() == FUNDS_MSAT - LOCK).then_some(());
+        until("the payment to be locked", locked).await;
+        until("the job to run", async || (stage.made() > 0).then_some(())).await;
+        stage.hold(false);
+    };
+    let ((told, said, exit), ()) = tokio::join!(ordered(&counter, &[]), goes_on);
+    assert_eq!((told["status"].as_str(), exit), (Some("result"), Some(0)), "{said}");
+    assert_eq!(
+        (&told["paid"]["amount_msat"], &told["paid"]["fee_msat"]),
+        (&LOCK.into(), &0.into()),
+        "{told}"
+    );
+    let order = [": processing", "paid 20 sat"].map(|word| said.find(word).expect(&said));
+    assert!(order.is_sorted(), "the customer listens while its payment is under way: {said}");
+    assert!(said.contains("result "), "{said}");
+    counter.check(&node, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
+    let counter = Counter::open().await;
+    let node = counter.stage.start_on(Backstage::new(&[Step::Dies])).await;
+    let (told, said, exit) = ordered(&counter, &[]).await;
+    assert_eq!((told["status"].as_str(), exit), (Some("refused"), Some(4)), "{said}");
+    assert_eq!(told["paid"], Value::Null, "{said}");
+    assert!(said.contains("not paid: "), "{said}");
+    assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
+    counter.check(&node, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

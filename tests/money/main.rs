@@ -7,6 +7,7 @@ mod deal;
 mod faults;
 mod holds;
 mod kills;
+mod lock_kills;
 mod paid;
 mod reconcile;
 mod reports;

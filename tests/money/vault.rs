@@ -35,6 +35,8 @@ pub enum Mood {
     WillNotSettle,
     /// Settling is done, and not answered.
     SettlesInSilence,
+    /// The same, and nothing else is answered either once it has been asked to settle.
+    SettlesAndIsAway,
     /// Cancelling is refused, and nothing is done.
     WillNotCancel,
     /// It makes plain invoices only, whatever it announces.
@@ -283,6 +285,11 @@ impl Shared {
         let hash = params["payment_hash"].as_str().unwrap_or_default();
         Some(match (method, mood) {
             (_, Mood::Away) => return None,
+            ("lookup_invoice", Mood::SettlesAndIsAway)
+                if books.asked.iter().any(|asked| asked == "settle_hold_invoice") =>
+            {
+                return None;
+            }
             ("get_balance", _) if side.is_provider => Ok(json!({ "balance": books.provider_msat })),
             ("get_balance", _) => Ok(json!({ "balance": books.customer_msat })),
             ("make_hold_invoice", Mood::MayNotHold) => Err("RESTRICTED"),
@@ -306,7 +313,7 @@ impl Shared {
             ("settle_hold_invoice", _) => {
                 let preimage = params["preimage"].as_str().and_then(Preimage::from_hex);
                 let settled = books.settle(preimage.expect("a preimage"));
-                if mood == Mood::SettlesInSilence {
+                if matches!(mood, Mood::SettlesInSilence | Mood::SettlesAndIsAway) {
                     return None;
                 }
                 settled.map(|()| json!({}))

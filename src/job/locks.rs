@@ -24,6 +24,13 @@ use crate::wallet::{self, Lookup, PaymentHash, Preimage, State, Wallet};
 /// Pauses between tries to take what is locked: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often blocks come on average, and how fast they are taken to come here: twice as fast.
+const BLOCK_MS: u64 = 600_000;
+const BLOCKS_HASTE: u64 = 2;
+/// Wallets give a lock up some blocks before its end, lest its sender takes it back over the chain.
+const BLOCKS_MARGIN: u64 = 18;
+/// No payment is asked to be locked for longer, three days: wallets on the way refuse to.
+const BLOCKS_MOST: u64 = 432;
 /// A lock that was seen in time may still be on its way into the log when its quote runs out.
 const ON_ITS_WAY_MS: u64 = 60_000;
 
@@ -60,6 +67,12 @@ fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut engine = HmacEngine::<sha256::Hash>::new(key);
     parts.iter().for_each(|part| engine.input(part));
     Hmac::<sha256::Hash>::from_engine(engine).to_byte_array()
+}
+
+/// How many blocks a payment must stay locked for a job that lasts so long; `None`: too many.
+pub(super) fn blocks(lasts_ms: u64) -> Option<u64> {
+    let blocks = lasts_ms.div_ceil(BLOCK_MS).saturating_mul(BLOCKS_HASTE).saturating_add(BLOCKS_MARGIN);
+    Some(blocks).filter(|blocks| *blocks <= BLOCKS_MOST)
 }
 
 // === what is locked for a job
@@ -255,5 +268,12 @@ mod tests {
         assert!(others.iter().all(|other| *other != first && other.payment_hash() != first.payment_hash()));
         assert_ne!(HoldKey::nonce(), HoldKey::nonce());
         assert_eq!(format!("{key:?}"), "HoldKey");
+    }
+
+    #[test]
+    fn a_lock_lasts_twice_the_jobs_time_and_some_blocks_and_not_for_ever() {
+        let hour = 3_600_000;
+        assert_eq!([0, 1, 600_000, hour].map(blocks), [Some(18), Some(20), Some(20), Some(30)]);
+        assert_eq!((blocks(34 * hour), blocks(35 * hour), blocks(u64::MAX)), (Some(426), None, None));
     }
 }

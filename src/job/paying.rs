@@ -237,8 +237,9 @@ async fn quote(
     relay: &str,
 ) -> Result<Option<u64>, store::Error> {
     let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
-    let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job), rooms.now_ms()).await
-    {
+    let now_ms = rooms.now_ms();
+    let run = (job.as_str(), ticket.deadline_ms.saturating_sub(now_ms));
+    let invoice = match till.invoice_ahead(&rooms.store, &customer, missing_msat, run, now_ms).await {
         Ok(invoice) => invoice,
         Err(till::Error::Store(error)) => return Err(error),
         Err(error) => {

@@ -150,6 +150,33 @@ impl Till {
         job: Option<&str>,
         now_ms: u64,
     ) -> Result<record::Invoice, Error> {
+        self.make(store, customer, msat, (job, None), now_ms).await
+    }
+
+    /// As [`Till::invoice`], for a job that begins when it is paid: a hold invoice where the wallet has them. The job
+    /// takes `lasts_ms` at most, from its beginning to its end.
+    ///
+    /// # Errors
+    /// The wallet's.
+    pub async fn invoice_ahead(
+        &self,
+        store: &Store,
+        customer: &str,
+        msat: u64,
+        (job, lasts_ms): (&str, u64),
+        now_ms: u64,
+    ) -> Result<record::Invoice, Error> {
+        self.make(store, customer, msat, (Some(job), Some(lasts_ms)), now_ms).await
+    }
+
+    async fn make(
+        &self,
+        store: &Store,
+        customer: &str,
+        msat: u64,
+        (job, lasts_ms): (Option<&str>, Option<u64>),
+        now_ms: u64,
+    ) -> Result<record::Invoice, Error> {
         if store.unexpired_invoices(now_ms)? >= MOST_OPEN {
             return Err(Error::Busy);
         }
@@ -161,9 +188,9 @@ impl Till {
             expiry_s: u32::try_from(self.quote_ms / 1_000).unwrap_or(u32::MAX),
             description_hash: None,
         };
-        let (made, hold) = match job {
-            Some(job) => self.for_job(job, new).await?,
-            None => (self.wallet.make_invoice(&new).await?, None),
+        let (made, hold) = match (job, lasts_ms) {
+            (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new).await?,
+            _ => (self.wallet.make_invoice(&new).await?, None),
         };
         let payment_hash = made.payment_hash.to_hex();
         // In this order: what is taken out of `made` is on record by then.
@@ -183,29 +210,41 @@ impl Till {
         })
     }
 
-    /// A hold invoice where the wallet has them, with its nonce; else a plain one.
-    async fn for_job(&self, job: &str, new: NewInvoice) -> Result<(wallet::Invoice, Option<String>), Error> {
-        let Some(key) = &self.holds else { return Ok((self.wallet.make_invoice(&new).await?, None)) };
+    /// A hold invoice where the wallet has them and locks for long enough, with its nonce; else a plain one.
+    async fn hold_or_plain(
+        &self,
+        job: &str,
+        lasts_ms: u64,
+        new: NewInvoice,
+    ) -> Result<(wallet::Invoice, Option<String>), Error> {
         let asked = async || self.wallet.abilities().await.map(|can| can.hold);
-        if !*self.can_hold.get_or_try_init(asked).await? {
-            return Ok((self.wallet.make_invoice(&new).await?, None));
-        }
-        let nonce = HoldKey::nonce();
-        let payment_hash = key.preimage(job, &nonce).payment_hash();
-        let hold = NewHold { payment_hash, invoice: new };
-        match self.wallet.make_hold_invoice(&hold).await {
-            Ok(made) => Ok((made, Some(nonce))),
-            // It says that it has them, and that we may not. Then as everybody else.
-            Err(
-                error @ (wallet::Error::Unsupported { .. }
-                | wallet::Error::Denied(_)
-                | wallet::Error::Said { .. }),
-            ) => {
-                tracing::warn!(%error, "no hold invoice; a plain one is asked for");
-                Ok((self.wallet.make_invoice(&hold.invoice).await?, None))
+        if let (Some(key), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
+            && *self.can_hold.get_or_try_init(asked).await?
+        {
+            let nonce = HoldKey::nonce();
+            let payment_hash = key.preimage(job, &nonce).payment_hash();
+            let hold = NewHold { payment_hash, lock_blocks, invoice: new.clone() };
+            match self.wallet.make_hold_invoice(&hold).await {
+                Ok(made) => match wallet::read_bolt11(&made.bolt11)?.lock_blocks {
+                    locked if locked >= lock_blocks => return Ok((made, Some(nonce))),
+                    locked => {
+                        tracing::warn!(locked, lock_blocks, "the wallet's lock may end before the job does");
+                        // Nobody has seen this one.
+                        if let Err(error) = self.wallet.cancel_hold(&payment_hash).await {
+                            tracing::debug!(%error, "it is left to expire");
+                        }
+                    }
+                },
+                // It says that it has them, and that we may not.
+                Err(
+                    error @ (wallet::Error::Unsupported { .. }
+                    | wallet::Error::Denied(_)
+                    | wallet::Error::Said { .. }),
+                ) => tracing::warn!(%error, "no hold invoice; a plain one is asked for"),
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
+        Ok((self.wallet.make_invoice(&new).await?, None))
     }
 
     /// What takes a hold invoice of ours; `None` when it was made with another key.

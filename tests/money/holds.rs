@@ -356,11 +356,14 @@ async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hold_invoices_by_setting_or_by_the_wallet_jobs_are_paid_ahead() {
+async fn without_hold_invoices_by_setting_or_by_the_wallet_or_for_long_enough_jobs_are_paid_ahead() {
     let off = Counter::with(&[("payment.hold_invoices", "false")]).await;
-    let refused = Counter::open().await;
+    let (refused, short) = (Counter::open().await, Counter::open().await);
     refused.vault.is(Mood::MayNotHold);
-    for counter in [off, refused] {
+    // An hour in the queue alone may be twelve blocks; eighteen are the wallet's own margin.
+    short.vault.locks_for(12 + 18);
+    let long = Counter::with(&[("queue.max_wait_ms", "172_800_000")]).await;
+    for counter in [off, refused, short, long] {
         let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
         let (request, bolt11) = quoted(&buyer).await;
         assert!(!counter.vault.is_hold(&bolt11));

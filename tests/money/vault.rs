@@ -19,7 +19,7 @@ use tokio_tungstenite::accept_async;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::now_s;
-use crate::testing::invoice_to;
+use crate::testing::invoice_locking;
 
 const METHODS: &str = "get_balance make_invoice lookup_invoice pay_invoice list_transactions make_hold_invoice \
     settle_hold_invoice cancel_hold_invoice notifications";
@@ -70,6 +70,8 @@ struct Books {
     provider_msat: u64,
     customer_msat: u64,
     rows: HashMap<String, Row>,
+    /// For how many blocks payments stay locked, whatever is asked for.
+    lock_blocks: Option<u64>,
     /// Methods that the provider has asked for.
     asked: Vec<String>,
     /// Frames by request, so that one that comes again is not done again.
@@ -120,6 +122,10 @@ impl Vault {
 
     pub fn is(&self, mood: Mood) {
         self.books().mood = mood;
+    }
+
+    pub fn locks_for(&self, blocks: u64) {
+        self.books().lock_blocks = Some(blocks);
     }
 
     /// The customer pays: a plain invoice at once, a hold invoice by a lock of `msat`.
@@ -189,7 +195,8 @@ impl Books {
         let hash = hold.map_or(preimage.payment_hash(), |hash| hash.parse().expect("a hash"));
         let msat = asked["amount"].as_u64().expect("an amount");
         let expiry_s = asked["expiry"].as_u64().expect("an expiry");
-        let made = invoice_to(hash, msat, now_s(), expiry_s);
+        let lock_blocks = self.lock_blocks.or(asked["min_cltv_expiry_delta"].as_u64()).unwrap_or(18);
+        let made = invoice_locking(hash, msat, now_s(), expiry_s, lock_blocks);
         let row = Row {
             bolt11: made.bolt11,
             msat,

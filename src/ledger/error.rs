@@ -45,6 +45,9 @@ pub enum Broken {
     Entry { seq: u64, source: Error },
     #[error("entry {seq}: the signed head of entry {of} is not the node's, or of another log")]
     Seal { seq: u64, of: u64 },
+    /// What is locked is always held by its job.
+    #[error("the payment {payment_hash} is locked for the job {job}, which holds nothing")]
+    Lock { payment_hash: String, job: String },
     #[error("the index says {indexed_msat} msat in {account}, the entries make {entries_msat}")]
     Index { account: String, indexed_msat: i128, entries_msat: i128 },
 }
@@ -55,7 +58,7 @@ impl Broken {
         match self {
             Broken::Store(store::Error::Corrupt(damage)) => Some(damage.seq),
             Broken::Entry { seq, .. } | Broken::Seal { seq, .. } => Some(*seq),
-            Broken::Store(_) | Broken::Index { .. } => None,
+            Broken::Store(_) | Broken::Lock { .. } | Broken::Index { .. } => None,
         }
     }
 }

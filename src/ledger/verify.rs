@@ -34,6 +34,7 @@ pub struct Verified {
 pub fn verify(store: &Store) -> Result<Verified, Broken> {
     let mut books = Books::default();
     let head = store.verify_with(&mut |entry: Entry| books.take_in(entry))?;
+    books.check_locks()?;
     books.check_seals(store.dir())?;
     for (account, indexed_msat) in store.balances()? {
         let entries_msat = books.balances.get(&account).copied().unwrap_or_default();
@@ -52,6 +53,7 @@ pub fn verify(store: &Store) -> Result<Verified, Broken> {
 pub fn verify_log(data_dir: &Path) -> Result<Verified, Broken> {
     let mut books = Books::default();
     let head = store::verify_log(data_dir, &mut |entry: Entry| books.take_in(entry))?;
+    books.check_locks()?;
     books.check_seals(data_dir)?;
     Ok(books.verified(head))
 }
@@ -78,6 +80,17 @@ struct Seal {
 }
 
 impl Books {
+    fn check_locks(&self) -> Result<(), Broken> {
+        for transfer in self.asked_for.values() {
+            if let Why::Locked { job, payment_hash, .. } = &transfer.why
+                && !self.holds.contains_key(job)
+            {
+                return Err(Broken::Lock { payment_hash: payment_hash.clone(), job: job.clone() });
+            }
+        }
+        Ok(())
+    }
+
     fn check_seals(&self, data_dir: &Path) -> Result<(), Broken> {
         for seal in &self.seals {
             let node = self.nodes.contains(&seal.by);

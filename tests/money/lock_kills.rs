@@ -89,15 +89,19 @@ impl Deal {
         }
     }
 
-    /// What a life that broke off has told is in the log that it left, and its books add up.
-    async fn check_left(&self, point: &str, bolt11: Option<&str>) {
+    /// What a life that broke off has told is in the log that it left, and its books add up. Whether the payment was
+    /// taken and nothing of it is in the log.
+    async fn check_left(&self, point: &str, bolt11: Option<&str>) -> bool {
         self.check_unpaid_is_undelivered(bolt11).await;
-        let Ok(store) = Store::read_only(&self.home.data) else { return };
+        let Ok(store) = Store::read_only(&self.home.data) else { return false };
         for event in self.buyer.stored(&self.request).await {
             let kept = store.answer(&event.id.to_hex()).expect("readable");
             assert!(kept.is_some(), "{point}: told and not recorded: {event:?}");
         }
         ledger::verify_log(&self.home.data).unwrap_or_else(|broken| panic!("{point}: {broken}"));
+        let booked =
+            |bolt11| store.transfer(&transfer::paid_id(&hash_of(bolt11))).expect("readable").is_some();
+        bolt11.is_some_and(|bolt11| self.vault.at(bolt11) == At::Settled(LOCK) && !booked(bolt11))
     }
 
     async fn check_done(&self, point: &str, bolt11: &str, fails: bool) {
@@ -139,8 +143,9 @@ impl Deal {
     }
 }
 
-/// One life that is killed at its N-th call, and the one after it. `false`: the first life did all the work.
-async fn killed_at(calls: &str, n: u32, fails: bool) -> bool {
+/// One life that is killed at its N-th call, and the one after it: whether it was killed before its work was done, and
+/// whether between settling and writing that down.
+async fn killed_at(calls: &str, n: u32, fails: bool) -> (bool, bool) {
     let point = format!("{calls} {n}, {}", if fails { "fails" } else { "delivered" });
     let deal = Deal::open(fails).await;
     let mut bolt11 = None;
@@ -153,20 +158,21 @@ async fn killed_at(calls: &str, n: u32, fails: bool) -> bool {
     // The kill may also come during the orderly end.
     let killed = !node.ended(PATIENCE).await.success();
     drop(node);
-    deal.check_left(&point, bolt11.as_deref()).await;
+    let between = deal.check_left(&point, bolt11.as_deref()).await;
 
     let mut node = deal.home.start();
     let went_on = deal.goes_on(&mut node, &mut bolt11).await;
     assert!(went_on.is_some(), "{point}: {}", node.log());
     assert!(node.stop().await.success(), "{point}");
     deal.check_done(&point, &bolt11.expect("an invoice"), fails).await;
-    killed
+    (killed, between)
 }
 
 async fn killed_at_every(test: &str, all: &[&str], fails: bool) {
     if let Err(error) = Command::new("strace").arg("-V").stdout(Stdio::null()).status() {
         return crate::skip::skip(test, &format!("strace: {error}"));
     }
+    let betweens = AtomicU32::new(0);
     for calls in all {
         let (last, tried) = (AtomicU32::new(TOO_MANY), AtomicU32::new(0));
         let skipped = |n: &u32| *calls == "pwrite64" && (2..ZEROS).contains(n);
@@ -175,7 +181,9 @@ async fn killed_at_every(test: &str, all: &[&str], fails: bool) {
                 if n >= last.load(Ordering::SeqCst) {
                     return;
                 }
-                if killed_at(calls, n, fails).await {
+                let (killed, between) = killed_at(calls, n, fails).await;
+                betweens.fetch_add(u32::from(between), Ordering::SeqCst);
+                if killed {
                     tried.fetch_add(1, Ordering::SeqCst);
                 } else {
                     last.fetch_min(n, Ordering::SeqCst);
@@ -184,14 +192,18 @@ async fn killed_at_every(test: &str, all: &[&str], fails: bool) {
             .await;
         let last = last.load(Ordering::SeqCst);
         assert!((8..TOO_MANY).contains(&last), "{calls}: {last} points");
-        eprintln!("a deal by hold invoice ({test}), {calls}: killed at {} calls", tried.into_inner());
+        let end = if fails { "fails" } else { "is delivered" };
+        eprintln!("a job with a lock {end}, {calls}: killed at {} calls", tried.into_inner());
     }
+    let betweens = betweens.into_inner();
+    eprintln!("{betweens} of them between taking and booking");
+    assert_eq!(betweens == 0, fails, "a kill between taking and booking");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_node_killed_at_any_write_takes_what_is_locked_once_and_never_delivers_before() {
     let test = "a_node_killed_at_any_write_takes_what_is_locked_once_and_never_delivers_before";
-    killed_at_every(test, &["fdatasync", "pwrite64"], false).await;
+    killed_at_every(test, &["fdatasync", "pwrite64", "sendto"], false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

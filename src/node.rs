@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control;
 use crate::desk::{Desk, Order};
-use crate::job::{self, Engine, Offer, Rooms, Till};
+use crate::job::{self, Engine, HoldKey, Offer, Rooms, Till};
 use crate::ledger::Ledger;
 use crate::market::catalog as job_types;
 use crate::protocol::{self, announcement::Announcement};
@@ -184,7 +184,10 @@ impl Node {
         let clock = clock::system();
         let ledger = Ledger::new(store.clone());
         let till = match open_wallet(&config)? {
-            Some(wallet) => Some(Till::open(wallet, config.payment.quote_ms, &store)?),
+            Some(wallet) => {
+                let holds = config.payment.hold_invoices.then(|| HoldKey::of(&keys));
+                Some(Till::open_with(wallet, config.payment.quote_ms, holds, &store)?)
+            }
             None => None,
         };
         let (receipts, told) = mpsc::channel(receipts::WAITING);

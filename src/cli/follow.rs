@@ -1,11 +1,14 @@
 //! Following one request to its end: feedback as talk, the result as data, and the exit code between them.
 
+mod paying;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nostr_sdk::prelude::{JsonUtil, PublicKey};
 use serde_json::json;
 
+use self::paying::{Paying, end_of};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Paint};
 use crate::customer::pay::{Payable, Purse};
@@ -15,7 +18,7 @@ use crate::protocol::cancel::cancel;
 use crate::protocol::proof::Verdict;
 use crate::protocol::{Feedback, Status};
 use crate::relay::{Client, Subscription};
-use crate::wallet::{Pay, PayError, Wallet};
+use crate::wallet::Wallet;
 
 /// When a provider says no and nobody was asked by name: how long others have to say yes.
 const OTHERS: Duration = Duration::from_secs(15);
@@ -82,11 +85,16 @@ impl Follow<'_> {
         let mut feedback: Vec<(PublicKey, Feedback)> = Vec::new();
         let mut bad: Option<Answer> = None;
         let mut paid: Option<Paid> = None;
+        let mut paying: Option<Paying> = None;
         let mut ignored = 0;
         let mut until = self.deadline;
         let why = loop {
             let received = tokio::select! {
                 received = answers.next() => received,
+                ended = end_of(&mut paying) => {
+                    self.payment_ended(ended, &mut paying, &mut paid);
+                    continue;
+                }
                 () = tokio::time::sleep_until(until.into()) => break self.out_of_time(&feedback),
                 interrupt = tokio::signal::ctrl_c() => {
                     if let Err(error) = interrupt {
@@ -114,7 +122,7 @@ impl Follow<'_> {
                     if said.status == Status::PaymentRequired
                         && let Some(payer) = &self.payer
                     {
-                        self.pay(payer, &provider, &said, &mut paid).await;
+                        self.pay(payer, &provider, &said, paid.is_some(), &mut paying);
                     }
                     feedback.push((provider, said));
                     until = self.deadline.min(self.patience(&feedback));
@@ -124,6 +132,7 @@ impl Follow<'_> {
                 }
                 Heard::Result(answer) if answer.is_good() || is_asked(self.customer, &answer) => {
                     self.say(&format!("result {} by {}", short_id(&answer), short(&answer.reply.provider)));
+                    self.end_payment(Why::Result, &mut paying, &mut paid).await;
                     return self.end(Why::Result, Some(*answer), feedback, paid);
                 }
                 Heard::Result(answer) => {
@@ -147,34 +156,9 @@ impl Follow<'_> {
         if self.cancel && gave_up {
             self.take_back().await;
         }
+        self.end_payment(why, &mut paying, &mut paid).await;
         let why = if bad.is_some() { Why::Result } else { why };
         self.end(why, bad, feedback, paid)
-    }
-
-    /// Pays one invoice for this request at most, and says why not otherwise.
-    async fn pay(&self, payer: &Payer, by: &PublicKey, said: &Feedback, paid: &mut Option<Paid>) {
-        let payable = match payer.purse.judge(by, said, paid.is_some(), crate::clock::now_s()) {
-            Ok(payable) => payable,
-            Err(why) => return self.say(&format!("not paid: {why}")),
-        };
-        let order = Pay {
-            bolt11: payable.bolt11.clone(),
-            amount_msat: payable.amount_msat,
-            max_fee_msat: payer.max_fee_msat,
-        };
-        let amount = output::sats(payable.amount_msat);
-        match payer.wallet.pay(&order).await {
-            Ok(payment) => {
-                self.say(&format!("paid {amount}, and {} in fees", output::sats(payment.fee_msat)));
-                *paid = Some(Paid { payable, fee_msat: Some(payment.fee_msat) });
-            }
-            Err(PayError::Refused(why)) => self.say(&format!("not paid: {why}")),
-            Err(PayError::InDoubt { why, .. }) => {
-                // It may have gone out: nothing else is paid for this request.
-                self.say(&format!("perhaps paid {amount}: {why}"));
-                *paid = Some(Paid { payable, fee_msat: None });
-            }
-        }
     }
 
     fn end(

@@ -112,6 +112,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("payment.node_day_msat", 0, MOST_MSAT),
     number("payment.node_week_msat", 0, MOST_MSAT),
     number("payment.quote_ms", 60_000, DAY_MS),
+    flag("payment.hold_invoices"),
     of("payment.wallet", Kind::Wallet),
     of("payment.wallet_url", Kind::Text { max_bytes: 1_000 }),
     of("payment.wallet_key_file", Kind::Path),

@@ -40,6 +40,8 @@ pub struct Payment {
     pub node_week_msat: u64,
     /// How long a quote and its invoice hold.
     pub quote_ms: u64,
+    /// Whether jobs are paid by hold invoices where the wallet has them.
+    pub hold_invoices: bool,
     pub wallet: WalletChoice,
     /// Where LNbits answers.
     #[serde(deserialize_with = "super::some_text")]

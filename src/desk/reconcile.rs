@@ -308,7 +308,7 @@ impl Desk {
     async fn take(&self, row: &Row, until: Instant, difference: &mut Difference) -> Result<(), Error> {
         let store = self.ledger.store();
         let Some((invoice, _)) = store.invoice(&row.payment_hash)? else { return Ok(()) };
-        let paid = Paid { invoice: Box::new(invoice), received_msat: row.msat };
+        let paid = Paid { invoice: Box::new(invoice), received_msat: row.msat, locked: false };
         let Some(engine) = self.engine.get() else {
             if let Some(job) = &paid.invoice.job
                 && self.waits(job)?

@@ -27,9 +27,14 @@ pub fn quote(
     most_msat: u64,
 ) -> Result<Record, Failure> {
     let (pay_msat, until_s) = (invoice.amount_msat, invoice.expires_ms / 1_000);
+    let then = match invoice.hold {
+        None => "what is not used is your credit here",
+        Some(_) => {
+            "it is taken when the job is delivered and given back when it is not; what is not used is your credit here"
+        }
+    };
     let words = format!(
-        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and what is not used \
-         is your credit here"
+        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}"
     );
     let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
     let event = sign_feedback(rooms, request, relay, &feedback)?;

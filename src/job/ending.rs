@@ -2,8 +2,9 @@
 //! node's owner. How it came to that end is `runner`'s business, the signing `answer`'s.
 
 use super::content::{self, Artifact, Content};
-use super::ticket::{End, Ticket};
-use super::{Failure, Rooms, after, answer, settle};
+use super::locks::Took;
+use super::ticket::{End, Stopped, Ticket};
+use super::{Failure, Rooms, after, answer, locks, settle};
 use crate::agent::Work;
 use crate::market::Code;
 use crate::protocol::{self, Proof, Request, proof};
@@ -68,8 +69,12 @@ async fn end_having_used(
     tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
     match answer::failed(rooms, request, relay, failure, used.clone()) {
         Ok(mut records) => {
+            let job = request.id.to_hex();
             records.extend(settle::failed(rooms, request, failure, &used)?);
-            settle::settle(rooms, &request.id.to_hex(), records).await
+            records.extend(locks::void(&rooms.store, &job)?);
+            let end = settle::settle(rooms, &job, records).await?;
+            rooms.till.iter().for_each(|till| till.look_over());
+            Ok(end)
         }
         // Nothing to hand out and nothing charged; the log of the node is the only place left to say it.
         Err(error) => {
@@ -79,8 +84,13 @@ async fn end_having_used(
     }
 }
 
-/// Signs and writes down the one result, shorter if it must be.
-pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) -> Result<End, store::Error> {
+/// Signs the one result, shorter if it must be, takes what is locked for it, and writes both down.
+pub(super) async fn deliver(
+    rooms: &Rooms,
+    ticket: &Ticket,
+    finished: Finished,
+    stop: &mut Stopped,
+) -> Result<End, store::Error> {
     let Finished { mut content, commit, ran, report } = finished;
     let used = used(ran.usage, keep_log(rooms, ran.log).await?);
     let charge = settle::charge(rooms, ticket, &used)?;
@@ -89,6 +99,12 @@ pub(super) async fn deliver(rooms: &Rooms, ticket: &Ticket, finished: Finished) 
     let failure = loop {
         let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used, invoice.as_ref()) {
             Ok(mut records) => {
+                match locks::take(rooms, ticket, stop).await? {
+                    Took::Nothing => {}
+                    Took::Settled(taken) => records.extend(taken),
+                    Took::Failed(failure) => break failure,
+                    Took::Later => return Ok(End::LeftOpen),
+                }
                 records.extend(settle::delivered(rooms, ticket, charge.as_ref(), &used));
                 records.extend(invoice.clone().map(Record::Invoiced));
                 let end = settle::settle(rooms, &ticket.request.id.to_hex(), records).await?;

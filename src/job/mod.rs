@@ -9,6 +9,7 @@ pub mod content;
 mod ending;
 pub mod engine;
 mod intake;
+mod locks;
 mod paying;
 pub mod queue;
 mod quota;
@@ -32,6 +33,7 @@ use crate::store::record::Record;
 use crate::store::{self, Outgoing, Store};
 
 pub use engine::{Engine, Error, Offer, Progress, Status};
+pub use locks::HoldKey;
 pub use till::{Paid, Till};
 
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.

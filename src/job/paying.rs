@@ -7,13 +7,16 @@ use nostr_sdk::prelude::{Event, JsonUtil};
 use super::engine::{Dispatcher, Message, Offer, report};
 use super::ticket::Ticket;
 use super::till::{self, Paid};
-use super::{Failure, Rooms, answer};
+use super::{Failure, Rooms, answer, locks};
 use crate::ledger;
 use crate::market::{Admission, Code, Way, judge};
 use crate::protocol::request::Request;
 use crate::store;
 use crate::store::Quote;
 use crate::store::record::Record;
+
+/// Said when there is no job for what is locked.
+const NOT_TAKEN: &str = "nothing of it is taken";
 
 impl Dispatcher {
     /// The batch of an acceptance was not written, because of the books.
@@ -34,7 +37,11 @@ impl Dispatcher {
         match self.rooms.till.clone() {
             Some(till) if asks => self.ask_for(till, ticket, missing_msat, offer),
             _ => {
-                let have = if paid.is_some() { "with what you have paid, " } else { "" };
+                let have = match &paid {
+                    None => "",
+                    Some(paid) if paid.locked => "with what you have locked, ",
+                    Some(_) => "with what you have paid, ",
+                };
                 let reason =
                     format!("the job may cost {most_msat} msat; {have}your credit here is {available_msat}");
                 let refusal = Failure::quote(Code::PaymentRequired, most_msat, reason);
@@ -123,7 +130,14 @@ impl Dispatcher {
             // For a job that was delivered before it was paid.
             return self.credit(paid, None);
         };
-        match self.still_wanted(&job, &quote, &request) {
+        let (asked_msat, received_msat) = (paid.invoice.amount_msat, paid.received_msat);
+        if paid.locked && received_msat < asked_msat {
+            let reason =
+                format!("{asked_msat} msat are asked for, and {received_msat} are locked; {NOT_TAKEN}");
+            let refusal = Failure::quote(Code::PaymentRequired, quote.agreed.most_msat, reason);
+            return self.credit(paid, Some((request, quote.relay, refusal)));
+        }
+        match self.still_wanted(&job, &quote, &request, paid.locked) {
             Ok(Some(admission)) => {
                 let offer = Offer { event, relay: quote.relay, done: Box::new(|| ()) };
                 self.accept(request, admission, offer, Some(paid));
@@ -147,6 +161,7 @@ impl Dispatcher {
         job: &str,
         quote: &Quote,
         request: &Request,
+        locked: bool,
     ) -> Result<Option<Admission>, Option<Failure>> {
         let store = self.rooms.store.clone();
         let looked = (|| {
@@ -160,7 +175,7 @@ impl Dispatcher {
         if known {
             return Ok(None);
         }
-        let credited = "what you paid is in your credit here";
+        let credited = if locked { NOT_TAKEN } else { "what you paid is in your credit here" };
         if cancelled {
             return Err(Some(Failure::new(
                 Code::Cancelled,
@@ -182,9 +197,13 @@ impl Dispatcher {
         Ok(Some(Admission { agreed: quote.agreed.clone(), ..admission }))
     }
 
-    /// What was paid becomes credit; who waits for a job that does not come is told why.
+    /// What was paid becomes credit, and what is locked is given back; who waits for a job that does not come is told why.
     fn credit(&mut self, paid: Paid, turned_down: Option<(Request, String, Failure)>) {
-        let mut records = vec![Record::Transfer(paid.transfer())];
+        let mut records = match locks::settled(&self.rooms.store, &paid) {
+            Ok(_) if paid.locked => Vec::new(),
+            Ok(records) => records,
+            Err(error) => return self.fail(error),
+        };
         if let Some((request, relay, refusal)) = turned_down {
             match answer::refusal(&self.rooms, &request, &relay, &refusal) {
                 Ok(refusal) => records.extend(refusal),
@@ -192,8 +211,12 @@ impl Dispatcher {
             }
         }
         let rooms = self.rooms.clone();
+        if records.is_empty() {
+            return rooms.till.iter().for_each(|till| till.look_over());
+        }
         self.begin(async move {
             match rooms.commit(records).await {
+                Ok(_) if paid.locked => rooms.till.iter().for_each(|till| till.look_over()),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::error!(hash = %paid.invoice.payment_hash, %error, "a payment is not in the books yet");
@@ -214,8 +237,9 @@ async fn quote(
     relay: &str,
 ) -> Result<Option<u64>, store::Error> {
     let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
-    let invoice = match till.invoice(&rooms.store, &customer, missing_msat, Some(&job), rooms.now_ms()).await
-    {
+    let now_ms = rooms.now_ms();
+    let run = (job.as_str(), ticket.deadline_ms.saturating_sub(now_ms));
+    let invoice = match till.invoice_ahead(&rooms.store, &customer, missing_msat, run, now_ms).await {
         Ok(invoice) => invoice,
         Err(till::Error::Store(error)) => return Err(error),
         Err(error) => {

@@ -40,7 +40,7 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
         end = work => end.unwrap_or_else(|_| Err(ticket.too_late(ticket.deadline_ms, OUT_OF_TIME).into())),
     };
     match end {
-        Ok(finished) => ending::deliver(rooms, ticket, finished).await,
+        Ok(finished) => ending::deliver(rooms, ticket, finished, &mut stopped).await,
         Err(Trouble::Job(failure, None)) => ending::fail(rooms, ticket, &failure).await,
         Err(Trouble::Job(failure, Some(ran))) => ending::fail_after(rooms, ticket, &failure, *ran).await,
         Err(Trouble::Store(error)) => Err(error),
@@ -49,7 +49,7 @@ pub async fn run(rooms: &Rooms, ticket: &Ticket, mut stopped: Stopped) -> Result
 
 const OUT_OF_TIME: &str = "no answer within the job's deadline";
 
-async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
+pub(super) async fn wait_for_stop(stopped: &mut Stopped) -> Stop {
     loop {
         if let Some(stop) = *stopped.borrow_and_update() {
             return stop;

@@ -7,21 +7,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, OnceCell, mpsc};
 
 use super::Engine;
+use super::locks::{self, HoldKey};
 use crate::ledger::{self, Ledger, transfer};
 use crate::store::record::{self, Record};
 use crate::store::{self, InvoiceState, Store};
-use crate::wallet::{self, Found, LookupOptions, Lookups, NewInvoice, PaymentHash, State, Wallet};
+use crate::wallet::{
+    self, Found, LookupOptions, Lookups, NewHold, NewInvoice, PaymentHash, Preimage, State, Wallet,
+};
 
 /// An invoice that has expired is followed for so long: wallets settle late.
 const AFTER_EXPIRY_MS: u64 = 3_600_000;
 /// Invoices that may be open at once, not counting those that have expired; further customers are told to come back.
 const MOST_OPEN: usize = 1_000;
 const SWEEP: Duration = Duration::from_secs(60);
+/// The first pause before what could not be given back is tried again; each is twice the one before.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Last looks at dead invoices side by side, and the longest that a sweep goes on with them.
-const LAST_LOOKS: usize = 8;
+pub(super) const LAST_LOOKS: usize = 8;
 const LOOK: Duration = Duration::from_secs(30);
 /// Changes of invoices that may wait to be dealt with.
 const INBOX: usize = 64;
@@ -36,6 +41,12 @@ pub struct Till {
     pub quote_ms: u64,
     /// Hashes of invoices that were made and are not on record yet.
     made: Mutex<HashSet<String>>,
+    /// For hold invoices; `None`: jobs are paid by plain ones.
+    holds: Option<HoldKey>,
+    /// Whether the wallet has them, once it has said so.
+    can_hold: OnceCell<bool>,
+    /// Something that is locked may have to be given back.
+    over: Notify,
 }
 
 /// What the till has found out.
@@ -44,12 +55,19 @@ pub struct Paid {
     pub invoice: Box<record::Invoice>,
     /// What has come, msat; the invoice's amount where the wallet does not say.
     pub received_msat: u64,
+    /// It is locked, and neither ours nor the customer's yet.
+    pub locked: bool,
 }
 
 impl Paid {
     /// The entry of the books that it makes.
     pub fn transfer(&self) -> store::money::Transfer {
-        let Paid { invoice, received_msat } = self;
+        let Paid { invoice, received_msat, locked } = self;
+        if let (true, Some(job)) = (locked, &invoice.job) {
+            // More than was asked for is nobody's credit before it is ours.
+            let msat = invoice.amount_msat;
+            return transfer::locked(&invoice.payment_hash, &invoice.wallet, job, &invoice.customer, msat);
+        }
         transfer::paid(&invoice.payment_hash, &invoice.wallet, Some(&invoice.customer), *received_msat)
     }
 }
@@ -78,10 +96,32 @@ impl Till {
         quote_ms: u64,
         store: &Store,
     ) -> Result<(Arc<Till>, mpsc::Receiver<Found>), store::Error> {
+        Till::open_with(wallet, quote_ms, None, store)
+    }
+
+    /// As [`Till::open`]; with a key jobs are paid by hold invoices where the wallet has them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn open_with(
+        wallet: Arc<dyn Wallet>,
+        quote_ms: u64,
+        holds: Option<HoldKey>,
+        store: &Store,
+    ) -> Result<(Arc<Till>, mpsc::Receiver<Found>), store::Error> {
         let (tell, found) = mpsc::channel(INBOX);
         let lookups = Lookups::start(Arc::clone(&wallet), LookupOptions::default(), tell);
         let name = wallet.identity().kind.to_string();
-        let till = Till { wallet, name, lookups, quote_ms, made: Mutex::default() };
+        let till = Till {
+            wallet,
+            name,
+            lookups,
+            quote_ms,
+            made: Mutex::default(),
+            holds,
+            can_hold: OnceCell::new(),
+            over: Notify::new(),
+        };
         for invoice in store.unpaid()? {
             till.follow(&invoice);
         }
@@ -110,6 +150,33 @@ impl Till {
         job: Option<&str>,
         now_ms: u64,
     ) -> Result<record::Invoice, Error> {
+        self.make(store, customer, msat, (job, None), now_ms).await
+    }
+
+    /// As [`Till::invoice`], for a job that begins when it is paid: a hold invoice where the wallet has them. The job
+    /// takes `lasts_ms` at most, from its beginning to its end.
+    ///
+    /// # Errors
+    /// The wallet's.
+    pub async fn invoice_ahead(
+        &self,
+        store: &Store,
+        customer: &str,
+        msat: u64,
+        (job, lasts_ms): (&str, u64),
+        now_ms: u64,
+    ) -> Result<record::Invoice, Error> {
+        self.make(store, customer, msat, (Some(job), Some(lasts_ms)), now_ms).await
+    }
+
+    async fn make(
+        &self,
+        store: &Store,
+        customer: &str,
+        msat: u64,
+        (job, lasts_ms): (Option<&str>, Option<u64>),
+        now_ms: u64,
+    ) -> Result<record::Invoice, Error> {
         if store.unexpired_invoices(now_ms)? >= MOST_OPEN {
             return Err(Error::Busy);
         }
@@ -121,7 +188,10 @@ impl Till {
             expiry_s: u32::try_from(self.quote_ms / 1_000).unwrap_or(u32::MAX),
             description_hash: None,
         };
-        let made = self.wallet.make_invoice(&new).await?;
+        let (made, hold) = match (job, lasts_ms) {
+            (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new).await?,
+            _ => (self.wallet.make_invoice(&new).await?, None),
+        };
         let payment_hash = made.payment_hash.to_hex();
         // In this order: what is taken out of `made` is on record by then.
         let new = self.made().insert(payment_hash.clone());
@@ -136,7 +206,61 @@ impl Till {
             expires_ms: made.expires_at_s.saturating_mul(1_000),
             wallet: self.name.clone(),
             job: job.map(str::to_owned),
+            hold,
         })
+    }
+
+    /// A hold invoice where the wallet has them and locks for long enough, with its nonce; else a plain one.
+    async fn hold_or_plain(
+        &self,
+        job: &str,
+        lasts_ms: u64,
+        new: NewInvoice,
+    ) -> Result<(wallet::Invoice, Option<String>), Error> {
+        let asked = async || self.wallet.abilities().await.map(|can| can.hold);
+        if let (Some(key), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
+            && *self.can_hold.get_or_try_init(asked).await?
+        {
+            let nonce = HoldKey::nonce();
+            let payment_hash = key.preimage(job, &nonce).payment_hash();
+            let hold = NewHold { payment_hash, lock_blocks, invoice: new.clone() };
+            match self.wallet.make_hold_invoice(&hold).await {
+                Ok(made) => match wallet::read_bolt11(&made.bolt11)?.lock_blocks {
+                    locked if locked >= lock_blocks => return Ok((made, Some(nonce))),
+                    locked => {
+                        tracing::warn!(locked, lock_blocks, "the wallet's lock may end before the job does");
+                        // Nobody has seen this one.
+                        if let Err(error) = self.wallet.cancel_hold(&payment_hash).await {
+                            tracing::debug!(%error, "it is left to expire");
+                        }
+                    }
+                },
+                // It says that it has them, and that we may not.
+                Err(
+                    error @ (wallet::Error::Unsupported { .. }
+                    | wallet::Error::Denied(_)
+                    | wallet::Error::Said { .. }),
+                ) => tracing::warn!(%error, "no hold invoice; a plain one is asked for"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((self.wallet.make_invoice(&new).await?, None))
+    }
+
+    /// What takes a hold invoice of ours; `None` when it was made with another key.
+    pub(super) fn preimage(&self, invoice: &record::Invoice) -> Option<Preimage> {
+        let (key, job, nonce) = (self.holds.as_ref()?, invoice.job.as_ref()?, invoice.hold.as_ref()?);
+        let preimage = key.preimage(job, nonce);
+        (preimage.payment_hash().to_hex() == invoice.payment_hash).then_some(preimage)
+    }
+
+    /// A job is over: what is locked for it is to be given back.
+    pub(super) fn look_over(&self) {
+        self.over.notify_one();
+    }
+
+    pub(super) async fn forget(&self, payment_hash: PaymentHash) {
+        self.lookups.forget(payment_hash).await;
     }
 
     fn made(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -165,8 +289,8 @@ impl Till {
     }
 }
 
-/// Takes what the wallet says about our invoices to the dispatcher, and gives up those that are long dead. Ends with the
-/// look-ups.
+/// Takes what the wallet says about our invoices to the dispatcher, gives up those that are long dead, and gives back
+/// what is locked for jobs that are over. Ends with the look-ups.
 pub async fn watch(
     till: Arc<Till>,
     ledger: Ledger,
@@ -174,36 +298,72 @@ pub async fn watch(
     clock: crate::clock::Clock,
     engine: Engine,
 ) {
-    let mut sweep = tokio::time::interval(SWEEP);
-    loop {
-        tokio::select! {
-            change = found.recv() => match change {
-                Some(change) => learn(&ledger, change.payment_hash, &change.state, &engine).await,
-                None => return,
-            },
-            _ = sweep.tick() => match tokio::time::timeout(LOOK, give_up(&till, &ledger, clock(), &engine)).await {
+    let learning = async {
+        while let Some(change) = found.recv().await {
+            learn(&ledger, change.payment_hash, &change.state, &engine).await;
+        }
+    };
+    let sweeping = async {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            sweep.tick().await;
+            match tokio::time::timeout(LOOK, give_up(&till, &ledger, clock(), &engine)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "dead invoices were not given up"),
                 Err(_) => tracing::info!("not all dead invoices were given up; the next sweep goes on"),
             }
         }
+    };
+    let giving_back = async {
+        let mut pause = SWEEP;
+        loop {
+            let left = match locks::give_back(&till, &ledger, clock(), &engine).await {
+                Ok(left) => left,
+                Err(error) => {
+                    tracing::warn!(%error, "what is locked was not given back");
+                    true
+                }
+            };
+            pause = match left {
+                true if pause == SWEEP => AGAIN,
+                true => (pause * 2).min(SWEEP / 2),
+                false => SWEEP,
+            };
+            tokio::select! {
+                () = till.over.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = learning => {}
+        () = sweeping => {}
+        () = giving_back => {}
     }
 }
 
-async fn learn(ledger: &Ledger, payment_hash: PaymentHash, state: &State, engine: &Engine) {
-    let State::Settled { received_msat, .. } = *state else { return };
+/// What a state means for the dispatcher, if it means anything.
+pub(super) async fn learn(ledger: &Ledger, payment_hash: PaymentHash, state: &State, engine: &Engine) {
+    let (told_msat, locked) = match *state {
+        State::Settled { received_msat, .. } => (received_msat, false),
+        State::Held { amount_msat } => (amount_msat, true),
+        State::Unknown | State::Pending | State::Expired | State::Failed => return,
+    };
     let hash = payment_hash.to_hex();
     match ledger.store().invoice(&hash) {
         Ok(Some((_, InvoiceState::Paid))) => {}
+        Ok(Some((invoice, _))) if locked && invoice.hold.is_none() => {
+            tracing::error!(%hash, "the wallet calls an invoice locked that is no hold invoice");
+        }
         // One that was given up counts as well: the money has come.
         Ok(Some((invoice, InvoiceState::Open | InvoiceState::Closed))) => {
-            let received_msat = received_msat.unwrap_or(invoice.amount_msat);
+            let received_msat = told_msat.unwrap_or(invoice.amount_msat);
             if received_msat == 0 {
                 // Nothing has come, whatever the wallet calls it.
                 return tracing::error!(%hash, "the wallet calls an invoice paid and has received nothing");
             }
-            tracing::info!(%hash, received_msat, customer = %invoice.customer, "an invoice was paid");
-            engine.paid(Paid { invoice: invoice.into(), received_msat }).await;
+            tracing::info!(%hash, received_msat, locked, customer = %invoice.customer, "an invoice was paid");
+            engine.paid(Paid { invoice: invoice.into(), received_msat, locked }).await;
         }
         Ok(None) => tracing::error!(%hash, "the wallet speaks of an invoice that is not ours"),
         Err(error) => tracing::error!(%hash, %error, "a payment waits for the next start"),

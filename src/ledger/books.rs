@@ -34,6 +34,8 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             Account::Credit(_) => credit_may_have(transfer, would_msat, net),
             // These hold what is owed, so they are never above zero.
             Account::Held(_) | Account::Refunding(_) => would_msat <= 0,
+            // No more goes back than was locked.
+            Account::Locked(_) => would_msat >= 0,
             _ => true,
         };
         if fine {
@@ -50,9 +52,11 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
     Ok(())
 }
 
-/// A customer's credit sinks below zero by a hold under a credit line only, and comes up from there by anything.
+/// A customer's credit sinks below zero by a hold under a credit line only, and comes up from there by anything. A lock
+/// that goes takes exactly what it has lent; all of it but the rounding to a whole sat was held by its job, so of what
+/// the customer has spent meanwhile less than a sat was not its own.
 fn credit_may_have(transfer: &Transfer, would_msat: i128, net: i128) -> bool {
-    net <= 0 || would_msat <= i128::from(line_msat(transfer))
+    net <= 0 || matches!(transfer.why, Why::Unlocked { .. }) || would_msat <= i128::from(line_msat(transfer))
 }
 
 fn line_msat(transfer: &Transfer) -> u64 {
@@ -74,7 +78,29 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
             shape(transfer.id == super::transfer::paid_id(payment_hash), "a payment's id names its hash")?;
             let named = transfer.legs.iter().all(|leg| leg.to == Account::Wallet(wallet.clone()));
             let fits = named && all(|from| matches!(from, Account::Credit(_) | Account::Suspense), |_| true);
-            shape(fits, "a payment goes from credit to the wallet that has it")
+            shape(fits, "a payment goes from credit to the wallet that has it")?;
+            // Else the customer would have the same sats twice.
+            let locked = past.was_made(&super::transfer::locked_id(payment_hash))?
+                && !past.was_made(&super::transfer::unlocked_id(payment_hash))?;
+            if locked { Err(Error::StillLocked { payment_hash: payment_hash.clone() }) } else { Ok(()) }
+        }
+        Why::Locked { payment_hash, wallet, .. } => {
+            shape(transfer.id == super::transfer::locked_id(payment_hash), "a lock's id names its hash")?;
+            let named = transfer.legs.iter().all(|leg| leg.to == Account::Locked(wallet.clone()));
+            let fits =
+                named && transfer.legs.len() == 1 && all(|from| matches!(from, Account::Credit(_)), |_| true);
+            shape(fits, "a lock goes from credit to what is locked in the wallet that has it")?;
+            let paid = past.was_made(&super::transfer::paid_id(payment_hash))?;
+            shape(!paid, "what was paid is not locked any more")
+        }
+        Why::Unlocked { payment_hash, .. } => {
+            let locked = past.transfer(&super::transfer::locked_id(payment_hash))?;
+            let back = locked.as_ref().and_then(super::transfer::unlocked);
+            if back.as_ref() == Some(transfer) {
+                Ok(())
+            } else {
+                Err(Error::NotTheLock { payment_hash: payment_hash.clone() })
+            }
         }
         Why::Grant { .. } => {
             let fits = all(|from| matches!(from, Account::Credit(_)), |to| *to == Account::Grants);
@@ -181,9 +207,15 @@ pub(super) fn may_be_corrected(transfer: &Transfer) -> bool {
     match transfer.why {
         Why::Hold { .. } | Why::Capture { .. } | Why::Void { .. } => false,
         Why::RefundBegun { .. } | Why::RefundPaid { .. } | Why::RefundFailed { .. } => false,
+        Why::Locked { .. } | Why::Unlocked { .. } => false,
         Why::Paid { .. } | Why::Grant { .. } | Why::Cost { .. } => true,
         Why::WrittenOff { .. } | Why::Correction { .. } | Why::Reconciled { .. } => true,
     }
+}
+
+/// Whether a later transfer may ask for this one's body.
+pub(super) fn may_be_asked_for(transfer: &Transfer) -> bool {
+    may_be_corrected(transfer) || matches!(transfer.why, Why::Locked { .. })
 }
 
 /// What a transfer does to holds: the job, and its hold from now on.

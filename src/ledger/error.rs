@@ -24,6 +24,11 @@ pub enum Error {
         "the budget of {whose} for {days} days is {budget_msat} msat; with this it would be {would_msat}"
     )]
     OverBudget { whose: String, days: u64, budget_msat: u64, would_msat: u64 },
+    /// A payment is booked when its lock goes, not beside it.
+    #[error("the payment {payment_hash} is locked for a job that has not ended")]
+    StillLocked { payment_hash: String },
+    #[error("nothing is locked under {payment_hash} that this would give back")]
+    NotTheLock { payment_hash: String },
     #[error("the account {account} would have {would_msat} msat, which it cannot have")]
     Overdrawn { account: String, would_msat: i128 },
     /// A correction names what is not there, or does not undo it.
@@ -40,6 +45,9 @@ pub enum Broken {
     Entry { seq: u64, source: Error },
     #[error("entry {seq}: the signed head of entry {of} is not the node's, or of another log")]
     Seal { seq: u64, of: u64 },
+    /// What is locked is always held by its job.
+    #[error("the payment {payment_hash} is locked for the job {job}, which holds nothing")]
+    Lock { payment_hash: String, job: String },
     #[error("the index says {indexed_msat} msat in {account}, the entries make {entries_msat}")]
     Index { account: String, indexed_msat: i128, entries_msat: i128 },
 }
@@ -50,7 +58,7 @@ impl Broken {
         match self {
             Broken::Store(store::Error::Corrupt(damage)) => Some(damage.seq),
             Broken::Entry { seq, .. } | Broken::Seal { seq, .. } => Some(*seq),
-            Broken::Store(_) | Broken::Index { .. } => None,
+            Broken::Store(_) | Broken::Lock { .. } | Broken::Index { .. } => None,
         }
     }
 }

@@ -132,6 +132,7 @@ impl Sums {
                 | Account::Refunding(_)
                 | Account::Supplier(_)
                 | Account::Wallet(_)
+                | Account::Locked(_)
                 | Account::Suspense => {}
             }
             // By the kind, so that no account of income or expense can be left out of it.

@@ -9,6 +9,8 @@ use super::*;
 use crate::store::money::{About, Leg, Why};
 use crate::store::{Holder, Options};
 
+mod locks;
+
 const HOUR: u64 = 3_600_000;
 
 struct House {

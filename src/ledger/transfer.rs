@@ -7,6 +7,14 @@ pub fn paid_id(payment_hash: &str) -> String {
     format!("paid:{payment_hash}")
 }
 
+pub fn locked_id(payment_hash: &str) -> String {
+    format!("locked:{payment_hash}")
+}
+
+pub fn unlocked_id(payment_hash: &str) -> String {
+    format!("unlocked:{payment_hash}")
+}
+
 pub fn hold_id(job: &str) -> String {
     format!("hold:{job}")
 }
@@ -55,6 +63,29 @@ pub fn paid(payment_hash: &str, wallet: &str, customer: Option<&str>, msat: u64)
         legs: vec![leg(from, Account::Wallet(wallet.to_owned()), msat)],
         about: None,
     }
+}
+
+/// What our wallet says is locked for a job: lent to the customer's credit, so that the job can be held.
+pub fn locked(payment_hash: &str, wallet: &str, job: &str, customer: &str, msat: u64) -> Transfer {
+    let locked = Account::Locked(wallet.to_owned());
+    Transfer {
+        id: locked_id(payment_hash),
+        why: Why::Locked {
+            job: job.to_owned(),
+            payment_hash: payment_hash.to_owned(),
+            wallet: wallet.to_owned(),
+        },
+        legs: vec![leg(Account::Credit(customer.to_owned()), locked, msat)],
+        about: None,
+    }
+}
+
+/// The way back, leg by leg; `None` when this is not the transfer of a lock.
+pub fn unlocked(locked: &Transfer) -> Option<Transfer> {
+    let Why::Locked { job, payment_hash, .. } = &locked.why else { return None };
+    let legs = locked.legs.iter().map(|l| leg(l.to.clone(), l.from.clone(), l.msat)).collect();
+    let why = Why::Unlocked { job: job.clone(), payment_hash: payment_hash.clone() };
+    Some(Transfer { id: unlocked_id(payment_hash), why, legs, about: None })
 }
 
 /// `id` is the giver's, so that a command that is repeated gives once.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::books::{self, Past};
 use super::{Broken, Error, Seal};
-use crate::store::money::{Account, Transfer};
+use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
 use crate::store::{self, Entry, Head, OpenHold, Store};
 
@@ -35,6 +35,7 @@ pub struct Verified {
 pub fn verify(store: &Store) -> Result<Verified, Broken> {
     let mut books = Books::default();
     let head = store.verify_with(&mut |entry: Entry| books.take_in(entry))?;
+    books.check_locks()?;
     books.check_seals(store.dir())?;
     for (account, indexed_msat) in store.balances()? {
         let entries_msat = books.balances.get(&account).copied().unwrap_or_default();
@@ -53,6 +54,7 @@ pub fn verify(store: &Store) -> Result<Verified, Broken> {
 pub fn verify_log(data_dir: &Path) -> Result<Verified, Broken> {
     let mut books = Books::default();
     let head = store::verify_log(data_dir, &mut |entry: Entry| books.take_in(entry))?;
+    books.check_locks()?;
     books.check_seals(data_dir)?;
     Ok(books.verified(head))
 }
@@ -65,7 +67,7 @@ struct Books {
     /// Half of the hash of each id: a million of them must fit.
     ids: HashSet<[u8; 16]>,
     /// Bodies that a later entry may ask for.
-    correctable: HashMap<String, Transfer>,
+    asked_for: HashMap<String, Transfer>,
     nodes: Vec<String>,
     /// Each with its own entry's number.
     seals: Vec<(u64, Seal)>,
@@ -73,6 +75,17 @@ struct Books {
 }
 
 impl Books {
+    fn check_locks(&self) -> Result<(), Broken> {
+        for transfer in self.asked_for.values() {
+            if let Why::Locked { job, payment_hash, .. } = &transfer.why
+                && !self.holds.contains_key(job)
+            {
+                return Err(Broken::Lock { payment_hash: payment_hash.clone(), job: job.clone() });
+            }
+        }
+        Ok(())
+    }
+
     fn check_seals(&self, data_dir: &Path) -> Result<(), Broken> {
         for (seq, Seal { head, by, .. }) in &self.seals {
             let node = self.nodes.contains(by);
@@ -129,8 +142,12 @@ impl Books {
         }
         self.ids.insert(short(&transfer.id));
         self.count += 1;
-        if books::may_be_corrected(&transfer) {
-            self.correctable.insert(transfer.id.clone(), transfer);
+        if let Why::Unlocked { payment_hash, .. } = &transfer.why {
+            // It goes once.
+            self.asked_for.remove(&super::transfer::locked_id(payment_hash));
+        }
+        if books::may_be_asked_for(&transfer) {
+            self.asked_for.insert(transfer.id.clone(), transfer);
         }
         Ok(())
     }
@@ -153,7 +170,7 @@ impl Past for Books {
     }
 
     fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error> {
-        Ok(self.correctable.get(id).cloned())
+        Ok(self.asked_for.get(id).cloned())
     }
 
     fn was_made(&self, id: &str) -> Result<bool, Error> {

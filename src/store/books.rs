@@ -41,6 +41,7 @@ pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
         Why::Hold { job, .. } | Why::Capture { job } | Why::Void { job, .. } | Why::Cost { job, .. } => {
             Some(job)
         }
+        Why::Locked { job, .. } | Why::Unlocked { job, .. } => Some(job),
         _ => None,
     }
 }

@@ -38,6 +38,8 @@ pub enum Account {
     Supplier(String),
     /// Sats that a wallet of ours holds, by its name.
     Wallet(String),
+    /// What customers' payments lock for us in a wallet, by its name: neither taken nor given back yet.
+    Locked(String),
     /// Routing and wallet fees.
     Fees,
     /// Credit that was given away.
@@ -61,7 +63,7 @@ pub enum AccountKind {
 impl Account {
     pub fn kind(&self) -> AccountKind {
         match self {
-            Account::Wallet(_) => AccountKind::Asset,
+            Account::Wallet(_) | Account::Locked(_) => AccountKind::Asset,
             Account::Credit(_)
             | Account::Held(_)
             | Account::Refunding(_)
@@ -96,6 +98,7 @@ impl fmt::Display for Account {
             Account::ContainerCost(name) => write!(f, "cost:container:{name}"),
             Account::Supplier(name) => write!(f, "supplier:{name}"),
             Account::Wallet(name) => write!(f, "wallet:{name}"),
+            Account::Locked(name) => write!(f, "locked:{name}"),
             Account::Fees => f.write_str("fees"),
             Account::Grants => f.write_str("grants"),
             Account::WriteOff => f.write_str("write-off"),
@@ -125,6 +128,7 @@ impl FromStr for Account {
             ["cost", "container", name] if is_name(name) => Account::ContainerCost((*name).into()),
             ["supplier", name] if is_name(name) => Account::Supplier((*name).into()),
             ["wallet", name] if is_name(name) => Account::Wallet((*name).into()),
+            ["locked", name] if is_name(name) => Account::Locked((*name).into()),
             ["fees"] => Account::Fees,
             ["grants"] => Account::Grants,
             ["write-off"] => Account::WriteOff,
@@ -188,6 +192,10 @@ pub struct Transfer {
 pub enum Why {
     /// A payment that our wallet says has come.
     Paid { payment_hash: String, wallet: String },
+    /// A payment for a job is locked in a wallet: ours to take once the job is delivered, and credit until then.
+    Locked { job: EventId, payment_hash: String, wallet: String },
+    /// The lock is gone, taken (then the payment stands beside it) or given back: what it lent to credit goes.
+    Unlocked { job: EventId, payment_hash: String },
     /// The owner gives credit away.
     Grant { note: String },
     /// Part of a customer's credit is set aside for a job. `line_msat` is how far below zero the credit may go.
@@ -334,6 +342,7 @@ mod tests {
             Account::ContainerCost("docker".into()),
             Account::Supplier("cloudflare".into()),
             Account::Wallet("lnbits".into()),
+            Account::Locked("nwc".into()),
             Account::Fees,
             Account::Grants,
             Account::WriteOff,

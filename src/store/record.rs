@@ -103,6 +103,9 @@ pub struct Invoice {
     pub wallet: String,
     /// The request that it pays for; `None`: it tops up credit.
     pub job: Option<EventId>,
+    /// Of a hold invoice: what the node's key makes its preimage of. No secret without that key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<String>,
 }
 
 /// How a job ended.

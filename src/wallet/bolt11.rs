@@ -1,7 +1,9 @@
 //! Reading an invoice as far as money is concerned: hash, amount, times, description hash, signature. Whether a
 //! wallet made the one it was asked for is judged here, too; whether it gets paid is not.
 
-use lightning_invoice::{Currency, DEFAULT_EXPIRY_TIME, SignedRawBolt11Invoice};
+use lightning_invoice::{
+    Currency, DEFAULT_EXPIRY_TIME, DEFAULT_MIN_FINAL_CLTV_EXPIRY_DELTA, SignedRawBolt11Invoice,
+};
 
 use super::{Error, Invoice, MAX_MSAT, NewInvoice, PaymentHash};
 
@@ -21,6 +23,8 @@ pub struct Terms {
     /// Unix seconds.
     pub expires_at_s: u64,
     pub description_hash: Option<[u8; 32]>,
+    /// A payment to it stays locked for so many blocks at least, unless it is taken or given back.
+    pub lock_blocks: u64,
     /// For bitcoin itself; otherwise for one of its test networks.
     pub is_mainnet: bool,
 }
@@ -57,6 +61,9 @@ pub fn read(bolt11: &str) -> Result<Terms, Error> {
         created_at_s,
         expires_at_s: created_at_s.saturating_add(lasts_s),
         description_hash: raw.description_hash().map(|hash| *hash.0.as_ref()),
+        lock_blocks: raw
+            .min_final_cltv_expiry_delta()
+            .map_or(DEFAULT_MIN_FINAL_CLTV_EXPIRY_DELTA, |delta| delta.0),
         is_mainnet: raw.currency() == Currency::Bitcoin,
     })
 }

@@ -67,7 +67,7 @@ impl Nwc {
         &self,
         method: &'static str,
         new: &NewInvoice,
-        hash: Option<PaymentHash>,
+        hold: Option<&NewHold>,
     ) -> Result<Invoice, Error> {
         bolt11::askable(new)?;
         let mut params = json!({ "amount": new.amount_msat, "expiry": new.expiry_s });
@@ -76,13 +76,15 @@ impl Nwc {
                 Some(hash) => params.insert("description_hash".into(), hex::encode(hash).into()),
                 None => params.insert("description".into(), bolt11::memo(&new.memo).into()),
             };
-            if let Some(hash) = hash {
-                params.insert("payment_hash".into(), hash.to_hex().into());
+            if let Some(hold) = hold {
+                params.insert("payment_hash".into(), hold.payment_hash.to_hex().into());
+                params.insert("min_cltv_expiry_delta".into(), hold.lock_blocks.into());
             }
         }
         let answer = self.ask(method, params).await?;
         let text = |name: &str| answer.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let bolt11 = text("invoice").ok_or_else(|| Error::Nonsense("an answer without invoice".into()))?;
+        let hash = hold.map(|hold| hold.payment_hash);
         bolt11::accept(bolt11, text("payment_hash"), new, hash, self.now_s())
     }
 
@@ -186,7 +188,7 @@ impl Wallet for Nwc {
     }
 
     async fn make_hold_invoice(&self, new: &NewHold) -> Result<Invoice, Error> {
-        self.invoice("make_hold_invoice", &new.invoice, Some(new.payment_hash)).await
+        self.invoice("make_hold_invoice", &new.invoice, Some(new)).await
     }
 
     async fn settle_hold(&self, preimage: &Preimage) -> Result<(), Error> {

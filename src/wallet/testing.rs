@@ -22,13 +22,24 @@ pub(super) fn invoice(amount_msat: u64, created_at_s: u64, expiry_s: u64) -> Mad
 }
 
 pub(super) fn invoice_to(hash: PaymentHash, amount_msat: u64, created_at_s: u64, expiry_s: u64) -> Made {
+    invoice_locking(hash, amount_msat, created_at_s, expiry_s, 18)
+}
+
+/// One to which a payment stays locked for so many blocks.
+pub(super) fn invoice_locking(
+    hash: PaymentHash,
+    amount_msat: u64,
+    created_at_s: u64,
+    expiry_s: u64,
+    lock_blocks: u64,
+) -> Made {
     let keys = Keys::generate();
     let secret = keys.secret_key();
     let built = InvoiceBuilder::new(Currency::Bitcoin)
         .description("a job".into())
         .payment_hash(sha256::Hash::from_byte_array(*hash.as_bytes()))
         .duration_since_epoch(Duration::from_secs(created_at_s))
-        .min_final_cltv_expiry_delta(18)
+        .min_final_cltv_expiry_delta(lock_blocks)
         .payment_secret(lightning_invoice::PaymentSecret([3; 32]))
         .amount_milli_satoshis(amount_msat)
         .expiry_time(Duration::from_secs(expiry_s))

@@ -117,6 +117,8 @@ pub struct NewInvoice {
 pub struct NewHold {
     /// Of a preimage that only we know.
     pub payment_hash: PaymentHash,
+    /// For how many blocks a payment to it is to stay locked at least. A wish: read from the invoice what it came to.
+    pub lock_blocks: u64,
     pub invoice: NewInvoice,
 }
 

@@ -260,6 +260,7 @@ async fn what_was_paid_while_the_node_was_dead_for_days_is_credit_and_what_was_n
             expires_ms: now_ms - two_days_ms,
             wallet: "lnbits".into(),
             job: None,
+            hold: None,
         })
     };
     store.append([&paid, &unpaid].map(invoiced).to_vec()).await.expect("recorded");

@@ -7,10 +7,13 @@ mod credit;
 mod deal;
 mod doubt;
 mod faults;
+mod holds;
 mod kills;
+mod lock_kills;
 mod paid;
 mod reconcile;
 mod reports;
+mod vault;
 mod zaps;
 
 #[path = "../support/lnbits.rs"]

@@ -320,6 +320,7 @@ async fn a_hold_invoice_is_locked_then_taken_or_given_back() {
         let answer = match &asked.method[..] {
             "make_hold_invoice" => {
                 assert_eq!(asked.params["payment_hash"], hash.to_hex());
+                assert_eq!(asked.params["min_cltv_expiry_delta"], 34);
                 json!({ "type": "incoming", "invoice": made.bolt11, "payment_hash": hash })
             }
             "settle_hold_invoice" if state == "accepted" => {
@@ -343,7 +344,7 @@ async fn a_hold_invoice_is_locked_then_taken_or_given_back() {
         };
         vec![side.result(&asked, &answer)]
     });
-    let new = NewHold { payment_hash: hash, invoice: new_invoice(21_000) };
+    let new = NewHold { payment_hash: hash, lock_blocks: 34, invoice: new_invoice(21_000) };
     assert_eq!(wallet.make_hold_invoice(&new).await.unwrap().payment_hash, hash);
     let states = async || wallet.look_up(&hash).await.unwrap().state;
     assert_eq!(states().await, State::Pending);
@@ -353,7 +354,7 @@ async fn a_hold_invoice_is_locked_then_taken_or_given_back() {
     assert!(matches!(states().await, State::Settled { received_msat: Some(21_000), .. }));
     let late = wallet.cancel_hold(&hash).await;
     assert!(matches!(late, Err(Error::Failed { .. })), "what was taken is not given back: {late:?}");
-    let other = NewHold { payment_hash: PaymentHash::from_bytes([9; 32]), invoice: new_invoice(21_000) };
+    let other = NewHold { payment_hash: PaymentHash::from_bytes([9; 32]), ..new };
     rogue.play(move |side, asked| {
         let made = invoice_to(hash, 21_000, clock::now_s(), 600);
         vec![side.result(&asked, &json!({ "invoice": made.bolt11 }))]

@@ -132,6 +132,9 @@ impl Follow<'_> {
                 }
                 Heard::Result(answer) if answer.is_good() || is_asked(self.customer, &answer) => {
                     self.say(&format!("result {} by {}", short_id(&answer), short(&answer.reply.provider)));
+                    if answer.is_good() {
+                        self.pay_for(&answer.reply, &mut paying, &mut paid).await;
+                    }
                     self.end_payment(Why::Result, &mut paying, &mut paid).await;
                     return self.end(Why::Result, Some(*answer), feedback, paid);
                 }

@@ -3,7 +3,7 @@
 
 use nostr_sdk::prelude::PublicKey;
 
-use crate::protocol::{Feedback, Status};
+use crate::protocol::{Feedback, Reply, Status};
 use crate::wallet::{self, PaymentHash};
 
 /// How much, at most, and to whom.
@@ -58,7 +58,27 @@ impl Purse {
         if said.status != Status::PaymentRequired {
             return Err(Refusal::NotAsked);
         }
-        let (tag_msat, bolt11) = said.amount.clone().ok_or(Refusal::NoAmount)?;
+        self.weigh(said.amount.clone().ok_or(Refusal::NoAmount)?, paid, now_s)
+    }
+
+    /// Judges what a result that holds still asks for, as [`Purse::judge`].
+    ///
+    /// # Errors
+    /// The first reason against it.
+    pub fn judge_result(&self, reply: &Reply, paid: bool, now_s: u64) -> Result<Payable, Refusal> {
+        if reply.provider != self.provider {
+            return Err(Refusal::Stranger);
+        }
+        let asked = (reply.amount_msat.ok_or(Refusal::NoAmount)?, reply.invoice.clone());
+        self.weigh(asked, paid, now_s)
+    }
+
+    fn weigh(
+        &self,
+        (tag_msat, bolt11): (u64, Option<String>),
+        paid: bool,
+        now_s: u64,
+    ) -> Result<Payable, Refusal> {
         let bolt11 = bolt11.ok_or(Refusal::NoInvoice)?;
         if paid {
             return Err(Refusal::Paid);
@@ -121,6 +141,23 @@ mod tests {
         assert_eq!(refused(&provider, &other, false, MADE), Refusal::NotAsked);
         let bare = Feedback::new(Status::PaymentRequired, "");
         assert_eq!(refused(&provider, &bare, false, MADE), Refusal::NoAmount);
+        let mut reply = Reply {
+            id: nostr_sdk::EventId::all_zeros(),
+            request_id: nostr_sdk::EventId::all_zeros(),
+            provider,
+            kind: 6_000,
+            created_at: MADE,
+            content: String::new(),
+            proof: None,
+            facts: Vec::new(),
+            amount_msat: Some(250_000_000),
+            invoice: Some(COFFEE.to_owned()),
+            encryption: None,
+        };
+        assert_eq!(purse.judge_result(&reply, false, MADE), Ok(payable));
+        assert_eq!(purse.judge_result(&reply, true, MADE), Err(Refusal::Paid));
+        reply.provider = stranger;
+        assert_eq!(purse.judge_result(&reply, false, MADE), Err(Refusal::Stranger));
         let poor = Purse { provider, max_msat: 249_999_999 };
         let dear = poor.judge(&provider, &good, false, MADE).unwrap_err();
         assert_eq!(dear, Refusal::TooDear { msat: 250_000_000, max_msat: 249_999_999 });

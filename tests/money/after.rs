@@ -5,6 +5,7 @@ use coinop::protocol::Status;
 use coinop::wallet::read_bolt11;
 
 use crate::bank::Mood;
+use crate::deal::{Deal, Over, json};
 use crate::faults::{Counter, PRICE, booked_msat, purse};
 use crate::support::backend::Backstage;
 use crate::support::until;
@@ -75,4 +76,30 @@ async fn what_credit_covers_is_not_asked_for_again() {
     assert_eq!(reply.amount_msat, Some(PRICE - 7_000));
     assert!(reply.invoice.is_some());
     assert_eq!(counter.bank.made(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn request_pay_pays_what_the_result_asks_and_only_up_to_its_maximum() {
+    let test = "request_pay_pays_what_the_result_asks_and_only_up_to_its_maximum";
+    let settings =
+        ["--set", "payment.prices=* base_msat=20000", "--set", "payment.rules=after cap_msat=50000"];
+    let Some(deal) = Deal::open(test, Over::Lnbits, &settings).await else { return };
+    let node = deal.home.start();
+    until("the node to serve", async || node.status()).await;
+    let had = deal.server.balance_msat(&deal.customer);
+    let poor = json(&deal.order(&["--cmd", "true", "--max", "19999"]).await);
+    assert_eq!((&poor["status"], &poor["paid"]), (&"result".into(), &serde_json::Value::Null));
+    assert_eq!(deal.server.balance_msat(&deal.customer), had);
+    let out = json(&deal.order(&["--cmd", "true", "--max", "20000"]).await);
+    assert_eq!((&out["status"], &out["verified"]), (&"result".into(), &true.into()), "{out}");
+    assert_eq!(out["paid"]["amount_msat"], PRICE, "{out}");
+    assert_eq!(deal.server.balance_msat(&deal.customer), had - 20_000);
+    let key = deal.customer_hex();
+    let debt = async || {
+        let purse = deal.told(&["credits", "show", &key, "--json"]).await;
+        (purse["available_msat"] == -20_000).then_some(())
+    };
+    until("the payment to be booked, and the first job still owed", debt).await;
+    assert!(node.stop().await.success());
+    coinop::ledger::verify_log(&deal.home.data).expect("books that add up");
 }

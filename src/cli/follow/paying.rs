@@ -1,4 +1,4 @@
-//! The customer's payment beside the waiting: begun by a quote, ended by the wallet. What may be paid is
+//! The customer's payment beside the waiting: begun by a quote or by the result, ended by the wallet. What may be paid is
 //! `customer::pay`'s to say.
 
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use nostr_sdk::prelude::PublicKey;
 
 use super::{Follow, Paid, Payer, Why};
 use crate::cli::output;
-use crate::customer::pay::Payable;
-use crate::protocol::Feedback;
+use crate::customer::pay::{Payable, Refusal};
+use crate::protocol::{Feedback, Reply};
 use crate::wallet::{self, Outgoing, Pay, PayError, Payment, PaymentHash, Wallet};
 
 /// How long a payment that is under way is waited for once the job has ended: the provider takes or gives back at once.
@@ -25,7 +25,7 @@ pub(super) struct Paying {
 }
 
 impl Follow<'_> {
-    /// Begins to pay one invoice for this request at most, and says why not otherwise.
+    /// Begins to pay what a quote asks, one invoice for this request at most, and says why not otherwise.
     pub(super) fn pay(
         &self,
         payer: &Payer,
@@ -35,7 +35,25 @@ impl Follow<'_> {
         paying: &mut Option<Paying>,
     ) {
         let paid = paid || paying.is_some();
-        let payable = match payer.purse.judge(by, said, paid, crate::clock::now_s()) {
+        self.begin(payer, payer.purse.judge(by, said, paid, crate::clock::now_s()), paying);
+    }
+
+    /// Pays what a result that holds still asks for, where nothing was paid for this request before.
+    pub(super) async fn pay_for(&self, reply: &Reply, paying: &mut Option<Paying>, paid: &mut Option<Paid>) {
+        let (Some(payer), Some(_)) = (&self.payer, &reply.invoice) else { return };
+        let before = paid.is_some() || paying.is_some();
+        let mut payment = None;
+        self.begin(payer, payer.purse.judge_result(reply, before, crate::clock::now_s()), &mut payment);
+        if payment.is_some() {
+            // The wallet's own limits bound it.
+            let ended = end_of(&mut payment).await;
+            self.payment_ended(ended, &mut payment, paid);
+            *paying = payment;
+        }
+    }
+
+    fn begin(&self, payer: &Payer, judged: Result<Payable, Refusal>, paying: &mut Option<Paying>) {
+        let payable = match judged {
             Ok(payable) => payable,
             Err(why) => return self.say(&format!("not paid: {why}")),
         };

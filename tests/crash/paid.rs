@@ -165,7 +165,7 @@ async fn a_paid_job_killed_at_every_write_is_charged_once() {
         return skip("a_paid_job_killed_at_every_write_is_charged_once", &why);
     }
     for calls in ["fdatasync", "pwrite64", "fsync", "rename,renameat,renameat2,unlink,unlinkat,ftruncate"] {
-        let points = at_every(calls, zeros(calls), async |n| killed_at(calls, n).await).await;
+        let points = at_every(calls, zeros(calls), ABREAST, async |n| killed_at(calls, n).await).await;
         eprintln!("paid, {calls}: killed at {points} calls");
     }
 }
@@ -175,13 +175,18 @@ fn zeros(calls: &str) -> Range<u32> {
     if calls == "pwrite64" { ZEROS } else { 0..0 }
 }
 
-/// Tries one point after the other, a few at once, until one is never met, without those that are left out. How many
+/// Tries one point after the other, `abreast` at once, until one is never met, without those that are left out. How many
 /// were met.
-pub async fn at_every(calls: &str, left_out: Range<u32>, met: impl AsyncFn(u32) -> bool) -> u32 {
+pub async fn at_every(
+    calls: &str,
+    left_out: Range<u32>,
+    abreast: usize,
+    met: impl AsyncFn(u32) -> bool,
+) -> u32 {
     let (last, tried) = (AtomicU32::new(TOO_MANY), AtomicU32::new(0));
     // Not as tasks of their own: a point is more waiting than work.
     futures_util::stream::iter((1..TOO_MANY).filter(|n| !left_out.contains(n)))
-        .for_each_concurrent(ABREAST, async |n| {
+        .for_each_concurrent(abreast, async |n| {
             if n >= last.load(Ordering::SeqCst) {
                 return;
             }
@@ -260,7 +265,7 @@ async fn a_paid_job_on_a_disk_that_fails_at_any_write_is_charged_once() {
     // What is wrong with the disk makes no difference to the order of things, so the two take turns.
     for calls in ["fdatasync", "pwrite64"] {
         let errno = |n: u32| if n % 2 == 0 { "ENOSPC" } else { "EIO" };
-        let points = at_every(calls, zeros(calls), async |n| failing(calls, errno(n), n).await);
+        let points = at_every(calls, zeros(calls), ABREAST, async |n| failing(calls, errno(n), n).await);
         eprintln!("paid, {calls}: failed from {} calls on", points.await);
     }
 }

@@ -5,7 +5,20 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../money/deal.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod deal;
+#[path = "../support/lnbits.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod lnbits;
+#[path = "../support/nwc.rs"]
+mod nwc;
+#[path = "../e2e/parts.rs"]
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod parts;
+
 mod disk;
+mod owner;
 mod paid;
 mod states;
 mod writes;
@@ -15,6 +28,7 @@ use nostr_sdk::prelude::{Event, Kind};
 
 use support::buyer::Buyer;
 use support::process::Home;
+use support::skip;
 
 /// After everything: the job is done, one result was ever published, the log is whole, nobody is owed.
 async fn check_done_once(home: &Home, buyer: &Buyer, request: &Event) {

@@ -1,6 +1,7 @@
 //! A job that costs something, paid from credit: the node is killed at every write of its life, and meets a disk that
 //! takes no more at each of them. Afterwards it was charged once, nothing stays held, and the books add up.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coinop::ledger::{self, Committed, Ledger, transfer};
@@ -24,7 +25,7 @@ const GRANT_MSAT: u64 = 100_000;
 const PRICE: &str = "payment.prices=* base_msat=5000 per_second_msat=10";
 /// The first calls of `pwrite64` write zeros ahead of the log, 64 KiB each; one of them stands for all, for the same
 /// zeros are met one by one in `writes`.
-const ZEROS: u32 = 16;
+const ZEROS: Range<u32> = 2..16;
 
 /// A node with a price, and a customer with credit there, before the node's first start.
 struct Shop {
@@ -164,18 +165,28 @@ async fn a_paid_job_killed_at_every_write_is_charged_once() {
         return skip("a_paid_job_killed_at_every_write_is_charged_once", &why);
     }
     for calls in ["fdatasync", "pwrite64", "fsync", "rename,renameat,renameat2,unlink,unlinkat,ftruncate"] {
-        let points = at_every(calls, async |n| killed_at(calls, n).await).await;
+        let points = at_every(calls, zeros(calls), ABREAST, async |n| killed_at(calls, n).await).await;
         eprintln!("paid, {calls}: killed at {points} calls");
     }
 }
 
-/// Tries one point after the other, a few at once, until one is never met. How many were met.
-async fn at_every(calls: &str, met: impl AsyncFn(u32) -> bool) -> u32 {
+/// The points that another one stands for.
+fn zeros(calls: &str) -> Range<u32> {
+    if calls == "pwrite64" { ZEROS } else { 0..0 }
+}
+
+/// Tries one point after the other, `abreast` at once, until one is never met, without those that are left out. How many
+/// were met.
+pub async fn at_every(
+    calls: &str,
+    left_out: Range<u32>,
+    abreast: usize,
+    met: impl AsyncFn(u32) -> bool,
+) -> u32 {
     let (last, tried) = (AtomicU32::new(TOO_MANY), AtomicU32::new(0));
-    let skipped = |n: u32| calls == "pwrite64" && (2..ZEROS).contains(&n);
     // Not as tasks of their own: a point is more waiting than work.
-    futures_util::stream::iter((1..TOO_MANY).filter(|n| !skipped(*n)))
-        .for_each_concurrent(ABREAST, async |n| {
+    futures_util::stream::iter((1..TOO_MANY).filter(|n| !left_out.contains(n)))
+        .for_each_concurrent(abreast, async |n| {
             if n >= last.load(Ordering::SeqCst) {
                 return;
             }
@@ -253,8 +264,8 @@ async fn a_paid_job_on_a_disk_that_fails_at_any_write_is_charged_once() {
     }
     // What is wrong with the disk makes no difference to the order of things, so the two take turns.
     for calls in ["fdatasync", "pwrite64"] {
-        let points =
-            at_every(calls, async |n| failing(calls, if n % 2 == 0 { "ENOSPC" } else { "EIO" }, n).await);
+        let errno = |n: u32| if n % 2 == 0 { "ENOSPC" } else { "EIO" };
+        let points = at_every(calls, zeros(calls), ABREAST, async |n| failing(calls, errno(n), n).await);
         eprintln!("paid, {calls}: failed from {} calls on", points.await);
     }
 }

@@ -88,6 +88,25 @@ impl Deal {
         })
     }
 
+    /// Another node and another customer with the same wallets, over LNbits; this deal must last as long.
+    pub async fn another(&self, more: &[&str]) -> Deal {
+        let relay = LocalRelay::start().await.expect("a relay");
+        let all: Vec<&str> = self.own.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let home = Home::new(&[relay.url()], &all);
+        Deal {
+            server: Arc::clone(&self.server),
+            relay,
+            home,
+            provider: self.provider.clone(),
+            customer: self.customer.clone(),
+            customer_keys: Keys::generate(),
+            own: self.own.clone(),
+            wallet: self.wallet.clone(),
+            dir: tempfile::tempdir().expect("a folder"),
+            _services: Vec::new(),
+        }
+    }
+
     /// Gives the provider another home, with another way to the relay.
     pub fn move_to(&mut self, relay: String, more: &[&str]) {
         let mut all: Vec<&str> = self.own.iter().map(String::as_str).collect();
@@ -128,12 +147,17 @@ impl Deal {
 
     /// A command of the node's owner.
     pub async fn owner(&self, args: &[&str]) -> Output {
+        self.owner_under(&[], args).await
+    }
+
+    /// A command of the node's owner, as an argument of another program, such as strace.
+    pub async fn owner_under(&self, program: &[String], args: &[&str]) -> Output {
         let key = self.home_key();
         let data = self.home.data.display().to_string();
         let mut all = args.to_vec();
         let set = format!("key_file={key}");
         all.extend(["--data-dir", &data, "--set", &set]);
-        run(self.dir.path().join("home"), &all).await
+        run_under(program, self.dir.path().join("home"), &all).await
     }
 
     /// The JSON that an owner's command prints; it must succeed.
@@ -147,10 +171,17 @@ impl Deal {
 }
 
 /// Runs the program with nothing of the tester's configuration.
-pub async fn run(home: PathBuf, args: &[&str]) -> Output {
+async fn run(home: PathBuf, args: &[&str]) -> Output {
+    run_under(&[], home, args).await
+}
+
+async fn run_under(program: &[String], home: PathBuf, args: &[&str]) -> Output {
     std::fs::create_dir_all(&home).expect("a home");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_coinop"));
+    let mut words = program.to_vec();
+    words.push(env!("CARGO_BIN_EXE_coinop").into());
+    let mut command = Command::new(&words[0]);
     command
+        .args(&words[1..])
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -4,6 +4,7 @@
 mod after;
 mod bank;
 mod credit;
+#[expect(dead_code, reason = "each test program uses a part of it")]
 mod deal;
 mod doubt;
 mod faults;

@@ -90,10 +90,15 @@ fn purse(node: &Node, buyer: &Buyer) -> Purse {
 
 /// A request that is quoted, and its invoice.
 async fn quoted(buyer: &Buyer) -> (Event, String) {
+    quoted_for(buyer, PRICE).await
+}
+
+/// The same, where so much is missing.
+async fn quoted_for(buyer: &Buyer, missing_msat: u64) -> (Event, String) {
     let request = buyer.post(&buyer.order(None, &["true"])).await;
     let told = buyer.feedback(&request, Status::PaymentRequired).await;
     let (msat, bolt11) = told.amount.expect("an amount");
-    assert_eq!(msat, LOCK);
+    assert_eq!(msat, missing_msat.div_ceil(1_000) * 1_000);
     (request, bolt11.expect("an invoice"))
 }
 
@@ -299,6 +304,22 @@ async fn what_was_taken_for_a_job_that_fails_after_all_is_credit() {
     counter.check(&node, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_locked_can_be_taken_after_the_setting_was_turned_off() {
+    let mut counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[Step::Hangs])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.vault.pays(&bolt11, LOCK);
+    buyer.accepted(&request).await;
+    node.drain().await.expect("an end");
+    counter.stage.config.payment.hold_invoices = false;
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    buyer.result(&request).await;
+    counter.check(&node, 0);
+    let (_, bolt11) = quoted_for(&buyer, PRICE - (LOCK - PRICE)).await;
+    assert!(!counter.vault.is_hold(&bolt11));
+}
+
 /// `coinop request --pay` with the customer's purse; what it printed as JSON, what it said, and its exit code.
 async fn ordered(counter: &Counter, more: &[&str]) -> (Value, String, Option<i32>) {
     let dir = tempfile::tempdir().expect("a folder");
@@ -310,8 +331,8 @@ async fn ordered(counter: &Counter, more: &[&str]) -> (Value, String, Option<i32
     let mut args = vec!["request", "--pay", "--json", "--key", &key, "--provider", &provider, "--relay"];
     let relay = counter.relay.url();
     args.extend([&relay, "--max", "50000", "--set", "payment.wallet=nwc", "--set", &wallet]);
-    args.extend(["--timeout", "60", "--kind", "5930", "--cmd", "true"]);
-    args.extend(more);
+    args.extend(["--kind", "5930", "--cmd", "true"]);
+    args.extend(if more.is_empty() { &["--timeout", "60"] } else { more });
     let out = crate::deal::run(dir.path().join("home"), &args).await;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let told = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
@@ -351,6 +372,17 @@ async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
     assert_eq!((told["status"].as_str(), exit), (Some("refused"), Some(4)), "{said}");
     assert_eq!(told["paid"], Value::Null, "{said}");
     assert!(said.contains("not paid: "), "{said}");
+    assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
+    counter.check(&node, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_who_has_waited_for_too_long_takes_the_request_back_and_its_payment_comes_back() {
+    let counter = Counter::open().await;
+    let node = counter.stage.start_on(Backstage::new(&[Step::Hangs])).await;
+    let (told, said, exit) = ordered(&counter, &["--timeout", "4"]).await;
+    assert_eq!((told["status"].as_str(), exit), (Some("timeout"), Some(5)), "{said}");
+    assert_eq!(told["paid"], Value::Null, "{said}");
     assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
     counter.check(&node, 0);
 }

@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+use coinop::control::Ask;
+use coinop::desk::Order;
+use coinop::ledger::export::{Format, export};
+use coinop::ledger::report::Window;
 use coinop::ledger::{self, Purse, transfer};
 use coinop::node::Node;
 use coinop::protocol::{Code, Status};
@@ -58,14 +62,18 @@ impl Counter {
         Buyer::at(&[self.relay.url()], self.stage.keys.public_key()).await
     }
 
-    /// The wallet's sats are where the books say, and all are there.
-    fn check(&self, node: &Node, locked_msat: u64) {
+    /// The wallet's sats are where the books say, all are there, and the comparison of both finds nothing.
+    async fn check(&self, node: &Node, locked_msat: u64) {
         ledger::verify(node.store()).expect("books that add up");
         let balance = |account| node.ledger().balance(&account).expect("readable");
         assert_eq!(balance(Account::Wallet("nwc".into())), i128::from(self.vault.provider_msat()));
         assert_eq!(balance(Account::Locked("nwc".into())), i128::from(locked_msat));
         let all = self.vault.provider_msat() + self.vault.customer_msat() + locked_msat;
         assert_eq!(all, FUNDS_MSAT, "sats are neither made nor lost");
+        let order = Order::Reconcile { from_ms: 0, to_ms: u64::MAX, book: false };
+        let order = serde_json::to_value(order).expect("JSON");
+        let told = self.stage.ask(Ask::Desk(order)).await.expect("an answer");
+        assert_eq!((&told["clean"], &told["balance"]["rest_msat"]), (&true.into(), &0.into()), "{told}");
     }
 
     /// Nothing is left of the deal: the customer has all it had, here and at home.
@@ -76,7 +84,7 @@ impl Counter {
         .await;
         assert_eq!((self.vault.at(bolt11), self.vault.customer_msat()), (At::Failed, FUNDS_MSAT));
         assert_eq!(purse(node, buyer), Purse::default());
-        self.check(node, 0);
+        self.check(node, 0).await;
     }
 }
 
@@ -121,14 +129,19 @@ async fn what_is_locked_is_taken_when_the_job_is_delivered_and_charged_and_the_r
     assert_eq!(counter.vault.at(&bolt11), At::Locked(LOCK), "nothing is taken before there is a result");
     let (held, rest) = (i128::from(PRICE), i128::from(LOCK - PRICE));
     assert_eq!(purse(&node, &buyer), Purse { available_msat: rest, held_msat: held, refunding_msat: 0 });
-    counter.check(&node, LOCK);
+    counter.check(&node, LOCK).await;
+    let (mut journal, zone) = (Vec::new(), jiff::tz::TimeZone::UTC);
+    let all = Window { from_ms: 0, to_ms: u64::MAX, zone };
+    export(&counter.stage.config.data_dir, &all, Format::Hledger, &mut journal).expect("exported");
+    let journal = String::from_utf8(journal).expect("text");
+    assert!(journal.contains("    assets:locked:nwc  20000 msat\n"), "{journal}");
 
     stage.hold(false);
     buyer.result(&request).await;
     assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK));
     assert_eq!(purse(&node, &buyer), Purse { available_msat: rest, ..Purse::default() });
     assert_eq!(invoice_state(&node, &bolt11), InvoiceState::Paid);
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
     // The whole corridor in the customer's books, and no preimage in the log.
     let (id, hash) = (request.id.to_hex(), hash_of(&bolt11));
     let postings = node.store().postings(&buyer.keys.public_key().to_hex(), 10).expect("readable");
@@ -156,7 +169,7 @@ async fn a_job_that_fails_or_is_cancelled_gives_back_all_that_was_locked() {
     let (cancelled, bolt11) = quoted(&buyer).await;
     counter.vault.pays(&bolt11, LOCK);
     buyer.accepted(&cancelled).await;
-    counter.check(&node, LOCK);
+    counter.check(&node, LOCK).await;
     buyer.cancel(&cancelled).await;
     buyer.error(&cancelled, Code::Cancelled).await;
     counter.check_whole(&node, &buyer, &bolt11).await;
@@ -236,7 +249,7 @@ async fn a_wallet_that_will_not_settle_or_is_away_is_asked_again_and_nothing_is_
         counter.vault.is(Mood::Well);
         buyer.result(&request).await;
         assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK), "{mood:?}");
-        counter.check(&node, 0);
+        counter.check(&node, 0).await;
     }
 }
 
@@ -279,7 +292,7 @@ async fn a_node_that_stops_while_the_wallet_will_not_settle_delivers_in_its_next
     let node = counter.stage.start_on(Backstage::new(&[])).await;
     buyer.result(&request).await;
     assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK));
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,7 +314,7 @@ async fn what_was_taken_for_a_job_that_fails_after_all_is_credit() {
     })
     .await;
     assert_eq!(purse(&node, &buyer), Purse { available_msat: LOCK.into(), ..Purse::default() });
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,7 +328,7 @@ async fn what_is_locked_can_be_taken_after_the_setting_was_turned_off() {
     counter.stage.config.payment.hold_invoices = false;
     let node = counter.stage.start_on(Backstage::new(&[])).await;
     buyer.result(&request).await;
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
     let (_, bolt11) = quoted_for(&buyer, PRICE - (LOCK - PRICE)).await;
     assert!(!counter.vault.is_hold(&bolt11));
 }
@@ -361,7 +374,7 @@ async fn a_customer_whose_payment_is_locked_waits_for_the_result_and_has_paid_wh
     let order = [": processing", "paid 20 sat"].map(|word| said.find(word).expect(&said));
     assert!(order.is_sorted(), "the customer listens while its payment is under way: {said}");
     assert!(said.contains("result "), "{said}");
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -373,7 +386,7 @@ async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
     assert_eq!(told["paid"], Value::Null, "{said}");
     assert!(said.contains("not paid: "), "{said}");
     assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,7 +397,7 @@ async fn a_customer_who_has_waited_for_too_long_takes_the_request_back_and_its_p
     assert_eq!((told["status"].as_str(), exit), (Some("timeout"), Some(5)), "{said}");
     assert_eq!(told["paid"], Value::Null, "{said}");
     assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -401,7 +414,7 @@ async fn without_hold_invoices_by_setting_or_by_the_wallet_or_for_long_enough_jo
         assert!(!counter.vault.is_hold(&bolt11));
         counter.vault.pays(&bolt11, LOCK);
         buyer.result(&request).await;
-        counter.check(&node, 0);
+        counter.check(&node, 0).await;
         assert!(!posted(&node, &transfer::locked_id(&hash_of(&bolt11))));
     }
 }

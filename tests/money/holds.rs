@@ -9,6 +9,7 @@ use coinop::ledger::export::{Format, export};
 use coinop::ledger::report::Window;
 use coinop::ledger::{self, Purse, transfer};
 use coinop::node::Node;
+use coinop::protocol::draft::Draft;
 use coinop::protocol::{Code, Status};
 use coinop::relay::local::LocalRelay;
 use coinop::store::money::Account;
@@ -21,7 +22,7 @@ use crate::faults::hash_of;
 use crate::support::backend::{Backstage, Step};
 use crate::support::buyer::Buyer;
 use crate::support::stage::{Stage, job};
-use crate::support::{throughout, until};
+use crate::support::{now_s, throughout, until};
 use crate::vault::{At, FUNDS_MSAT, Mood, Vault};
 
 /// What a job costs here, msat: not whole sats, so that something is left over.
@@ -103,7 +104,11 @@ async fn quoted(buyer: &Buyer) -> (Event, String) {
 
 /// The same, where so much is missing.
 async fn quoted_for(buyer: &Buyer, missing_msat: u64) -> (Event, String) {
-    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    quoted_as(buyer, &buyer.order(None, &["true"]), missing_msat).await
+}
+
+async fn quoted_as(buyer: &Buyer, draft: &Draft, missing_msat: u64) -> (Event, String) {
+    let request = buyer.post(draft).await;
     let told = buyer.feedback(&request, Status::PaymentRequired).await;
     let (msat, bolt11) = told.amount.expect("an amount");
     assert_eq!(msat, missing_msat.div_ceil(1_000) * 1_000);
@@ -251,6 +256,29 @@ async fn a_wallet_that_will_not_settle_or_is_away_is_asked_again_and_nothing_is_
         assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK), "{mood:?}");
         counter.check(&node, 0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_waits_for_the_wallet_can_be_cancelled_and_ends_at_its_deadline() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    counter.vault.is(Mood::WillNotSettle);
+    let asked = || counter.vault.asked("settle_hold_invoice");
+    let (cancelled, bolt11) = quoted(&buyer).await;
+    counter.vault.pays(&bolt11, LOCK);
+    until("the wallet to be asked", async || (asked() > 0).then_some(())).await;
+    buyer.cancel(&cancelled).await;
+    buyer.error(&cancelled, Code::Cancelled).await;
+    counter.check_whole(&node, &buyer, &bolt11).await;
+
+    let before = asked();
+    let expires = Draft { expiration: Some(now_s() + 6), ..buyer.order(None, &["true"]) };
+    let (late, bolt11) = quoted_as(&buyer, &expires, PRICE).await;
+    counter.vault.pays(&bolt11, LOCK);
+    let reason = buyer.error(&late, Code::PaymentRequired).await;
+    assert!(reason.contains("so says the vault"), "{reason}");
+    assert!(asked() > before + 2, "asked again and again: {} times", asked() - before);
+    counter.check_whole(&node, &buyer, &bolt11).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control;
 use crate::desk::{Desk, Order};
-use crate::job::{self, Engine, HoldKey, Offer, Rooms, Till};
+use crate::job::{self, Engine, HoldKey, Holds, Offer, Rooms, Till};
 use crate::ledger::Ledger;
 use crate::market::catalog as job_types;
 use crate::protocol::{self, announcement::Announcement};
@@ -185,8 +185,8 @@ impl Node {
         let ledger = Ledger::new(store.clone());
         let till = match open_wallet(&config)? {
             Some(wallet) => {
-                let holds = config.payment.hold_invoices.then(|| HoldKey::of(&keys));
-                Some(Till::open_with(wallet, config.payment.quote_ms, holds, &store)?)
+                let holds = Holds { key: HoldKey::of(&keys), make: config.payment.hold_invoices };
+                Some(Till::open_with(wallet, config.payment.quote_ms, Some(holds), &store)?)
             }
             None => None,
         };

@@ -34,7 +34,7 @@ use crate::store::{self, Outgoing, Store};
 
 pub use engine::{Engine, Error, Offer, Progress, Status};
 pub use locks::HoldKey;
-pub use till::{Paid, Till};
+pub use till::{Holds, Paid, Till};
 
 /// An accepted job that ends without a result has the same shape as a refusal: a code and a sentence.
 pub type Failure = market::Refusal;

@@ -41,12 +41,20 @@ pub struct Till {
     pub quote_ms: u64,
     /// Hashes of invoices that were made and are not on record yet.
     made: Mutex<HashSet<String>>,
-    /// For hold invoices; `None`: jobs are paid by plain ones.
-    holds: Option<HoldKey>,
+    /// For hold invoices.
+    holds: Option<Holds>,
     /// Whether the wallet has them, once it has said so.
     can_hold: OnceCell<bool>,
     /// Something that is locked may have to be given back.
     over: Notify,
+}
+
+/// How a node deals with hold invoices.
+pub struct Holds {
+    /// Takes what was locked under it, whatever the setting says now.
+    pub key: HoldKey,
+    /// Whether new ones are made, where the wallet has them.
+    pub make: bool,
 }
 
 /// What the till has found out.
@@ -99,14 +107,14 @@ impl Till {
         Till::open_with(wallet, quote_ms, None, store)
     }
 
-    /// As [`Till::open`]; with a key jobs are paid by hold invoices where the wallet has them.
+    /// As [`Till::open`], for a node whose jobs may be paid by hold invoices.
     ///
     /// # Errors
     /// The store's.
     pub fn open_with(
         wallet: Arc<dyn Wallet>,
         quote_ms: u64,
-        holds: Option<HoldKey>,
+        holds: Option<Holds>,
         store: &Store,
     ) -> Result<(Arc<Till>, mpsc::Receiver<Found>), store::Error> {
         let (tell, found) = mpsc::channel(INBOX);
@@ -218,7 +226,7 @@ impl Till {
         new: NewInvoice,
     ) -> Result<(wallet::Invoice, Option<String>), Error> {
         let asked = async || self.wallet.abilities().await.map(|can| can.hold);
-        if let (Some(key), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
+        if let (Some(Holds { key, make: true }), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
             && *self.can_hold.get_or_try_init(asked).await?
         {
             let nonce = HoldKey::nonce();
@@ -249,7 +257,7 @@ impl Till {
 
     /// What takes a hold invoice of ours; `None` when it was made with another key.
     pub(super) fn preimage(&self, invoice: &record::Invoice) -> Option<Preimage> {
-        let (key, job, nonce) = (self.holds.as_ref()?, invoice.job.as_ref()?, invoice.hold.as_ref()?);
+        let (key, job, nonce) = (&self.holds.as_ref()?.key, invoice.job.as_ref()?, invoice.hold.as_ref()?);
         let preimage = key.preimage(job, nonce);
         (preimage.payment_hash().to_hex() == invoice.payment_hash).then_some(preimage)
     }

@@ -171,7 +171,7 @@ impl Deal {
 }
 
 /// Runs the program with nothing of the tester's configuration.
-async fn run(home: PathBuf, args: &[&str]) -> Output {
+pub async fn run(home: PathBuf, args: &[&str]) -> Output {
     run_under(&[], home, args).await
 }
 

@@ -3,8 +3,13 @@
 
 use std::time::Duration;
 
+use coinop::control::Ask;
+use coinop::desk::Order;
+use coinop::ledger::export::{Format, export};
+use coinop::ledger::report::Window;
 use coinop::ledger::{self, Purse, transfer};
 use coinop::node::Node;
+use coinop::protocol::draft::Draft;
 use coinop::protocol::{Code, Status};
 use coinop::relay::local::LocalRelay;
 use coinop::store::money::Account;
@@ -17,7 +22,7 @@ use crate::faults::hash_of;
 use crate::support::backend::{Backstage, Step};
 use crate::support::buyer::Buyer;
 use crate::support::stage::{Stage, job};
-use crate::support::{throughout, until};
+use crate::support::{now_s, throughout, until};
 use crate::vault::{At, FUNDS_MSAT, Mood, Vault};
 
 /// What a job costs here, msat: not whole sats, so that something is left over.
@@ -58,14 +63,18 @@ impl Counter {
         Buyer::at(&[self.relay.url()], self.stage.keys.public_key()).await
     }
 
-    /// The wallet's sats are where the books say, and all are there.
-    fn check(&self, node: &Node, locked_msat: u64) {
+    /// The wallet's sats are where the books say, all are there, and the comparison of both finds nothing.
+    async fn check(&self, node: &Node, locked_msat: u64) {
         ledger::verify(node.store()).expect("books that add up");
         let balance = |account| node.ledger().balance(&account).expect("readable");
         assert_eq!(balance(Account::Wallet("nwc".into())), i128::from(self.vault.provider_msat()));
         assert_eq!(balance(Account::Locked("nwc".into())), i128::from(locked_msat));
         let all = self.vault.provider_msat() + self.vault.customer_msat() + locked_msat;
         assert_eq!(all, FUNDS_MSAT, "sats are neither made nor lost");
+        let order = Order::Reconcile { from_ms: 0, to_ms: u64::MAX, book: false };
+        let order = serde_json::to_value(order).expect("JSON");
+        let told = self.stage.ask(Ask::Desk(order)).await.expect("an answer");
+        assert_eq!((&told["clean"], &told["balance"]["rest_msat"]), (&true.into(), &0.into()), "{told}");
     }
 
     /// Nothing is left of the deal: the customer has all it had, here and at home.
@@ -76,7 +85,7 @@ impl Counter {
         .await;
         assert_eq!((self.vault.at(bolt11), self.vault.customer_msat()), (At::Failed, FUNDS_MSAT));
         assert_eq!(purse(node, buyer), Purse::default());
-        self.check(node, 0);
+        self.check(node, 0).await;
     }
 }
 
@@ -90,10 +99,19 @@ fn purse(node: &Node, buyer: &Buyer) -> Purse {
 
 /// A request that is quoted, and its invoice.
 async fn quoted(buyer: &Buyer) -> (Event, String) {
-    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    quoted_for(buyer, PRICE).await
+}
+
+/// The same, where so much is missing.
+async fn quoted_for(buyer: &Buyer, missing_msat: u64) -> (Event, String) {
+    quoted_as(buyer, &buyer.order(None, &["true"]), missing_msat).await
+}
+
+async fn quoted_as(buyer: &Buyer, draft: &Draft, missing_msat: u64) -> (Event, String) {
+    let request = buyer.post(draft).await;
     let told = buyer.feedback(&request, Status::PaymentRequired).await;
     let (msat, bolt11) = told.amount.expect("an amount");
-    assert_eq!(msat, LOCK);
+    assert_eq!(msat, missing_msat.div_ceil(1_000) * 1_000);
     (request, bolt11.expect("an invoice"))
 }
 
@@ -116,14 +134,19 @@ async fn what_is_locked_is_taken_when_the_job_is_delivered_and_charged_and_the_r
     assert_eq!(counter.vault.at(&bolt11), At::Locked(LOCK), "nothing is taken before there is a result");
     let (held, rest) = (i128::from(PRICE), i128::from(LOCK - PRICE));
     assert_eq!(purse(&node, &buyer), Purse { available_msat: rest, held_msat: held, refunding_msat: 0 });
-    counter.check(&node, LOCK);
+    counter.check(&node, LOCK).await;
+    let (mut journal, zone) = (Vec::new(), jiff::tz::TimeZone::UTC);
+    let all = Window { from_ms: 0, to_ms: u64::MAX, zone };
+    export(&counter.stage.config.data_dir, &all, Format::Hledger, &mut journal).expect("exported");
+    let journal = String::from_utf8(journal).expect("text");
+    assert!(journal.contains("    assets:locked:nwc  20000 msat\n"), "{journal}");
 
     stage.hold(false);
     buyer.result(&request).await;
     assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK));
     assert_eq!(purse(&node, &buyer), Purse { available_msat: rest, ..Purse::default() });
     assert_eq!(invoice_state(&node, &bolt11), InvoiceState::Paid);
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
     // The whole corridor in the customer's books, and no preimage in the log.
     let (id, hash) = (request.id.to_hex(), hash_of(&bolt11));
     let postings = node.store().postings(&buyer.keys.public_key().to_hex(), 10).expect("readable");
@@ -151,7 +174,7 @@ async fn a_job_that_fails_or_is_cancelled_gives_back_all_that_was_locked() {
     let (cancelled, bolt11) = quoted(&buyer).await;
     counter.vault.pays(&bolt11, LOCK);
     buyer.accepted(&cancelled).await;
-    counter.check(&node, LOCK);
+    counter.check(&node, LOCK).await;
     buyer.cancel(&cancelled).await;
     buyer.error(&cancelled, Code::Cancelled).await;
     counter.check_whole(&node, &buyer, &bolt11).await;
@@ -231,8 +254,31 @@ async fn a_wallet_that_will_not_settle_or_is_away_is_asked_again_and_nothing_is_
         counter.vault.is(Mood::Well);
         buyer.result(&request).await;
         assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK), "{mood:?}");
-        counter.check(&node, 0);
+        counter.check(&node, 0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_waits_for_the_wallet_can_be_cancelled_and_ends_at_its_deadline() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    counter.vault.is(Mood::WillNotSettle);
+    let asked = || counter.vault.asked("settle_hold_invoice");
+    let (cancelled, bolt11) = quoted(&buyer).await;
+    counter.vault.pays(&bolt11, LOCK);
+    until("the wallet to be asked", async || (asked() > 0).then_some(())).await;
+    buyer.cancel(&cancelled).await;
+    buyer.error(&cancelled, Code::Cancelled).await;
+    counter.check_whole(&node, &buyer, &bolt11).await;
+
+    let before = asked();
+    let expires = Draft { expiration: Some(now_s() + 6), ..buyer.order(None, &["true"]) };
+    let (late, bolt11) = quoted_as(&buyer, &expires, PRICE).await;
+    counter.vault.pays(&bolt11, LOCK);
+    let reason = buyer.error(&late, Code::PaymentRequired).await;
+    assert!(reason.contains("so says the vault"), "{reason}");
+    assert!(asked() > before + 2, "asked again and again: {} times", asked() - before);
+    counter.check_whole(&node, &buyer, &bolt11).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -274,7 +320,7 @@ async fn a_node_that_stops_while_the_wallet_will_not_settle_delivers_in_its_next
     let node = counter.stage.start_on(Backstage::new(&[])).await;
     buyer.result(&request).await;
     assert_eq!(counter.vault.at(&bolt11), At::Settled(LOCK));
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,7 +342,23 @@ async fn what_was_taken_for_a_job_that_fails_after_all_is_credit() {
     })
     .await;
     assert_eq!(purse(&node, &buyer), Purse { available_msat: LOCK.into(), ..Purse::default() });
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_locked_can_be_taken_after_the_setting_was_turned_off() {
+    let mut counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[Step::Hangs])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.vault.pays(&bolt11, LOCK);
+    buyer.accepted(&request).await;
+    node.drain().await.expect("an end");
+    counter.stage.config.payment.hold_invoices = false;
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    buyer.result(&request).await;
+    counter.check(&node, 0).await;
+    let (_, bolt11) = quoted_for(&buyer, PRICE - (LOCK - PRICE)).await;
+    assert!(!counter.vault.is_hold(&bolt11));
 }
 
 /// `coinop request --pay` with the customer's purse; what it printed as JSON, what it said, and its exit code.
@@ -310,8 +372,8 @@ async fn ordered(counter: &Counter, more: &[&str]) -> (Value, String, Option<i32
     let mut args = vec!["request", "--pay", "--json", "--key", &key, "--provider", &provider, "--relay"];
     let relay = counter.relay.url();
     args.extend([&relay, "--max", "50000", "--set", "payment.wallet=nwc", "--set", &wallet]);
-    args.extend(["--timeout", "60", "--kind", "5930", "--cmd", "true"]);
-    args.extend(more);
+    args.extend(["--kind", "5930", "--cmd", "true"]);
+    args.extend(if more.is_empty() { &["--timeout", "60"] } else { more });
     let out = crate::deal::run(dir.path().join("home"), &args).await;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let told = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
@@ -340,7 +402,7 @@ async fn a_customer_whose_payment_is_locked_waits_for_the_result_and_has_paid_wh
     let order = [": processing", "paid 20 sat"].map(|word| said.find(word).expect(&said));
     assert!(order.is_sorted(), "the customer listens while its payment is under way: {said}");
     assert!(said.contains("result "), "{said}");
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -352,7 +414,18 @@ async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
     assert_eq!(told["paid"], Value::Null, "{said}");
     assert!(said.contains("not paid: "), "{said}");
     assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
-    counter.check(&node, 0);
+    counter.check(&node, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_who_has_waited_for_too_long_takes_the_request_back_and_its_payment_comes_back() {
+    let counter = Counter::open().await;
+    let node = counter.stage.start_on(Backstage::new(&[Step::Hangs])).await;
+    let (told, said, exit) = ordered(&counter, &["--timeout", "4"]).await;
+    assert_eq!((told["status"].as_str(), exit), (Some("timeout"), Some(5)), "{said}");
+    assert_eq!(told["paid"], Value::Null, "{said}");
+    assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);
+    counter.check(&node, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -369,7 +442,7 @@ async fn without_hold_invoices_by_setting_or_by_the_wallet_or_for_long_enough_jo
         assert!(!counter.vault.is_hold(&bolt11));
         counter.vault.pays(&bolt11, LOCK);
         buyer.result(&request).await;
-        counter.check(&node, 0);
+        counter.check(&node, 0).await;
         assert!(!posted(&node, &transfer::locked_id(&hash_of(&bolt11))));
     }
 }

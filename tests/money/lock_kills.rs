@@ -124,7 +124,8 @@ impl Deal {
             transfer::resolve_id(&id),
         ];
         wanted.extend((!fails).then(|| transfer::paid_id(&hash)));
-        (posted.sort(), wanted.sort());
+        posted.sort();
+        wanted.sort();
         assert_eq!(posted, wanted, "{point}");
 
         let (at, paid, rest) = match fails {

@@ -13,7 +13,8 @@ use crate::customer::pay::{Payable, Refusal};
 use crate::protocol::{Feedback, Reply};
 use crate::wallet::{self, Outgoing, Pay, PayError, Payment, PaymentHash, Wallet};
 
-/// How long a payment that is under way is waited for once the job has ended: the provider takes or gives back at once.
+/// How long a payment that is under way is waited for once the job has ended or was taken back: the provider takes or gives
+/// back at once.
 const PAYMENT_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two looks at a payment that is under way.
 const PAYMENT_LOOK: Duration = Duration::from_secs(1);
@@ -99,8 +100,10 @@ impl Follow<'_> {
     /// The job has ended: a payment that was locked for it is taken or given back by now, or soon.
     pub(super) async fn end_payment(&self, why: Why, paying: &mut Option<Paying>, paid: &mut Option<Paid>) {
         let patience = match why {
-            Why::Result | Why::Refused => PAYMENT_PATIENCE,
-            Why::Unpaid | Why::Timeout | Why::Interrupted | Why::Lost => Duration::ZERO,
+            Why::Result | Why::Refused | Why::Unpaid | Why::Timeout => PAYMENT_PATIENCE,
+            // Somebody waits at the keyboard.
+            Why::Interrupted => PAYMENT_PATIENCE / 4,
+            Why::Lost => Duration::ZERO,
         };
         let until = tokio::time::Instant::now() + patience;
         while paying.is_some() {

@@ -264,7 +264,7 @@ async fn a_paid_job_on_a_disk_that_fails_at_any_write_is_charged_once() {
     }
     // What is wrong with the disk makes no difference to the order of things, so the two take turns.
     for calls in ["fdatasync", "pwrite64"] {
-        let errno = |n: u32| if n % 2 == 0 { "ENOSPC" } else { "EIO" };
+        let errno = |n: u32| if n.is_multiple_of(2) { "ENOSPC" } else { "EIO" };
         let points = at_every(calls, zeros(calls), ABREAST, async |n| failing(calls, errno(n), n).await);
         eprintln!("paid, {calls}: failed from {} calls on", points.await);
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
+use super::gather::Gather;
 use super::log::{self, End, Position};
 use super::overlay::Overlay;
 use super::packed::Packed;
@@ -111,7 +112,7 @@ impl Index {
 }
 
 fn live(shelf: Box<dyn Shelf>) -> Box<dyn Shelf> {
-    Box::new(Overlay::live(shelf))
+    Box::new(Overlay::new(shelf))
 }
 
 /// Removes the folders of indexes that were given up.
@@ -188,11 +189,11 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
         let applier = std::thread::Builder::new()
             .name("coinop-rebuild".into())
             .spawn_scoped(scope, move || {
-                let overlay = Overlay::rebuilding(shelf);
+                let gather = Gather::new(shelf);
                 for (placed, records) in handed_over.into_iter().flatten() {
-                    apply::apply(&overlay, &placed, &records)?;
+                    apply::apply(&gather, &placed, &records)?;
                 }
-                overlay.settle()
+                gather.settle()
             })
             .map_err(trouble("start a thread for", log_dir))?;
         let (mut frames, mut read) = (0_u64, Vec::new());

@@ -237,6 +237,10 @@ impl<S: Shelf> Shelf for Packed<S> {
         })
     }
 
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
+    }
+
     fn flush(&self) -> Result<(), Error> {
         self.put_down(&mut self.last())?;
         self.below.flush()

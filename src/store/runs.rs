@@ -6,7 +6,9 @@ use super::keys::{PLACE_BYTES, SHORT_BYTES};
 use super::shelf::{Slots, Tree};
 
 /// Bytes of a row: key and value.
-const ROW_BYTES: usize = SHORT_BYTES + PLACE_BYTES;
+pub(super) const ROW_BYTES: usize = SHORT_BYTES + PLACE_BYTES;
+/// Key and value of one entry, one behind the other.
+pub(super) type Row = [u8; ROW_BYTES];
 /// Rows of one tree that are held. More than 32 MiB of them: what is larger than that, the allocator takes from the
 /// system and gives back to it.
 pub(super) const ROWS: usize = 1_200_000;
@@ -20,7 +22,7 @@ pub(super) struct Runs {
 struct Run {
     tree: Tree,
     key_bytes: usize,
-    rows: Vec<[u8; ROW_BYTES]>,
+    rows: Vec<Row>,
     /// So many at the front are in order.
     sorted: usize,
 }
@@ -28,16 +30,35 @@ struct Run {
 /// Rows behind those in order that are looked through one by one.
 const LOOKED_THROUGH: usize = 1_024;
 
+/// Bytes of a row's key, in the trees that have a row for each entry of the books.
+pub(super) fn key_bytes(tree: Tree) -> Option<usize> {
+    match tree {
+        Tree::Transfers => Some(SHORT_BYTES),
+        Tree::History | Tree::Postings => Some(ROW_BYTES),
+        _ => None,
+    }
+}
+
+pub(super) fn row(key_bytes: usize, key: &[u8], value: &[u8]) -> Result<Row, Error> {
+    let mut row = [0; ROW_BYTES];
+    match row.split_at_mut_checked(key_bytes) {
+        Some((head, rest)) if head.len() == key.len() && rest.len() == value.len() => {
+            head.copy_from_slice(key);
+            rest.copy_from_slice(value);
+            Ok(row)
+        }
+        _ => Err(Error::Index { why: "a row of another size than its tree's".into() }),
+    }
+}
+
 // === impl Runs
 
 impl Runs {
     pub(super) fn new(most_rows: usize) -> Self {
-        let run = |tree, key_bytes| Run { tree, key_bytes, rows: Vec::new(), sorted: 0 };
-        let runs = [
-            run(Tree::Transfers, SHORT_BYTES),
-            run(Tree::History, ROW_BYTES),
-            run(Tree::Postings, ROW_BYTES),
-        ];
+        let runs = [Tree::Transfers, Tree::History, Tree::Postings].map(|tree| {
+            let key_bytes = key_bytes(tree).unwrap_or(ROW_BYTES);
+            Run { tree, key_bytes, rows: Vec::new(), sorted: 0 }
+        });
         Runs { runs, most_rows }
     }
 
@@ -59,14 +80,7 @@ impl Runs {
     ) -> Result<(), Error> {
         let most = self.most_rows;
         let Some(run) = self.run(tree) else { return Ok(()) };
-        let mut row = [0; ROW_BYTES];
-        match row.split_at_mut_checked(run.key_bytes) {
-            Some((head, rest)) if head.len() == key.len() && rest.len() == value.len() => {
-                head.copy_from_slice(key);
-                rest.copy_from_slice(value);
-            }
-            _ => return Err(Error::Index { why: "a row of another size than its tree's".into() }),
-        }
+        let row = row(run.key_bytes, key, value)?;
         if run.rows.len() >= most {
             run.settle(below)?;
         }
@@ -83,7 +97,7 @@ impl Runs {
         if run.rows.len() - run.sorted > LOOKED_THROUGH {
             run.sort();
         }
-        let of = |row: &[u8; ROW_BYTES]| row.starts_with(key);
+        let of = |row: &Row| row.starts_with(key);
         let (sorted, rest) = run.rows.split_at_checked(run.sorted)?;
         let after = sorted.partition_point(|row| row.as_slice() < key || of(row));
         let found = rest.iter().rev().find(|row| of(row)).or_else(|| {

@@ -119,6 +119,8 @@ pub(super) trait Shelf: Slots + Send + Sync {
     fn upwards(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Pairs, Error>;
     /// Pairs below `to`, downwards to `from`, at most `limit`.
     fn downwards(&self, tree: Tree, from: &[u8], to: &[u8], limit: usize) -> Result<Pairs, Error>;
+    /// Makes several changes at one go, where that is cheaper.
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error>;
     /// Puts everything on disk, not yet durably.
     fn flush(&self) -> Result<(), Error>;
 }
@@ -212,6 +214,10 @@ impl Shelf for Sled {
         )
     }
 
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
+    }
+
     fn flush(&self) -> Result<(), Error> {
         self.db.flush().map_err(index_trouble).map(drop)
     }
@@ -271,6 +277,10 @@ impl Shelf for Memory {
         Ok(self.with(tree, |m| {
             m.range::<[u8], _>(range).rev().take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
         }))
+    }
+
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
     }
 
     fn flush(&self) -> Result<(), Error> {

@@ -265,7 +265,7 @@ impl Pending {
         let transfers = || records.iter().filter_map(transfer_of);
         let (mut made, mut made_in) = (0, None);
         for transfer in transfers() {
-            let (seq, first) = match (self.transfers.get(&transfer.id), store.transfer(&transfer.id)?) {
+            let (seq, first) = match (self.transfers.get(&transfer.id), store.transfer_now(&transfer.id)?) {
                 (Some((first, _)), _) => (None, first.clone()),
                 (None, Some(posted)) => (Some(posted.seq), posted.transfer),
                 (None, None) => continue,
@@ -371,14 +371,14 @@ impl Pending {
     pub(super) fn balance(&self, store: &Store, account: &Account) -> Result<i128, Error> {
         match self.balances.get(account) {
             Some((msat, _)) => Ok(*msat),
-            None => Ok(store.balance(account)?),
+            None => Ok(store.balance_now(account)?),
         }
     }
 
     pub(super) fn hold(&self, store: &Store, job: &str) -> Result<Option<OpenHold>, Error> {
         match self.holds.get(job) {
             Some((hold, _)) => Ok(hold.clone()),
-            None => Ok(store.hold(job)?),
+            None => Ok(store.hold_now(job)?),
         }
     }
 }
@@ -439,6 +439,6 @@ impl Past for Draft<'_> {
         if let Some(transfer) = self.plan.transfers.get(id).or(on_its_way) {
             return Ok(Some(transfer.clone()));
         }
-        Ok(self.store.transfer(id)?.map(|posted| posted.transfer))
+        Ok(self.store.transfer_now(id)?.map(|posted| posted.transfer))
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::store::money::{Account, Transfer};
 use crate::store::record::Record;
-use crate::store::{self, OpenHold, Posted, Store};
+use crate::store::{self, OpenHold, Posted, Prepared, Store};
 
 pub use error::{Broken, Error};
 pub use seal::{Seal, SealError, last_seal};
@@ -102,28 +102,29 @@ impl Ledger {
         budgets: &Budgets,
         now_ms: u64,
     ) -> Result<Committed, Error> {
-        let mut records = Some(records);
+        // Its bytes are made before the lock, not under it.
+        let mut batch = Some(Prepared::new(records));
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
             let landed = self.landed.notified();
             let durable = {
                 let mut pending = self.pending();
-                let Some(batch) = records.take() else { return Err(store::Error::Closed.into()) };
-                match pending.judge(&self.store, &batch)? {
+                let Some(judged) = batch.take() else { return Err(store::Error::Closed.into()) };
+                match pending.judge(&self.store, judged.records())? {
                     Judged::Again(seq) => return Ok(Committed::Again(seq)),
                     Judged::OnItsWay => {
-                        records = Some(batch);
+                        batch = Some(judged);
                         None
                     }
                     Judged::New(plan) => {
-                        pending.within(&self.store, &batch, budgets, now_ms)?;
+                        pending.within(&self.store, judged.records(), budgets, now_ms)?;
                         let way = pending.begin(plan);
                         let (ended, landed) = (Arc::clone(&self.ended), Arc::clone(&self.landed));
                         let then = Box::new(move |_: &Result<u64, store::Error>| {
                             ended.lock().unwrap_or_else(PoisonError::into_inner).push(way);
                             landed.notify_waiters();
                         });
-                        Some(self.store.submit(batch, then)?)
+                        Some(self.store.submit_prepared(judged, then)?)
                     }
                 }
             };

@@ -95,7 +95,7 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, at_ms: u64, transfer: &Tr
 pub const DAY_MS: u64 = 86_400_000;
 
 pub(super) fn spent_key(whose: &str, day: u64) -> Vec<u8> {
-    let mut key = key(whose);
+    let mut key = short(whose).to_vec();
     key.extend_from_slice(&day.to_be_bytes());
     key
 }

@@ -49,9 +49,7 @@ const OTHER: u8 = 1;
 /// Appends the key of a name: 33 bytes for an id or key in hex, its length and bytes for anything else. No
 /// key is the beginning of another.
 fn push(key: &mut Vec<u8>, name: &str) {
-    let mut id = [0; 32];
-    let lower = name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if lower && hex::decode_to_slice(name, &mut id).is_ok() {
+    if let Some(id) = id(name) {
         key.push(HEX_ID);
         key.extend_from_slice(&id);
     } else {
@@ -60,6 +58,28 @@ fn push(key: &mut Vec<u8>, name: &str) {
         key.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes());
         key.extend_from_slice(name.as_bytes());
     }
+}
+
+/// The 32 bytes of 64 lower-case hex digits. This is done several times a record, so it is done by a table.
+fn id(name: &str) -> Option<[u8; 32]> {
+    const NONE: u8 = 0xff;
+    const DIGITS: [u8; 256] = {
+        let mut digits = [NONE; 256];
+        let mut n = 0;
+        while n < 16 {
+            digits[b"0123456789abcdef"[n] as usize] = n as u8;
+            n += 1;
+        }
+        digits
+    };
+    let digits: &[u8; 64] = name.as_bytes().try_into().ok()?;
+    let (mut id, mut all) = ([0; 32], 0);
+    for (byte, pair) in id.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let [high, low] = pair.map(|digit| DIGITS.get(usize::from(digit)).copied().unwrap_or(NONE));
+        *byte = (high << 4) | low;
+        all |= high | low;
+    }
+    (all < 16).then_some(id)
 }
 
 pub(super) fn key(name: &str) -> Vec<u8> {

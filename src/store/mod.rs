@@ -8,6 +8,7 @@ mod books;
 mod disk;
 mod error;
 mod frame;
+mod gather;
 mod index;
 mod keys;
 mod lock;
@@ -18,6 +19,7 @@ mod packed;
 mod reading;
 pub mod record;
 mod rows;
+mod runs;
 mod shelf;
 mod tail;
 mod upkeep;
@@ -94,6 +96,23 @@ pub struct Stats {
 pub struct Health {
     /// Why it does not: every append fails with this until the store is opened again.
     pub poisoned: Option<Error>,
+}
+
+/// A batch with the bytes that it will be in the log. What keeps it from being written is told when it is handed in.
+pub struct Prepared {
+    records: Vec<Record>,
+    body: Result<Vec<u8>, Error>,
+}
+
+impl Prepared {
+    pub fn new(records: Vec<Record>) -> Prepared {
+        let body = writer::encode(&records);
+        Prepared { records, body }
+    }
+
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
 }
 
 /// Called with a batch's outcome.
@@ -223,9 +242,18 @@ impl Store {
         records: Vec<Record>,
         then: Then,
     ) -> Result<impl Future<Output = Result<u64, Error>> + use<>, Error> {
+        self.submit_prepared(Prepared::new(records), then)
+    }
+
+    /// As [`Store::submit`], of a batch whose bytes were made before.
+    pub fn submit_prepared(
+        &self,
+        batch: Prepared,
+        then: Then,
+    ) -> Result<impl Future<Output = Result<u64, Error>> + use<>, Error> {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.writer()?.submit(
-            records,
+            batch,
             Box::new(move |result| {
                 then(&result);
                 if let Err(Err(lost)) = tell.send(result) {
@@ -240,7 +268,7 @@ impl Store {
     pub fn append_blocking(&self, records: Vec<Record>) -> Result<u64, Error> {
         let (tell, told) = std::sync::mpsc::channel();
         self.writer()?.submit(
-            records,
+            Prepared::new(records),
             Box::new(move |result| {
                 if let Err(unheard) = tell.send(result) {
                     tracing::warn!(result = ?unheard.0, "nobody waited for a batch any more");
@@ -256,7 +284,7 @@ impl Store {
     /// # Errors
     /// [`Error::Busy`] when too many wait already.
     pub fn append_lazily(&self, records: Vec<Record>) -> Result<(), Error> {
-        self.writer()?.submit_lazily(records)
+        self.writer()?.submit_lazily(Prepared::new(records))
     }
 
     fn writer(&self) -> Result<&Writer, Error> {

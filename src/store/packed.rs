@@ -51,6 +51,13 @@ fn form(tree: Tree) -> Option<Form> {
         Tree::History => Some(Form { key_bytes: later, value_bytes: 0, left_out: 1, by: By::Bits }),
         // Of one customer, what stands in the same 16 MiB of a segment.
         Tree::Postings => Some(Form { key_bytes: later, value_bytes: 0, left_out: later - 5, by: By::Bytes }),
+        // Of one customer, what it spent on 256 days.
+        Tree::Spent => Some(Form {
+            key_bytes: SHORT_BYTES + 8,
+            value_bytes: 8,
+            left_out: SHORT_BYTES + 7,
+            by: By::Bytes,
+        }),
         _ => None,
     }
 }
@@ -230,6 +237,10 @@ impl<S: Shelf> Shelf for Packed<S> {
         })
     }
 
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
+    }
+
     fn flush(&self) -> Result<(), Error> {
         self.put_down(&mut self.last())?;
         self.below.flush()
@@ -245,7 +256,7 @@ mod tests {
     #[test]
     fn packed_pairs_read_as_if_they_stood_alone() {
         let (packed, plain) = (Packed::new(Memory::default()), Memory::default());
-        for tree in [Tree::Transfers, Tree::History, Tree::Postings, Tree::Jobs] {
+        for tree in [Tree::Transfers, Tree::History, Tree::Postings, Tree::Spent, Tree::Jobs] {
             let (key_bytes, value_bytes) = form(tree).map_or((20, 3), |f| (f.key_bytes, f.value_bytes));
             let make = |n: u32| {
                 let mut key = short(&(n % 40).to_string()).to_vec();

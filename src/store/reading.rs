@@ -10,7 +10,7 @@ use super::money::{Account, Transfer};
 use super::record::{Invoice, Record};
 use super::rows::{Entry, Head};
 use super::shelf::Tree;
-use super::view::View;
+use super::view::{Look, View};
 use super::{Error, LOG, Store, upkeep};
 use crate::price::Agreed;
 
@@ -46,7 +46,12 @@ pub struct Quote {
 impl Store {
     /// Msat of an account, debits less credits.
     pub fn balance(&self, account: &Account) -> Result<i128, Error> {
-        self.inner.view.balance(account)
+        self.inner.view.balance(Look::Whole, account)
+    }
+
+    /// As [`Store::balance`], and does not wait for a batch that is being taken in: for who knows what is on its way.
+    pub(crate) fn balance_now(&self, account: &Account) -> Result<i128, Error> {
+        self.inner.view.balance(Look::Now, account)
     }
 
     /// Every account that was ever used, with its msat, by name.
@@ -56,7 +61,12 @@ impl Store {
 
     /// A transfer by its id.
     pub fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
-        self.inner.view.transfer(id)
+        self.inner.view.transfer(Look::Whole, id)
+    }
+
+    /// As [`Store::transfer`], and does not wait for a batch that is being taken in.
+    pub(crate) fn transfer_now(&self, id: &str) -> Result<Option<Posted>, Error> {
+        self.inner.view.transfer(Look::Now, id)
     }
 
     /// The newest `limit` transfers in a customer's books, newest first.
@@ -78,7 +88,12 @@ impl Store {
 
     /// The open hold of a job.
     pub fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
-        self.inner.view.hold(job)
+        self.inner.view.hold(Look::Whole, job)
+    }
+
+    /// As [`Store::hold`], and does not wait for a batch that is being taken in.
+    pub(crate) fn hold_now(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+        self.inner.view.hold(Look::Now, job)
     }
 
     /// All open holds.
@@ -189,8 +204,8 @@ pub fn between<E: From<Error>>(
 // === impl View: money
 
 impl View {
-    fn balance(&self, account: &Account) -> Result<i128, Error> {
-        books::balance(self.get(Tree::Balances, &books::account_key(account))?.as_deref())
+    fn balance(&self, look: Look, account: &Account) -> Result<i128, Error> {
+        books::balance(self.look(look, Tree::Balances, &books::account_key(account))?.as_deref())
     }
 
     fn balances(&self) -> Result<Vec<(Account, i128)>, Error> {
@@ -203,8 +218,8 @@ impl View {
         stored.into_iter().map(read).collect()
     }
 
-    fn transfer(&self, id: &str) -> Result<Option<Posted>, Error> {
-        let Some(at) = self.get(Tree::Transfers, &short(id))? else { return Ok(None) };
+    fn transfer(&self, look: Look, id: &str) -> Result<Option<Posted>, Error> {
+        let Some(at) = self.look(look, Tree::Transfers, &short(id))? else { return Ok(None) };
         self.posted(&Bytes(&at).place()?).map(Some)
     }
 
@@ -223,9 +238,9 @@ impl View {
         keys.iter().map(|key| self.posted(&place(key)?)).collect()
     }
 
-    fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
+    fn hold(&self, look: Look, job: &str) -> Result<Option<OpenHold>, Error> {
         let key = key(job);
-        self.get(Tree::Holds, &key)?.map(|value| books::open_hold(&key, &value)).transpose()
+        self.look(look, Tree::Holds, &key)?.map(|value| books::open_hold(&key, &value)).transpose()
     }
 
     fn holds(&self) -> Result<Vec<OpenHold>, Error> {

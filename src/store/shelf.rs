@@ -123,6 +123,8 @@ pub(super) trait Shelf: Slots + Send + Sync {
     fn upwards(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Pairs, Error>;
     /// Pairs below `to`, downwards to `from`, at most `limit`.
     fn downwards(&self, tree: Tree, from: &[u8], to: &[u8], limit: usize) -> Result<Pairs, Error>;
+    /// Makes several changes at one go, where that is cheaper.
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error>;
     /// Puts everything on disk, not yet durably.
     fn flush(&self) -> Result<(), Error>;
 }
@@ -216,6 +218,10 @@ impl Shelf for Sled {
         )
     }
 
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
+    }
+
     fn flush(&self) -> Result<(), Error> {
         self.db.flush().map_err(index_trouble).map(drop)
     }
@@ -275,6 +281,10 @@ impl Shelf for Memory {
         Ok(self.with(tree, |m| {
             m.range::<[u8], _>(range).rev().take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
         }))
+    }
+
+    fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
+        work(self)
     }
 
     fn flush(&self) -> Result<(), Error> {

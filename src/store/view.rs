@@ -22,15 +22,29 @@ pub(super) enum Source {
 
 pub(super) struct View {
     source: RwLock<Source>,
+    /// Held by the applier while batches are seen in part, by readers while they want them whole.
+    whole: RwLock<()>,
     log: Reader,
 }
 
-/// The right to read; the applier waits until it is given back.
-struct Reading<'a>(RwLockReadGuard<'a, Source>);
+/// The right to read whole batches; the applier waits until it is given back.
+struct Reading<'a> {
+    source: RwLockReadGuard<'a, Source>,
+    _whole: RwLockReadGuard<'a, ()>,
+}
 
-impl Reading<'_> {
+/// What a look-up of one row may see.
+#[derive(Clone, Copy)]
+pub(super) enum Look {
+    /// Batches wholly or not at all: it waits for the applier.
+    Whole,
+    /// The row as it is, while its batch may not be here as a whole: for who knows what is on its way.
+    Now,
+}
+
+impl Source {
     fn shelf(&self) -> Result<&dyn Shelf, Error> {
-        match &*self.0 {
+        match self {
             Source::Index(index) => Ok(index.shelf()),
             Source::Memory(memory) => Ok(memory),
             Source::Closed => Err(Error::Closed),
@@ -38,13 +52,25 @@ impl Reading<'_> {
     }
 }
 
+impl Reading<'_> {
+    fn shelf(&self) -> Result<&dyn Shelf, Error> {
+        self.source.shelf()
+    }
+}
+
 impl View {
     pub(super) fn new(source: Source, log: Reader) -> Self {
-        View { source: RwLock::new(source), log }
+        View { source: RwLock::new(source), whole: RwLock::new(()), log }
+    }
+
+    fn source(&self) -> RwLockReadGuard<'_, Source> {
+        self.source.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> Reading<'_> {
-        Reading(self.source.read().unwrap_or_else(PoisonError::into_inner))
+        // In the applier's order.
+        let whole = self.whole.read().unwrap_or_else(PoisonError::into_inner);
+        Reading { source: self.source(), _whole: whole }
     }
 
     /// Takes batches in, unseen until all of them are whole; `taken` counts them.
@@ -53,13 +79,10 @@ impl View {
         batches: impl Iterator<Item = (&'b Placed, &'b [Record])>,
         taken: &mut usize,
     ) -> Result<(), Error> {
-        let source = self.source.write().unwrap_or_else(PoisonError::into_inner);
+        let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
+        let source = self.source();
         for (placed, records) in batches {
-            match &*source {
-                Source::Index(index) => apply::apply(index.shelf(), placed, records)?,
-                Source::Memory(memory) => apply::apply(memory, placed, records)?,
-                Source::Closed => return Err(Error::Closed),
-            }
+            source.shelf()?.together(&mut |slots| apply::apply(slots, placed, records))?;
             *taken += 1;
         }
         Ok(())
@@ -75,7 +98,15 @@ impl View {
     }
 
     pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.read().shelf()?.get(tree, key)
+        self.look(Look::Whole, tree, key)
+    }
+
+    /// One row.
+    pub(super) fn look(&self, look: Look, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        match look {
+            Look::Whole => self.read().shelf()?.get(tree, key),
+            Look::Now => self.source().shelf()?.get(tree, key),
+        }
     }
 
     /// All pairs of a tree.

@@ -13,7 +13,7 @@ use super::log::Position;
 use super::record::Record;
 use super::tail::{Placed, Tail};
 use super::view::View;
-use super::{Clock, Error, Stats};
+use super::{Clock, Error, Prepared, Stats};
 
 /// A lazy batch is durable after at most this long.
 const LAZY: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const LAZY_MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Batches in one group.
 const GROUP_MOST: usize = 4096;
 /// Batches that the index takes in while nobody reads: each turn of reader and writer costs more than a batch.
-const APPLIED_TOGETHER: usize = 64;
+const APPLIED_TOGETHER: usize = 8;
 
 type Reply = Box<dyn FnOnce(Result<u64, Error>) + Send>;
 
@@ -102,8 +102,8 @@ impl Writer {
     }
 
     /// Hands a batch in; `reply` is called from the writer's thread, or at once when the batch is not taken.
-    pub(super) fn submit(&self, records: Vec<Record>, reply: Reply) {
-        match encode(&records) {
+    pub(super) fn submit(&self, Prepared { records, body }: Prepared, reply: Reply) {
+        match body {
             Ok(body) => {
                 if let Err((reply, e)) = self.push(Waiting { records, body, reply: Some(reply) }) {
                     answer(reply, Err(e));
@@ -114,8 +114,8 @@ impl Writer {
     }
 
     /// Hands a batch in that rides with the next group.
-    pub(super) fn submit_lazily(&self, records: Vec<Record>) -> Result<(), Error> {
-        let body = encode(&records)?;
+    pub(super) fn submit_lazily(&self, Prepared { records, body }: Prepared) -> Result<(), Error> {
+        let body = body?;
         self.push(Waiting { records, body, reply: None }).map_err(|(_, e)| e)
     }
 
@@ -198,7 +198,7 @@ fn answer(reply: Option<Reply>, result: Result<u64, Error>) {
 }
 
 /// The body of a batch's frame.
-fn encode(records: &[Record]) -> Result<Vec<u8>, Error> {
+pub(super) fn encode(records: &[Record]) -> Result<Vec<u8>, Error> {
     if records.is_empty() {
         return Err(Error::EmptyBatch);
     }

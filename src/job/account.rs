@@ -1,7 +1,8 @@
 //! A customer's question about its own account: encrypted to us, answered to it alone, never a job. What is refused,
 //! and how often anything is said, is as for other requests.
 
-use super::engine::{Dispatcher, Offer};
+use super::dispatcher::Dispatcher;
+use super::engine::Offer;
 use super::{Failure, answer};
 use crate::market::{Code, judge_time};
 use crate::protocol::Scheme;

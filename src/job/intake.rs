@@ -4,7 +4,8 @@
 use nostr_sdk::prelude::JsonUtil;
 use tokio::sync::oneshot;
 
-use super::engine::{Dispatcher, Message, Offer, Open, Phase, report, stopped};
+use super::dispatcher::{Dispatcher, Message, Open, Phase, report, stopped};
+use super::engine::Offer;
 use super::ticket::{Stop, Ticket};
 use super::till::Paid;
 use super::{Failure, Rooms, answer};

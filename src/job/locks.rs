@@ -9,7 +9,7 @@ use nostr_sdk::Keys;
 use nostr_sdk::hashes::{Hash, HashEngine, Hmac, HmacEngine, sha256};
 use tokio::time::{sleep, timeout};
 
-use super::engine::stopped;
+use super::dispatcher::stopped;
 use super::runner::wait_for_stop;
 use super::ticket::{Stop, Stopped, Ticket};
 use super::till::{LAST_LOOKS, Paid, Till, learn};

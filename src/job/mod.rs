@@ -6,6 +6,7 @@ mod after;
 pub mod answer;
 mod budget;
 pub mod content;
+mod dispatcher;
 mod ending;
 pub mod engine;
 mod intake;

@@ -4,7 +4,8 @@
 
 use nostr_sdk::prelude::{Event, JsonUtil};
 
-use super::engine::{Dispatcher, Message, Offer, report};
+use super::dispatcher::{Dispatcher, Message, report};
+use super::engine::Offer;
 use super::ticket::Ticket;
 use super::till::{self, Paid};
 use super::{Failure, Rooms, answer, locks};

@@ -5,8 +5,8 @@ use nostr_sdk::prelude::{Event, JsonUtil};
 use tokio::sync::watch;
 
 use super::Failure;
+use super::dispatcher::{Dispatcher, Open, Phase, stopped};
 use super::ending;
-use super::engine::{Dispatcher, Open, Phase, stopped};
 use super::ticket::{Stop, Ticket};
 use crate::market::{Admission, judge};
 use crate::protocol::request::Request;

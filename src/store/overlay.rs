@@ -21,9 +21,8 @@ pub(super) struct Overlay {
 }
 
 /// `None`: removed.
-type Map = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
-/// A key, and its value if it has one.
-type Change = (Box<[u8]>, Option<Box<[u8]>>);
+type Change = Option<Box<[u8]>>;
+type Map = BTreeMap<Box<[u8]>, Change>;
 
 #[derive(Default)]
 struct Changes {
@@ -186,7 +185,7 @@ impl Changes {
     }
 
     /// Takes the next pair to go down out of a map.
-    fn pop(&mut self, nth: usize) -> Option<Change> {
+    fn pop(&mut self, nth: usize) -> Option<(Box<[u8]>, Change)> {
         let map = self.maps.get_mut(nth)?;
         let following = (Bound::Included(self.next.1.as_ref()), Bound::Unbounded);
         let key = map.range::<[u8], _>(following).next().map(|(key, _)| key.clone())?;
@@ -195,7 +194,7 @@ impl Changes {
         Some((key, value))
     }
 
-    fn pop_row(&mut self, tree: Tree) -> Option<Change> {
+    fn pop_row(&mut self, tree: Tree) -> Option<(Box<[u8]>, Change)> {
         let (key_bytes, rows) = key_bytes(tree).zip(self.rows.get_mut(tree as usize))?;
         let row = rows.range(least(&self.next.1)..).next().copied()?;
         rows.remove(&row);

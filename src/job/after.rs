@@ -45,8 +45,10 @@ fn asked_msat(rooms: &Rooms, customer: &str) -> Result<u64, store::Error> {
     let now_ms = rooms.now_ms();
     let mut asked_msat = 0_u64;
     for invoice in rooms.store.unpaid()? {
+        // What is locked comes with the job that it is locked for, and pays no debt.
         if invoice.customer == customer
             && invoice.expires_ms > now_ms
+            && invoice.hold.is_none()
             && let Some(job) = &invoice.job
             && rooms.store.job(job)?.is_some()
         {

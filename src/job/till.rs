@@ -399,18 +399,26 @@ async fn give_up(till: &Till, ledger: &Ledger, now_ms: u64, engine: &Engine) -> 
     for invoice in ledger.store().unpaid()? {
         if invoice.expires_ms.saturating_add(AFTER_EXPIRY_MS) > now_ms {
             till.follow(&invoice);
-        } else {
+        } else if invoice.wallet == till.name {
+            // What another wallet has made stays open until that one can be asked.
             dead.extend(invoice.payment_hash.parse::<PaymentHash>());
         }
     }
     let mut looks = futures_util::stream::iter(dead)
         .map(|hash| async move { (hash, till.wallet.look_up(&hash).await) })
         .buffer_unordered(LAST_LOOKS);
+    let mut failures = 0;
     while let Some((hash, looked)) = looks.next().await {
-        match looked?.state {
-            state @ State::Settled { .. } => learn(ledger, hash, &state, engine).await,
-            State::Held { .. } => {}
-            State::Unknown | State::Pending | State::Expired | State::Failed => {
+        match looked.map(|looked| looked.state) {
+            Ok(state @ State::Settled { .. }) => learn(ledger, hash, &state, engine).await,
+            Ok(State::Held { .. }) => {}
+            // One that the wallet cannot speak of keeps no other waiting.
+            Err(error) if failures < LAST_LOOKS => {
+                failures += 1;
+                tracing::debug!(%hash, %error, "a last look failed");
+            }
+            Err(error) => return Err(error.into()),
+            Ok(State::Unknown | State::Pending | State::Expired | State::Failed) => {
                 let (payment_hash, reason) = (hash.to_hex(), "it expired unpaid".to_owned());
                 ledger.commit(vec![Record::InvoiceClosed { payment_hash, reason }]).await?;
                 till.lookups.forget(hash).await;

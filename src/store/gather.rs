@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Error;
+use super::overlay::{Change, pair_bytes, replace};
 use super::runs::{ROWS, Runs};
 use super::shelf::{Slots, Tree};
 
@@ -17,8 +18,7 @@ pub(super) struct Gather<'a> {
     most_bytes: usize,
 }
 
-/// `None`: removed.
-type Map = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
+type Map = HashMap<Box<[u8]>, Change>;
 
 struct Held {
     /// By the place of the tree.
@@ -31,8 +31,6 @@ struct Held {
 
 /// Bytes of pairs that are held, without the rows of the runs.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
-/// What a pair takes in memory beside its key and value.
-const PAIR_BYTES: usize = 96;
 
 // === impl Gather
 
@@ -87,12 +85,7 @@ impl Held {
             return;
         }
         match (map.get_mut(key), value) {
-            (Some(Some(known)), Some(value)) if known.len() == value.len() => known.copy_from_slice(value),
-            (Some(known), value) => {
-                self.bytes += value.map_or(0, <[u8]>::len);
-                self.bytes = self.bytes.saturating_sub(known.as_deref().map_or(0, <[u8]>::len));
-                *known = value.map(Box::from);
-            }
+            (Some(known), value) => replace(known, value, &mut self.bytes),
             (None, value) => {
                 self.bytes += pair_bytes(key, value);
                 map.insert(key.into(), value.map(Box::from));
@@ -118,10 +111,6 @@ impl Held {
         self.bytes = 0;
         Ok(())
     }
-}
-
-fn pair_bytes(key: &[u8], value: Option<&[u8]>) -> usize {
-    key.len() + value.map_or(0, <[u8]>::len) + PAIR_BYTES
 }
 
 impl Slots for Gather<'_> {

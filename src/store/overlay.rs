@@ -21,7 +21,7 @@ pub(super) struct Overlay {
 }
 
 /// `None`: removed.
-type Change = Option<Box<[u8]>>;
+pub(super) type Change = Option<Box<[u8]>>;
 type Map = BTreeMap<Box<[u8]>, Change>;
 
 #[derive(Default)]
@@ -147,12 +147,7 @@ impl Changes {
         }
         let Some(map) = self.maps.get_mut(tree as usize) else { return Ok(()) };
         match (map.get_mut(key), value) {
-            (Some(Some(known)), Some(value)) if known.len() == value.len() => known.copy_from_slice(value),
-            (Some(known), value) => {
-                self.bytes += value.map_or(0, <[u8]>::len);
-                self.bytes = self.bytes.saturating_sub(known.as_deref().map_or(0, <[u8]>::len));
-                *known = value.map(Box::from);
-            }
+            (Some(known), value) => replace(known, value, &mut self.bytes),
             (None, value) => {
                 self.bytes += pair_bytes(key, value);
                 map.insert(key.into(), value.map(Box::from));
@@ -211,7 +206,19 @@ fn least(from: &[u8]) -> Row {
     row
 }
 
-fn pair_bytes(key: &[u8], value: Option<&[u8]>) -> usize {
+/// Puts another value in the place of a known one, and keeps the count of bytes.
+pub(super) fn replace(known: &mut Change, value: Option<&[u8]>, bytes: &mut usize) {
+    match (&mut *known, value) {
+        (Some(known), Some(value)) if known.len() == value.len() => known.copy_from_slice(value),
+        _ => {
+            *bytes += value.map_or(0, <[u8]>::len);
+            *bytes = bytes.saturating_sub(known.as_deref().map_or(0, <[u8]>::len));
+            *known = value.map(Box::from);
+        }
+    }
+}
+
+pub(super) fn pair_bytes(key: &[u8], value: Option<&[u8]>) -> usize {
     key.len() + value.map_or(0, <[u8]>::len) + PAIR_BYTES
 }
 

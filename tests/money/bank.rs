@@ -115,6 +115,13 @@ impl Bank {
         locked(&self.books).rows.insert(0, row(hash, "", msat, 0, "failed"));
     }
 
+    /// What it says of this invoice makes no sense.
+    pub fn garbles(&self, hash: &str) {
+        let mut row = row(hash, "", 0, 0, "pending");
+        row["amount"] = "much".into();
+        locked(&self.books).rows.push(row);
+    }
+
     /// It never heard of this invoice.
     pub fn forgets(&self, bolt11: &str) {
         locked(&self.books).rows.retain(|row| row["bolt11"] != bolt11);

@@ -247,7 +247,7 @@ async fn what_is_paid_after_the_quote_ran_out_is_credit_and_the_customer_is_told
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_paid_while_the_node_was_dead_for_days_is_credit_and_what_was_not_is_closed() {
     let (counter, customer) = (Counter::open().await, Keys::generate().public_key().to_hex());
-    let [paid, unpaid] = [Keys::generate(), Keys::generate()].map(|keys| keys.public_key().to_hex());
+    let [paid, unpaid, garbled, elsewhere] = [(); 4].map(|()| Keys::generate().public_key().to_hex());
     let holder = Holder::new(counter.stage.keys.public_key().to_hex());
     let store = Store::open(&counter.stage.config.data_dir, &holder).expect("a store");
     let (now_ms, two_days_ms) = (now_s() * 1_000, 2 * 86_400_000);
@@ -258,28 +258,37 @@ async fn what_was_paid_while_the_node_was_dead_for_days_is_credit_and_what_was_n
             customer: customer.clone(),
             amount_msat: PRICE,
             expires_ms: now_ms - two_days_ms,
-            wallet: "lnbits".into(),
+            wallet: if *payment_hash == elsewhere { "nwc".into() } else { "lnbits".into() },
             job: None,
             hold: None,
         })
     };
-    store.append([&paid, &unpaid].map(invoiced).to_vec()).await.expect("recorded");
-    assert_eq!(store.unexpired_invoices(now_ms - two_days_ms - 1).expect("readable"), 2);
+    store.append([&paid, &unpaid, &garbled, &elsewhere].map(invoiced).to_vec()).await.expect("recorded");
+    assert_eq!(store.unexpired_invoices(now_ms - two_days_ms - 1).expect("readable"), 4);
     assert_eq!(store.unexpired_invoices(now_ms).expect("readable"), 0, "the dead take nobody's place");
     store.close().expect("closed");
     counter.bank.moves(&paid, i64::try_from(PRICE).expect("msat"), 0);
+    counter.bank.garbles(&garbled);
     // While the wallet cannot be asked, nothing is closed.
     counter.bank.is(Mood::Silent);
     let node = counter.stage.start_on(Backstage::new(&[])).await;
     until("the wallet to be asked", async || (counter.bank.waiting() > 0).then_some(())).await;
     counter.bank.is(Mood::Away);
     until("the answers", async || (counter.bank.waiting() == 0).then_some(())).await;
-    assert_eq!(node.store().unpaid().expect("readable").len(), 2);
+    assert_eq!(node.store().unpaid().expect("readable").len(), 4);
     node.drain().await.expect("an end");
     counter.bank.is(Mood::Well);
     let node = counter.stage.start_on(Backstage::new(&[])).await;
-    let left = async || node.store().unpaid().expect("readable").is_empty().then_some(());
-    until("the dead to be gone", left).await;
+    // One that makes no sense holds up no other, and what another wallet has made is not this one's to bury.
+    let mut kept = [garbled, elsewhere];
+    kept.sort();
+    let gone = async || {
+        let open = node.store().unpaid().expect("readable").into_iter();
+        let mut open: Vec<String> = open.map(|invoice| invoice.payment_hash).collect();
+        open.sort();
+        (open == kept).then_some(())
+    };
+    until("the dead to be gone", gone).await;
     let state = |hash: &str| node.store().invoice(hash).expect("readable").expect("an invoice").1;
     assert_eq!((state(&paid), state(&unpaid)), (InvoiceState::Paid, InvoiceState::Closed));
     let purse = node.ledger().purse(&customer).expect("readable");

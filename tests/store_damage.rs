@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use coinop::ledger::{Committed, Ledger, transfer};
 use coinop::store::record::Record;
 use coinop::store::{Error, Store};
 use store_house::{House, accepted, id};
@@ -128,6 +129,44 @@ fn an_index_that_does_not_open_is_made_again() {
     let store = house.open();
     assert!(store.was_rebuilt());
     assert_eq!(store.dump_index().unwrap(), live);
+}
+
+#[tokio::test]
+async fn a_bad_list_of_the_transfers_that_were_made_makes_none_of_them_new() {
+    let house = House::new();
+    let gifts: Vec<_> = (0..4).map(|n| transfer::grant(&n.to_string(), &id(n), 1_000, "")).collect();
+    let store = house.open();
+    for gift in &gifts {
+        Ledger::new(store.clone()).post(gift.clone()).await.unwrap();
+    }
+    store.close().unwrap();
+    let list = || {
+        let names = fs::read_dir(house.data().join("index")).unwrap().map(|e| e.unwrap().path());
+        let lists: Vec<_> = names.filter(|p| p.extension().is_some_and(|end| end == "seen")).collect();
+        assert_eq!(lists.len(), 1, "{lists:?}");
+        lists[0].clone()
+    };
+    let bytes = fs::metadata(list()).unwrap().len();
+    assert!(bytes > 12, "it has something");
+    let mut bad = 0;
+    for at in (0..bytes).step_by(7).map(Some).chain([None]) {
+        let store = house.open();
+        assert!(!store.was_rebuilt(), "it is used when it is as it was written");
+        store.close().unwrap();
+        match at {
+            Some(at) => flip(&list(), at),
+            None => fs::remove_file(list()).unwrap(),
+        }
+        let store = house.open();
+        assert!(store.was_rebuilt(), "byte {at:?}");
+        bad += 1;
+        for gift in &gifts {
+            let again = Ledger::new(store.clone()).post(gift.clone()).await.unwrap();
+            assert!(matches!(again, Committed::Again(_)), "{again:?}");
+        }
+        store.close().unwrap();
+    }
+    assert!(bad > 10, "{bad}");
 }
 
 /// The log as a node that died has left it: no marker that vouches for its end.

@@ -1,7 +1,10 @@
 //! The rules of the books, in one place for the node that writes and for the check that reads: what a transfer of each
 //! kind must look like, and which balances it may leave. What is on its way to the disk is kept here until it arrives.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
 
 use super::{Budgets, Error};
 use crate::store::money::{Account, NODE, Transfer, Why};
@@ -29,8 +32,8 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
     }
     allow_kind(past, transfer)?;
     for (account, net) in transfer.nets() {
-        let would_msat = past.balance(&account)? + net;
-        let fine = match &account {
+        let would_msat = past.balance(account)? + net;
+        let fine = match account {
             Account::Credit(_) => credit_may_have(transfer, would_msat, net),
             // These hold what is owed, so they are never above zero.
             Account::Held(_) | Account::Refunding(_) => would_msat <= 0,
@@ -117,11 +120,7 @@ fn allow_kind(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
                 (Account::Held(held), Account::Credit(credit)) => held == credit,
                 _ => false,
             };
-            shape(fits, "a hold goes from held to credit of one customer")?;
-            match past.hold(job)? {
-                Some(_) => Err(Error::HoldOpen { job: job.clone() }),
-                None => Ok(()),
-            }
+            shape(fits, "a hold goes from held to credit of one customer")
         }
         Why::Capture { job } => {
             shape(
@@ -197,7 +196,7 @@ fn corrects(past: &dyn Past, transfer: &Transfer, of: &str) -> Result<(), Error>
     let first = past.transfer(of)?.ok_or_else(not)?;
     let named = transfer.id == super::transfer::correction_id(of);
     let fixed = !may_be_corrected(&first);
-    let undone = first.nets().into_iter().all(|(account, net)| transfer.net_msat(&account) == -net);
+    let undone = first.nets().into_iter().all(|(account, net)| transfer.net_msat(account) == -net);
     let touches_more = transfer.nets().len() != first.nets().len();
     if !named || fixed || !undone || touches_more { Err(not()) } else { Ok(()) }
 }
@@ -233,22 +232,33 @@ pub(super) fn hold_after(transfer: &Transfer) -> Option<(&str, Option<OpenHold>)
 }
 
 /// What is judged and on its way to the disk, over what the store has. Each value is known here until the last batch
-/// that touches it has arrived; then the store has it.
+/// that touches it has arrived; then the store has it. Balances and open holds stay known for a while, so that whoever
+/// is about to spend asks no disk.
 #[derive(Default)]
 pub(super) struct Pending {
-    balances: HashMap<Account, (i128, usize)>,
-    holds: HashMap<String, (Option<OpenHold>, usize)>,
-    transfers: HashMap<String, (Transfer, usize)>,
+    balances: Known<Account, i128>,
+    holds: Known<String, Option<OpenHold>>,
+    transfers: HashMap<String, Arc<Transfer>>,
     ways: HashMap<u64, Plan>,
     next: u64,
 }
 
-/// What one batch makes of what it touches.
+/// Values, each with the number of batches on their way that touch it.
+struct Known<K, V> {
+    values: HashMap<K, (V, usize)>,
+    /// How many of them none touches.
+    idle: usize,
+}
+
+/// Values that are kept although no batch is on its way that touches them: a few hundred bytes each.
+const KNOWN: usize = 4_096;
+
+/// What one batch makes of what it touches: a few of each.
 #[derive(Default)]
 pub(super) struct Plan {
-    balances: HashMap<Account, i128>,
-    holds: HashMap<String, Option<OpenHold>>,
-    transfers: HashMap<String, Transfer>,
+    balances: Vec<(Account, i128)>,
+    holds: Vec<(String, Option<OpenHold>)>,
+    transfers: Vec<Arc<Transfer>>,
 }
 
 pub(super) enum Judged {
@@ -265,12 +275,14 @@ impl Pending {
         let transfers = || records.iter().filter_map(transfer_of);
         let (mut made, mut made_in) = (0, None);
         for transfer in transfers() {
-            let (seq, first) = match (self.transfers.get(&transfer.id), store.transfer_now(&transfer.id)?) {
-                (Some((first, _)), _) => (None, first.clone()),
-                (None, Some(posted)) => (Some(posted.seq), posted.transfer),
-                (None, None) => continue,
+            let (seq, same) = match self.transfers.get(&transfer.id) {
+                Some(first) => (None, **first == *transfer),
+                None => match store.transfer_now(&transfer.id)? {
+                    Some(posted) => (Some(posted.seq), posted.transfer == *transfer),
+                    None => continue,
+                },
             };
-            if first != *transfer {
+            if !same {
                 return Err(Error::Conflict { id: transfer.id.clone() });
             }
             (made, made_in) = (made + 1, Some(seq));
@@ -288,7 +300,7 @@ impl Pending {
         }
         let mut draft = Draft { store, pending: self, plan: Plan::default() };
         for transfer in transfers() {
-            if draft.plan.transfers.contains_key(&transfer.id) {
+            if draft.plan.transfers.iter().any(|first| first.id == transfer.id) {
                 return Err(Error::Conflict { id: transfer.id.clone() });
             }
             allow(&draft, transfer)?;
@@ -305,6 +317,9 @@ impl Pending {
         budgets: &Budgets,
         now_ms: u64,
     ) -> Result<(), Error> {
+        if *budgets == Budgets::default() {
+            return Ok(());
+        }
         let holds = records.iter().filter_map(transfer_of).filter_map(hold_after);
         for hold in holds.filter_map(|(_, hold)| hold) {
             let held = -self.balance(store, &Account::Held(hold.customer.clone()))?;
@@ -319,7 +334,7 @@ impl Pending {
                 if budget_msat == 0 {
                     continue;
                 }
-                let on_their_way = self.transfers.values().filter_map(|(transfer, _)| transfer.spends());
+                let on_their_way = self.transfers.values().filter_map(|transfer| transfer.spends());
                 let coming = on_their_way.filter(|(who, _)| *who == whose).map(|(_, msat)| msat).sum();
                 let spent = store.spent(whose, now_ms, days)?;
                 let would_msat = spent.saturating_add(coming).saturating_add(more);
@@ -334,15 +349,13 @@ impl Pending {
     /// A batch is on its way.
     pub(super) fn begin(&mut self, plan: Plan) -> u64 {
         for (account, msat) in &plan.balances {
-            let known = self.balances.entry(account.clone()).or_default();
-            *known = (*msat, known.1 + 1);
+            self.balances.begin(account, *msat);
         }
         for (job, hold) in &plan.holds {
-            let known = self.holds.entry(job.clone()).or_default();
-            *known = (hold.clone(), known.1 + 1);
+            self.holds.begin(job, hold.clone());
         }
-        for (id, transfer) in &plan.transfers {
-            self.transfers.insert(id.clone(), (transfer.clone(), 1));
+        for transfer in &plan.transfers {
+            self.transfers.insert(transfer.id.clone(), Arc::clone(transfer));
         }
         self.next += 1;
         self.ways.insert(self.next, plan);
@@ -352,42 +365,78 @@ impl Pending {
     /// It has arrived, or will not; then the store takes nothing any more, and what is left here does not matter.
     pub(super) fn end(&mut self, way: u64) {
         let Some(plan) = self.ways.remove(&way) else { return };
-        for account in plan.balances.keys() {
-            release(&mut self.balances, account);
+        for (account, _) in &plan.balances {
+            self.balances.end(account, |_| true);
         }
-        for job in plan.holds.keys() {
-            release(&mut self.holds, job);
+        for (job, _) in &plan.holds {
+            self.holds.end(job, Option::is_some);
         }
-        for id in plan.transfers.keys() {
-            release(&mut self.transfers, id);
+        for transfer in &plan.transfers {
+            self.transfers.remove(&transfer.id);
         }
     }
 
     #[cfg(test)]
     pub(super) fn is_small(&self) -> bool {
-        self.balances.len() + self.holds.len() + self.transfers.len() + self.ways.len() <= 8
+        let touched =
+            self.balances.values.len() - self.balances.idle + self.holds.values.len() - self.holds.idle;
+        touched + self.transfers.len() + self.ways.len() <= 8
     }
 
     pub(super) fn balance(&self, store: &Store, account: &Account) -> Result<i128, Error> {
         match self.balances.get(account) {
-            Some((msat, _)) => Ok(*msat),
+            Some(msat) => Ok(*msat),
             None => Ok(store.balance_now(account)?),
         }
     }
 
     pub(super) fn hold(&self, store: &Store, job: &str) -> Result<Option<OpenHold>, Error> {
         match self.holds.get(job) {
-            Some((hold, _)) => Ok(hold.clone()),
+            Some(hold) => Ok(hold.clone()),
             None => Ok(store.hold_now(job)?),
         }
     }
 }
 
-fn release<K: std::hash::Hash + Eq, V>(known: &mut HashMap<K, (V, usize)>, key: &K) {
-    let Some((_, ways)) = known.get_mut(key) else { return };
-    *ways -= 1;
-    if *ways == 0 {
-        known.remove(key);
+impl<K: Hash + Eq + Clone, V> Known<K, V> {
+    fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get(key).map(|(value, _)| value)
+    }
+
+    fn begin(&mut self, key: &K, value: V) {
+        let Some((known, ways)) = self.values.get_mut(key) else {
+            self.values.insert(key.clone(), (value, 1));
+            return;
+        };
+        self.idle -= usize::from(*ways == 0);
+        (*known, *ways) = (value, *ways + 1);
+    }
+
+    /// One batch less touches it; after the last one it is kept if that is of use.
+    fn end(&mut self, key: &K, of_use: impl FnOnce(&V) -> bool) {
+        let Some((value, ways)) = self.values.get_mut(key) else { return };
+        *ways -= 1;
+        if *ways > 0 {
+            return;
+        }
+        if of_use(value) {
+            self.idle += 1;
+        } else {
+            self.values.remove(key);
+        }
+        if self.idle > KNOWN {
+            self.values.retain(|_, (_, ways)| *ways > 0);
+            self.idle = 0;
+        }
+    }
+}
+
+impl<K, V> Default for Known<K, V> {
+    fn default() -> Self {
+        Known { values: HashMap::new(), idle: 0 }
     }
 }
 
@@ -408,36 +457,42 @@ struct Draft<'a> {
 impl Draft<'_> {
     fn take_in(&mut self, transfer: &Transfer) -> Result<(), Error> {
         for (account, net) in transfer.nets() {
-            let msat = self.balance(&account)? + net;
-            self.plan.balances.insert(account, msat);
+            let msat = self.balance(account)? + net;
+            match self.plan.balances.iter_mut().find(|(known, _)| known == account) {
+                Some((_, known)) => *known = msat,
+                None => self.plan.balances.push((account.clone(), msat)),
+            }
         }
         if let Some((job, hold)) = hold_after(transfer) {
-            self.plan.holds.insert(job.to_owned(), hold);
+            match self.plan.holds.iter_mut().find(|(known, _)| known == job) {
+                Some((_, known)) => *known = hold,
+                None => self.plan.holds.push((job.to_owned(), hold)),
+            }
         }
-        self.plan.transfers.insert(transfer.id.clone(), transfer.clone());
+        self.plan.transfers.push(Arc::new(transfer.clone()));
         Ok(())
     }
 }
 
 impl Past for Draft<'_> {
     fn balance(&self, account: &Account) -> Result<i128, Error> {
-        match self.plan.balances.get(account) {
-            Some(msat) => Ok(*msat),
+        match self.plan.balances.iter().find(|(known, _)| known == account) {
+            Some((_, msat)) => Ok(*msat),
             None => self.pending.balance(self.store, account),
         }
     }
 
     fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error> {
-        match self.plan.holds.get(job) {
-            Some(hold) => Ok(hold.clone()),
+        match self.plan.holds.iter().find(|(known, _)| known == job) {
+            Some((_, hold)) => Ok(hold.clone()),
             None => self.pending.hold(self.store, job),
         }
     }
 
     fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error> {
-        let on_its_way = self.pending.transfers.get(id).map(|(transfer, _)| transfer);
-        if let Some(transfer) = self.plan.transfers.get(id).or(on_its_way) {
-            return Ok(Some(transfer.clone()));
+        let here = self.plan.transfers.iter().find(|transfer| transfer.id == id);
+        if let Some(transfer) = here.or_else(|| self.pending.transfers.get(id)) {
+            return Ok(Some(Transfer::clone(transfer)));
         }
         Ok(self.store.transfer_now(id)?.map(|posted| posted.transfer))
     }

@@ -15,8 +15,6 @@ pub enum Error {
     Insufficient { available_msat: i128, wanted_msat: u64 },
     #[error("the job {job} has no open hold: {}", if *.resolved { "it was resolved before" } else { "there never was one" })]
     NoHold { job: String, resolved: bool },
-    #[error("the job {job} has an open hold already")]
-    HoldOpen { job: String },
     /// Capture and rest must be the whole hold.
     #[error("the hold of {job} is {held_msat} msat, and the transfer resolves {resolved_msat}")]
     NotTheHold { job: String, held_msat: u64, resolved_msat: i128 },

@@ -61,7 +61,7 @@ fn hledger(to: &mut dyn Write, seq: u64, day: &str, transfer: &Transfer) -> io::
     writeln!(to, "{day} * ({seq}) {}", words(&transfer.id))?;
     for (account, net) in transfer.nets() {
         // Two spaces part the account from its amount.
-        writeln!(to, "    {}  {net} msat", name(&account))?;
+        writeln!(to, "    {}  {net} msat", name(account))?;
     }
     writeln!(to)
 }

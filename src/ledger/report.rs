@@ -120,7 +120,7 @@ pub fn day(at_ms: u64, zone: &TimeZone) -> String {
 impl Sums {
     fn add(&mut self, transfer: &Transfer) {
         for (account, net) in transfer.nets() {
-            match &account {
+            match account {
                 Account::Revenue { .. } => self.revenue_msat -= net,
                 Account::ModelCost(_) => self.model_cost_msat += net,
                 Account::ContainerCost(_) => self.container_cost_msat += net,

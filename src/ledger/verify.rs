@@ -133,7 +133,10 @@ impl Books {
         }
         books::allow(self, &transfer)?;
         for (account, net) in transfer.nets() {
-            *self.balances.entry(account).or_default() += net;
+            match self.balances.get_mut(account) {
+                Some(msat) => *msat += net,
+                None => drop(self.balances.insert(account.clone(), net)),
+            }
         }
         match books::hold_after(&transfer) {
             Some((job, Some(hold))) => drop(self.holds.insert(job.to_owned(), hold)),

@@ -11,7 +11,7 @@ use super::shelf::{Slots, Tree};
 use super::tail::Placed;
 
 /// Changes whenever the same log would make another index; an older index is then rebuilt.
-pub(super) const INDEX_VERSION: u32 = 6;
+pub(super) const INDEX_VERSION: u32 = 7;
 
 /// In `meta`: the key that opened the log last.
 const OPENED_BY: &[u8] = b"opened by";

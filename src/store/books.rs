@@ -2,6 +2,8 @@
 //! transfer may be made was judged before it was written, by `ledger`; here the first
 //! transfer of an id counts, and a second changes nothing.
 
+use std::io::Write;
+
 use serde::Serialize;
 
 use super::Error;
@@ -32,8 +34,14 @@ pub enum InvoiceState {
 }
 
 pub(super) fn account_key(account: &Account) -> Vec<u8> {
-    account.to_string().into_bytes()
+    let mut key = Vec::with_capacity(ACCOUNT_BYTES);
+    // A vector takes all that there is memory for.
+    write!(key, "{account}").unwrap_or_default();
+    key
 }
+
+/// Bytes of most accounts' names: a word and a key.
+const ACCOUNT_BYTES: usize = 80;
 
 /// The job that a transfer belongs to.
 pub(super) fn job_of(transfer: &Transfer) -> Option<&str> {
@@ -55,7 +63,7 @@ pub(super) fn take_in(slots: &dyn Slots, place: Place, at_ms: u64, transfer: &Tr
     place.write(&mut at);
     slots.put(Tree::Transfers, &id, &at)?;
     for (account, net) in transfer.nets() {
-        let account = account_key(&account);
+        let account = account_key(account);
         let balance = balance(slots.get(Tree::Balances, &account)?.as_deref())?;
         let balance =
             balance.checked_add(net).ok_or_else(|| Error::Index { why: "a balance overflows".into() })?;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel, sync_channel};
 use std::time::Duration;
 
@@ -12,14 +13,18 @@ use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
 use super::gather::Gather;
 use super::log::{self, End, Position};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, SEEN_LINES};
 use super::packed::Packed;
 use super::record::Record;
+use super::seen::Seen;
 use super::shelf::{Shelf, Sled, Slots, Tree};
 use super::tail::Placed;
 use super::{Damage, Error};
 
 const MARKER: &str = "CLEAN";
+const SEEN: &str = "seen";
+/// More than a filter in which every line has something.
+const SEEN_MOST_BYTES: u64 = 4 << 20;
 const APPLIED: &[u8] = b"applied";
 /// After a rebuild of so many frames the database is opened afresh: sled keeps what it has touched in memory.
 const REOPEN_AFTER_FRAMES: u64 = 20_000;
@@ -42,6 +47,7 @@ pub(super) struct Index {
     dir: PathBuf,
     generation: String,
     shelf: Box<dyn Shelf>,
+    seen: Arc<Seen>,
 }
 
 /// What opening found out.
@@ -71,10 +77,14 @@ pub(super) fn open(
         disk::remove(&dir.join(MARKER))?;
         if clean.seq == end.position.seq && clean.version == INDEX_VERSION {
             let generation = clean.generation.clone();
-            match open_watched(&dir.join(&generation), cache_bytes, patience, Some(end.position)) {
-                Ok(shelf) => {
-                    let index = Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) };
-                    sweep(dir, &index.generation)?;
+            let opened = read_seen(dir, clean).and_then(|seen| {
+                let path = dir.join(&generation);
+                Ok((open_watched(&path, cache_bytes, patience, Some(end.position))?, seen))
+            });
+            match opened {
+                Ok((shelf, seen)) => {
+                    sweep(dir, &generation)?;
+                    let index = Index::new(dir, generation, shelf, seen);
                     return Ok(Opened { index, end, rebuilt: false });
                 }
                 Err(e) => {
@@ -88,6 +98,12 @@ pub(super) fn open(
 }
 
 impl Index {
+    fn new(dir: &Path, generation: String, below: Box<dyn Shelf>, seen: Seen) -> Index {
+        let seen = Arc::new(seen);
+        let shelf = Box::new(Overlay::new(below, Arc::clone(&seen)));
+        Index { dir: dir.to_path_buf(), generation, shelf, seen }
+    }
+
     pub(super) fn shelf(&self) -> &dyn Shelf {
         self.shelf.as_ref()
     }
@@ -106,16 +122,33 @@ impl Index {
         // sled writes once more when it is dropped; only what is on disk after that is worth a marker.
         drop(self.shelf);
         disk::sync_tree(&self.dir.join(&self.generation))?;
+        write_seen(&self.dir, &clean, &self.seen)?;
         let bytes = serde_json::to_vec(&clean).map_err(|e| Error::Index { why: e.to_string() })?;
         disk::write_whole(&self.dir.join(MARKER), &bytes)
     }
 }
 
-fn live(shelf: Box<dyn Shelf>) -> Box<dyn Shelf> {
-    Box::new(Overlay::new(shelf))
+/// Which transfers may be in the database of a generation stands beside it: how many batches that is of and a checksum,
+/// 12 bytes, then the filter. A bit that is lost would make a transfer new that is not.
+fn seen_path(dir: &Path, generation: &str) -> PathBuf {
+    dir.join(format!("{generation}.{SEEN}"))
 }
 
-/// Removes the folders of indexes that were given up.
+fn write_seen(dir: &Path, clean: &Clean, seen: &Seen) -> Result<(), Error> {
+    let bytes = seen.to_bytes();
+    let head = [clean.seq.to_le_bytes().as_slice(), &crc32fast::hash(&bytes).to_le_bytes()].concat();
+    disk::write_whole(&seen_path(dir, &clean.generation), &[head, bytes].concat())
+}
+
+fn read_seen(dir: &Path, clean: &Clean) -> Result<Seen, Error> {
+    let bytes = disk::read_small(&seen_path(dir, &clean.generation), SEEN_MOST_BYTES)?.unwrap_or_default();
+    let (head, bytes) = bytes.split_at_checked(12).unwrap_or_default();
+    let wanted = [clean.seq.to_le_bytes().as_slice(), &crc32fast::hash(bytes).to_le_bytes()].concat();
+    let seen = Some(bytes).filter(|_| head == wanted).and_then(|bytes| Seen::read(bytes, SEEN_LINES));
+    seen.ok_or_else(|| Error::Index { why: "which transfers it has does not read".into() })
+}
+
+/// Removes what indexes that were given up have left, and what is out of date from now on.
 fn sweep(dir: &Path, keep: &str) -> Result<(), Error> {
     for name in disk::names(dir)? {
         if name != keep {
@@ -171,7 +204,7 @@ fn rebuild(
     let path = dir.join(&generation);
     let mut shelf = open_watched(&path, cache_bytes, patience, None)?;
     sweep(dir, &generation)?;
-    let (end, frames) = take_in_all(log_dir, shelf.as_ref(), clean)?;
+    let (end, frames, seen) = take_in_all(log_dir, shelf.as_ref(), clean)?;
     if frames > REOPEN_AFTER_FRAMES {
         put_applied(shelf.as_ref(), &end.position)?;
         shelf.flush()?;
@@ -180,7 +213,7 @@ fn rebuild(
     }
     disk::sync_dir(dir)?;
     give_back();
-    Ok((Index { dir: dir.to_path_buf(), generation, shelf: live(shelf) }, end))
+    Ok((Index::new(dir, generation, shelf, seen), end))
 }
 
 /// Hands the memory that a rebuild had back to the system: a node holds a tenth of it, and the allocator would keep it all
@@ -195,8 +228,8 @@ fn give_back() {
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
 
-/// Reads the log while another thread takes in what was read; tells how many frames there were.
-fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64), Error> {
+/// Reads the log while another thread takes in what was read; tells how many frames there were, and which transfers.
+fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64, Seen), Error> {
     let (hand_over, handed_over) = sync_channel::<Vec<(Placed, Vec<Record>)>>(READ_AHEAD);
     std::thread::scope(|scope| {
         let applier = std::thread::Builder::new()
@@ -206,7 +239,7 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
                 for (placed, records) in handed_over.into_iter().flatten() {
                     apply::apply(&gather, &placed, &records)?;
                 }
-                gather.settle()
+                Ok(gather.settle()?.folded(SEEN_LINES))
             })
             .map_err(trouble("start a thread for", log_dir))?;
         let (mut frames, mut read) = (0_u64, Vec::new());
@@ -234,7 +267,7 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
             .unwrap_or_else(|_| Err(Error::Index { why: "sled panicked while the log was taken in".into() }));
         // What is wrong with the log comes first, unless it only says that the applier has gone.
         match (scanned, applied) {
-            (Ok(end), Ok(())) => rest.map(|()| (end, frames)),
+            (Ok(end), Ok(seen)) => rest.map(|()| (end, frames, seen)),
             (Err(Error::Index { .. }) | Ok(_), Err(applied)) => Err(applied),
             (Err(scanned), _) => Err(scanned),
         }

@@ -20,6 +20,7 @@ mod reading;
 pub mod record;
 mod rows;
 mod runs;
+mod seen;
 mod shelf;
 mod tail;
 mod upkeep;
@@ -254,14 +255,14 @@ impl Store {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.writer()?.submit(
             batch,
-            Box::new(move |result| {
+            Box::new(move |result, spent| {
                 then(&result);
-                if let Err(Err(lost)) = tell.send(result) {
+                if let Err((Err(lost), _)) = tell.send((result, spent)) {
                     tracing::warn!(error = %lost, "a batch failed and nobody waited for it any more");
                 }
             }),
         );
-        Ok(async move { told.await.unwrap_or(Err(Error::Closed)) })
+        Ok(async move { told.await.map_or(Err(Error::Closed), |(result, _)| result) })
     }
 
     /// As [`Store::append`], for a thread that may wait.
@@ -269,13 +270,13 @@ impl Store {
         let (tell, told) = std::sync::mpsc::channel();
         self.writer()?.submit(
             Prepared::new(records),
-            Box::new(move |result| {
-                if let Err(unheard) = tell.send(result) {
-                    tracing::warn!(result = ?unheard.0, "nobody waited for a batch any more");
+            Box::new(move |result, spent| {
+                if let Err(unheard) = tell.send((result, spent)) {
+                    tracing::warn!(result = ?unheard.0.0, "nobody waited for a batch any more");
                 }
             }),
         );
-        told.recv().unwrap_or(Err(Error::Closed))
+        told.recv().map_or(Err(Error::Closed), |(result, _)| result)
     }
 
     /// Appends a batch that may be lost in a crash within the next second, and is not to be read before it

@@ -4,7 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::record::{EventId, PublicKey};
 
@@ -19,8 +20,7 @@ pub const LEGS_MAX: usize = 64;
 pub const LEG_MAX_MSAT: u64 = 2_100_000_000_000_000_000;
 
 /// A place where money is. Written as text, its parts joined by colons: `credit:<key>`, `revenue:<skill>:<where>`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
     /// What a customer has paid ahead and may spend; ours to owe. Below zero it owes us, as far as its line goes.
     Credit(PublicKey),
@@ -78,6 +78,20 @@ impl Account {
         }
     }
 
+    /// Whether its name, read again, is this account.
+    fn reads_back(&self) -> bool {
+        match self {
+            Account::Credit(key) | Account::Held(key) | Account::Refunding(key) => is_key(key),
+            Account::Revenue { skill, place } => is_name(skill) && is_name(place),
+            Account::ModelCost(name)
+            | Account::ContainerCost(name)
+            | Account::Supplier(name)
+            | Account::Wallet(name)
+            | Account::Locked(name) => is_name(name),
+            Account::Fees | Account::Grants | Account::WriteOff | Account::Suspense => true,
+        }
+    }
+
     /// The customer whose money it is.
     pub fn customer(&self) -> Option<&str> {
         match self {
@@ -116,40 +130,63 @@ impl FromStr for Account {
     type Err = NoAccount;
 
     fn from_str(text: &str) -> Result<Account, NoAccount> {
-        let parts: Vec<&str> = text.split(':').collect();
-        let account = match parts.as_slice() {
-            ["credit", key] if is_key(key) => Account::Credit((*key).into()),
-            ["held", key] if is_key(key) => Account::Held((*key).into()),
-            ["refunding", key] if is_key(key) => Account::Refunding((*key).into()),
-            ["revenue", skill, place] if is_name(skill) && is_name(place) => {
-                Account::Revenue { skill: (*skill).into(), place: (*place).into() }
-            }
-            ["cost", "model", name] if is_name(name) => Account::ModelCost((*name).into()),
-            ["cost", "container", name] if is_name(name) => Account::ContainerCost((*name).into()),
-            ["supplier", name] if is_name(name) => Account::Supplier((*name).into()),
-            ["wallet", name] if is_name(name) => Account::Wallet((*name).into()),
-            ["locked", name] if is_name(name) => Account::Locked((*name).into()),
-            ["fees"] => Account::Fees,
-            ["grants"] => Account::Grants,
-            ["write-off"] => Account::WriteOff,
-            ["suspense"] => Account::Suspense,
-            _ => return Err(NoAccount(text.chars().take(100).collect())),
+        let account = match text.split_once(':') {
+            Some(("credit", key)) if is_key(key) => Account::Credit(key.into()),
+            Some(("held", key)) if is_key(key) => Account::Held(key.into()),
+            Some(("refunding", key)) if is_key(key) => Account::Refunding(key.into()),
+            Some(("supplier", name)) if is_name(name) => Account::Supplier(name.into()),
+            Some(("wallet", name)) if is_name(name) => Account::Wallet(name.into()),
+            Some(("locked", name)) if is_name(name) => Account::Locked(name.into()),
+            Some(("revenue", rest)) => match rest.split_once(':') {
+                Some((skill, place)) if is_name(skill) && is_name(place) => {
+                    Account::Revenue { skill: skill.into(), place: place.into() }
+                }
+                _ => return Err(NoAccount::new(text)),
+            },
+            Some(("cost", rest)) => match rest.split_once(':') {
+                Some(("model", name)) if is_name(name) => Account::ModelCost(name.into()),
+                Some(("container", name)) if is_name(name) => Account::ContainerCost(name.into()),
+                _ => return Err(NoAccount::new(text)),
+            },
+            None if text == "fees" => Account::Fees,
+            None if text == "grants" => Account::Grants,
+            None if text == "write-off" => Account::WriteOff,
+            None if text == "suspense" => Account::Suspense,
+            _ => return Err(NoAccount::new(text)),
         };
         Ok(account)
     }
 }
 
-impl TryFrom<String> for Account {
-    type Error = NoAccount;
-
-    fn try_from(text: String) -> Result<Account, NoAccount> {
-        text.parse()
+impl NoAccount {
+    fn new(text: &str) -> NoAccount {
+        NoAccount(text.chars().take(100).collect())
     }
 }
 
-impl From<Account> for String {
-    fn from(account: Account) -> String {
-        account.to_string()
+impl Serialize for Account {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Account {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Account, D::Error> {
+        struct Name;
+
+        impl Visitor<'_> for Name {
+            type Value = Account;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of an account")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Account, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        from.deserialize_str(Name)
     }
 }
 
@@ -265,11 +302,11 @@ impl Transfer {
     }
 
     /// Every account that it touches, once each, with what it adds there.
-    pub fn nets(&self) -> Vec<(Account, i128)> {
-        let mut nets: Vec<(Account, i128)> = Vec::with_capacity(self.legs.len() + 1);
-        let mut add = |account: &Account, msat: i128| match nets.iter_mut().find(|(a, _)| a == account) {
+    pub fn nets(&self) -> Vec<(&Account, i128)> {
+        let mut nets: Vec<(&Account, i128)> = Vec::with_capacity(self.legs.len() + 1);
+        let mut add = |account, msat| match nets.iter_mut().find(|(a, _)| *a == account) {
             Some((_, net)) => *net += msat,
-            None => nets.push((account.clone(), msat)),
+            None => nets.push((account, msat)),
         };
         for leg in &self.legs {
             add(&leg.from, -i128::from(leg.msat));
@@ -315,8 +352,7 @@ impl Transfer {
             return Some("a leg leads to where it comes from");
         }
         // What the log cannot read back must not be written.
-        let spelled = |account: &Account| account.to_string().parse::<Account>().as_ref() == Ok(account);
-        if !self.legs.iter().all(|leg| spelled(&leg.from) && spelled(&leg.to)) {
+        if !self.legs.iter().all(|leg| leg.from.reads_back() && leg.to.reads_back()) {
             return Some("an account's name has characters that accounts do not have");
         }
         None
@@ -349,7 +385,18 @@ mod tests {
             Account::Suspense,
         ];
         for account in all {
+            assert!(account.reads_back());
             assert_eq!(account.to_string().parse(), Ok(account));
+        }
+        for misspelled in [
+            Account::Credit("AB".repeat(32)),
+            Account::Held(String::new()),
+            Account::Revenue { skill: "a:b".into(), place: "local".into() },
+            Account::Wallet("a b".into()),
+            Account::Supplier("x".repeat(65)),
+        ] {
+            assert!(!misspelled.reads_back());
+            assert_ne!(misspelled.to_string().parse(), Ok(misspelled));
         }
         for text in
             ["", "credit", "credit:", "credit:xy", "revenue:a", "revenue:a:b:c", "wallet:a b", "fees:x"]

@@ -2,19 +2,29 @@
 //! again in between never does. So the database touches a page a few times instead of once a record. It holds no truth:
 //! after a crash the log makes all of it again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Error;
 use super::runs::{ROW_BYTES, Row, key_bytes, row};
+use super::seen::Seen;
 use super::shelf::{Pairs, Shelf, Slots, Tree, bound};
 
-/// Over a shelf that nothing else changes.
+/// Over a shelf that nothing else changes. One thread changes it; others may ask for single keys meanwhile, but for
+/// ranges only while nothing changes.
 pub(super) struct Overlay {
     below: Box<dyn Shelf>,
-    changes: RwLock<Changes>,
+    /// Transfers and jobs that may be here or below: each new one is looked for before it is made.
+    seen: Arc<Seen>,
+    /// By the place of the tree. A lock each, and never held while the shelf below works: who asks for a key waits for
+    /// no batch.
+    trees: [RwLock<Changes>; Tree::ALL.len()],
+    bytes: AtomicUsize,
+    /// The tree, and the key in it, from which the next pairs go down.
+    next: Mutex<(usize, Box<[u8]>)>,
     most_bytes: usize,
     /// Pairs that go down with each change while there is too much here.
     step: usize,
@@ -24,17 +34,17 @@ pub(super) struct Overlay {
 pub(super) type Change = Option<Box<[u8]>>;
 type Map = BTreeMap<Box<[u8]>, Change>;
 
+/// Changes of one tree.
 #[derive(Default)]
 struct Changes {
-    /// By the place of the tree.
-    maps: [Map; Tree::ALL.len()],
-    /// Of the trees that have a row for each entry of the books: what was put. Their maps have what was removed.
-    rows: [BTreeSet<Row>; Tree::ALL.len()],
-    bytes: usize,
-    /// The map, or behind the maps the set of rows, and the key in it, from which the next pairs go down.
-    next: (usize, Box<[u8]>),
+    map: Map,
+    /// Of a tree that has a row for each entry of the books: what was put. Its map has what was removed.
+    rows: BTreeSet<Row>,
 }
 
+/// 2 MiB: among a million transfers it takes two in a thousand for made that are not. Among many millions it is of no use
+/// any more, and the shelf below is asked.
+pub(super) const SEEN_LINES: usize = 1 << 15;
 /// Bytes that a node holds, and how many pairs it then brings down with each new one: a few, so that no commit waits
 /// long, and in the order of their keys from one time to the next.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
@@ -43,38 +53,78 @@ const STEP: usize = 16;
 const PAIR_BYTES: usize = 96;
 const ROW_COSTS: usize = 48;
 
-/// Several changes under one lock: the readers and the one that changes get in each other's way once a batch.
+/// Several changes, after which as many pairs go down as they are worth.
 struct Together<'a> {
-    below: &'a dyn Shelf,
-    changes: RefCell<RwLockWriteGuard<'a, Changes>>,
+    overlay: &'a Overlay,
     made: Cell<usize>,
 }
 
 // === impl Overlay
 
 impl Overlay {
-    pub(super) fn new(below: Box<dyn Shelf>) -> Self {
-        Overlay { below, changes: RwLock::default(), most_bytes: MOST_BYTES, step: STEP }
+    /// `seen` has every transfer and every job that is below.
+    pub(super) fn new(below: Box<dyn Shelf>, seen: Arc<Seen>) -> Self {
+        Overlay {
+            below,
+            seen,
+            trees: Default::default(),
+            bytes: AtomicUsize::new(0),
+            next: Mutex::default(),
+            most_bytes: MOST_BYTES,
+            step: STEP,
+        }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Changes> {
-        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self, tree: Tree) -> RwLockReadGuard<'_, Changes> {
+        self.trees[tree as usize].read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Changes> {
-        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self, tree: Tree) -> RwLockWriteGuard<'_, Changes> {
+        self.trees[tree as usize].write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when the key is neither here nor below; what is not new may still be neither.
+    fn is_new(&self, tree: Tree, key: &[u8]) -> bool {
+        matches!(tree, Tree::Transfers | Tree::Jobs) && !self.seen.may_have(tree, key)
     }
 
     fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
-        self.together(&mut |slots| match value {
-            Some(value) => slots.put(tree, key, value),
-            None => slots.remove(tree, key),
-        })
+        let new = self.is_new(tree, key);
+        if new && value.is_some() {
+            self.seen.add(tree, key);
+        }
+        // Only this thread changes it.
+        let mut bytes = self.bytes.load(Ordering::Relaxed);
+        let changed = self.write(tree).take(tree, key, value, new, &mut bytes);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        changed
     }
 
-    /// Brings everything down.
-    pub(super) fn settle(&self) -> Result<(), Error> {
-        self.write().settle(self.below.as_ref(), usize::MAX)
+    /// Brings at most `most` pairs down, from where the last ones ended. What goes is below before it is gone here, so
+    /// that whoever asks finds it.
+    fn settle(&self, most: usize) -> Result<(), Error> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut left, mut turns) = (most, 0);
+        while left > 0 && turns <= Tree::ALL.len() {
+            let nth = next.0 % Tree::ALL.len();
+            let Some(tree) = Tree::ALL.get(nth).copied() else { break };
+            let following = self.read(tree).following(tree, &next.1);
+            let Some((key, value)) = following else {
+                *next = (nth + 1, Box::default());
+                turns += 1;
+                continue;
+            };
+            left -= 1;
+            match &value {
+                Some(value) => self.below.put(tree, &key, value)?,
+                None => self.below.remove(tree, &key)?,
+            }
+            let mut bytes = self.bytes.load(Ordering::Relaxed);
+            self.write(tree).forget(tree, &key, value.as_deref(), &mut bytes)?;
+            self.bytes.store(bytes, Ordering::Relaxed);
+            *next = (nth, key);
+        }
+        Ok(())
     }
 
     /// Pairs of a range with the changes in it; `look` asks the shelf below for so many more than are removed here.
@@ -85,9 +135,9 @@ impl Overlay {
         to: Option<&[u8]>,
         look: impl FnOnce(usize) -> Result<Pairs, Error>,
     ) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
-        let changes = self.read();
+        let changes = self.read(tree);
         let range = (Bound::Included(from), bound(to));
-        let here = || changes.maps.get(tree as usize).into_iter().flat_map(|map| map.range::<[u8], _>(range));
+        let here = || changes.map.range::<[u8], _>(range);
         let removed = here().filter(|(_, value)| value.is_none()).count();
         let mut pairs: BTreeMap<_, _> = look(removed)?.into_iter().collect();
         for (key, value) in here() {
@@ -96,22 +146,21 @@ impl Overlay {
                 None => pairs.remove(key.as_ref()),
             };
         }
-        pairs.extend(changes.rows_of(tree, from, to).map(|(key, value)| (key.to_vec(), value.to_vec())));
+        pairs.extend(changes.rows(tree, from, to).map(|(key, value)| (key.to_vec(), value.to_vec())));
         Ok(pairs)
     }
 }
 
 impl Changes {
     /// The rows of a range, as keys and values.
-    fn rows_of<'c, 'k>(
+    fn rows<'c, 'k>(
         &'c self,
         tree: Tree,
         from: &'k [u8],
         to: Option<&'k [u8]>,
     ) -> impl Iterator<Item = (&'c [u8], &'c [u8])> {
-        let rows = key_bytes(tree).zip(self.rows.get(tree as usize)).into_iter();
-        let pairs = rows.flat_map(|(key_bytes, rows)| {
-            rows.range(least(from)..).filter_map(move |row| row.split_at_checked(key_bytes))
+        let pairs = key_bytes(tree).into_iter().flat_map(move |key_bytes| {
+            self.rows.range(least(from)..).filter_map(move |row| row.split_at_checked(key_bytes))
         });
         pairs
             .skip_while(move |(key, _)| *key < from)
@@ -119,83 +168,76 @@ impl Changes {
     }
 
     /// The value under a key; `Some(None)`: removed.
-    fn get(&self, tree: Tree, key: &[u8]) -> Option<Option<&[u8]>> {
-        let known = self.maps.get(tree as usize)?.get(key).map(Option::as_deref);
-        known.or_else(|| {
-            let (found, value) = self.rows_of(tree, key, None).next()?;
-            (found == key).then_some(Some(value))
+    fn get(&self, tree: Tree, key: &[u8]) -> Option<Change> {
+        self.map.get(key).cloned().or_else(|| {
+            let key_bytes = key_bytes(tree).filter(|bytes| *bytes == key.len())?;
+            Some(Some(self.row(key)?.get(key_bytes..)?.into()))
         })
     }
 
-    fn take(&mut self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+    /// The row under a whole key.
+    fn row(&self, key: &[u8]) -> Option<Row> {
+        self.rows.range(least(key)..).next().filter(|row| row.starts_with(key)).copied()
+    }
+
+    /// Takes a change in; `new` says that the key is not here.
+    fn take(
+        &mut self,
+        tree: Tree,
+        key: &[u8],
+        value: Option<&[u8]>,
+        new: bool,
+        bytes: &mut usize,
+    ) -> Result<(), Error> {
         if let Some(key_bytes) = key_bytes(tree) {
-            let old = self.rows_of(tree, key, None).next().filter(|(found, _)| *found == key);
-            let old = old.map(|(key, value)| row(key_bytes, key, value)).transpose()?;
-            let Some(rows) = self.rows.get_mut(tree as usize) else { return Ok(()) };
-            if let Some(old) = old {
-                rows.remove(&old);
-                self.bytes = self.bytes.saturating_sub(ROW_COSTS);
+            if let Some(old) = if new { None } else { self.row(key) } {
+                self.rows.remove(&old);
+                *bytes = bytes.saturating_sub(ROW_COSTS);
             }
             if let Some(value) = value {
-                rows.insert(row(key_bytes, key, value)?);
-                self.bytes += ROW_COSTS;
-                if let Some(gone) = self.maps.get_mut(tree as usize).and_then(|map| map.remove(key)) {
-                    self.bytes = self.bytes.saturating_sub(pair_bytes(key, gone.as_deref()));
+                self.rows.insert(row(key_bytes, key, value)?);
+                *bytes += ROW_COSTS;
+                if let Some(gone) = self.map.remove(key) {
+                    *bytes = bytes.saturating_sub(pair_bytes(key, gone.as_deref()));
                 }
                 return Ok(());
             }
         }
-        let Some(map) = self.maps.get_mut(tree as usize) else { return Ok(()) };
-        match (map.get_mut(key), value) {
-            (Some(known), value) => replace(known, value, &mut self.bytes),
+        match (self.map.get_mut(key), value) {
+            (Some(known), value) => replace(known, value, bytes),
             (None, value) => {
-                self.bytes += pair_bytes(key, value);
-                map.insert(key.into(), value.map(Box::from));
+                *bytes += pair_bytes(key, value);
+                self.map.insert(key.into(), value.map(Box::from));
             }
         }
         Ok(())
     }
 
-    /// Brings at most `most` pairs down, from where the last ones ended.
-    fn settle(&mut self, below: &dyn Shelf, most: usize) -> Result<(), Error> {
-        let trees = Tree::ALL.len();
-        let (mut left, mut turns) = (most, 0);
-        while left > 0 && turns <= 2 * trees {
-            let nth = self.next.0 % (2 * trees);
-            let Some(tree) = Tree::ALL.get(nth % trees).copied() else { break };
-            let gone = if nth < trees { self.pop(nth) } else { self.pop_row(tree) };
-            let Some((key, value)) = gone else {
-                self.next = (nth + 1, Box::default());
-                turns += 1;
-                continue;
-            };
-            left -= 1;
-            match &value {
-                Some(value) => below.put(tree, &key, value)?,
-                None => below.remove(tree, &key)?,
-            }
-            self.next = (nth, key);
+    /// The first change at a key or behind it.
+    fn following(&self, tree: Tree, key: &[u8]) -> Option<(Box<[u8]>, Change)> {
+        let pair = self.map.range::<[u8], _>((Bound::Included(key), Bound::Unbounded)).next();
+        let pair = pair.map(|(key, value)| (key.as_ref(), value.as_deref()));
+        let row = self.rows(tree, key, None).next().map(|(key, value)| (key, Some(value)));
+        let (key, value) = pair.into_iter().chain(row).min()?;
+        Some((key.into(), value.map(Box::from)))
+    }
+
+    /// A change is in the shelf below.
+    fn forget(
+        &mut self,
+        tree: Tree,
+        key: &[u8],
+        value: Option<&[u8]>,
+        bytes: &mut usize,
+    ) -> Result<(), Error> {
+        if self.map.remove(key).is_some() {
+            *bytes = bytes.saturating_sub(pair_bytes(key, value));
+        } else if let (Some(key_bytes), Some(value)) = (key_bytes(tree), value)
+            && self.rows.remove(&row(key_bytes, key, value)?)
+        {
+            *bytes = bytes.saturating_sub(ROW_COSTS);
         }
         Ok(())
-    }
-
-    /// Takes the next pair to go down out of a map.
-    fn pop(&mut self, nth: usize) -> Option<(Box<[u8]>, Change)> {
-        let map = self.maps.get_mut(nth)?;
-        let following = (Bound::Included(self.next.1.as_ref()), Bound::Unbounded);
-        let key = map.range::<[u8], _>(following).next().map(|(key, _)| key.clone())?;
-        let value = map.remove(&key)?;
-        self.bytes = self.bytes.saturating_sub(pair_bytes(&key, value.as_deref()));
-        Some((key, value))
-    }
-
-    fn pop_row(&mut self, tree: Tree) -> Option<(Box<[u8]>, Change)> {
-        let (key_bytes, rows) = key_bytes(tree).zip(self.rows.get_mut(tree as usize))?;
-        let row = rows.range(least(&self.next.1)..).next().copied()?;
-        rows.remove(&row);
-        self.bytes = self.bytes.saturating_sub(ROW_COSTS);
-        let (key, value) = row.split_at_checked(key_bytes)?;
-        Some((key.into(), Some(value.into())))
     }
 }
 
@@ -223,37 +265,15 @@ pub(super) fn pair_bytes(key: &[u8], value: Option<&[u8]>) -> usize {
 }
 
 impl Together<'_> {
-    fn take(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+    fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
         self.made.set(self.made.get() + 1);
-        self.changes.borrow_mut().take(tree, key, value)
+        self.overlay.change(tree, key, value)
     }
 }
 
 impl Slots for Together<'_> {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        match self.changes.borrow().get(tree, key) {
-            Some(value) => Ok(value.map(<[u8]>::to_vec)),
-            None => self.below.get(tree, key),
-        }
-    }
-
-    fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        self.take(tree, key, Some(value))
-    }
-
-    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
-        self.take(tree, key, None)
-    }
-}
-
-impl Slots for Overlay {
-    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        // Held while the shelf below is asked: what goes down meanwhile would be in neither.
-        let changes = self.read();
-        match changes.get(tree, key) {
-            Some(value) => Ok(value.map(<[u8]>::to_vec)),
-            None => self.below.get(tree, key),
-        }
+        self.overlay.get(tree, key)
     }
 
     fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error> {
@@ -262,6 +282,27 @@ impl Slots for Overlay {
 
     fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
         self.change(tree, key, None)
+    }
+}
+
+impl Slots for Overlay {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        if self.is_new(tree, key) {
+            return Ok(None);
+        }
+        let known = self.read(tree).get(tree, key);
+        match known {
+            Some(value) => Ok(value.map(Vec::from)),
+            None => self.below.get(tree, key),
+        }
+    }
+
+    fn put(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.together(&mut |slots| slots.put(tree, key, value))
+    }
+
+    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), Error> {
+        self.together(&mut |slots| slots.remove(tree, key))
     }
 }
 
@@ -283,19 +324,18 @@ impl Shelf for Overlay {
     }
 
     fn together(&self, work: &mut dyn FnMut(&dyn Slots) -> Result<(), Error>) -> Result<(), Error> {
-        let changes = RefCell::new(self.write());
-        let all = Together { below: self.below.as_ref(), changes, made: Cell::new(0) };
+        let all = Together { overlay: self, made: Cell::new(0) };
         work(&all)?;
-        let (mut changes, mut steps) = (all.changes.into_inner(), all.made.get());
-        while steps > 0 && changes.bytes > self.most_bytes {
-            changes.settle(self.below.as_ref(), self.step)?;
+        let mut steps = all.made.get();
+        while steps > 0 && self.bytes.load(Ordering::Relaxed) > self.most_bytes {
+            self.settle(self.step)?;
             steps -= 1;
         }
         Ok(())
     }
 
     fn flush(&self) -> Result<(), Error> {
-        self.settle()?;
+        self.settle(usize::MAX)?;
         self.below.flush()
     }
 }
@@ -315,7 +355,7 @@ mod tests {
     /// Keys and values of the sizes that the tree has, or of a few bytes.
     fn ranges_of(tree: Tree) {
         let (below, plain) = (Box::new(Memory::default()), Memory::default());
-        let overlay = Overlay { most_bytes: 2_000, step: 3, ..Overlay::new(below) };
+        let overlay = Overlay { most_bytes: 2_000, step: 3, ..Overlay::new(below, Arc::new(Seen::new(8))) };
         let key_bytes = key_bytes(tree);
         let key =
             |n: u32| [n.to_be_bytes().to_vec(), vec![7; key_bytes.map_or(0, |bytes| bytes - 4)]].concat();
@@ -340,8 +380,8 @@ mod tests {
                 assert_eq!(found, plain.downwards(tree, from, to, limit).unwrap());
             }
         }
-        overlay.settle().unwrap();
-        assert_eq!(overlay.read().bytes, 0);
+        overlay.settle(usize::MAX).unwrap();
+        assert_eq!(overlay.bytes.load(Ordering::Relaxed), 0);
         assert_eq!(under(overlay.below.as_ref(), tree, &[]).unwrap(), under(&plain, tree, &[]).unwrap());
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::books::{self, InvoiceState, OpenHold};
 use super::keys::{Bytes, Place, key, short};
 use super::log;
-use super::money::{Account, Transfer};
+use super::money::{Account, NoAccount, Transfer};
 use super::record::{Invoice, Record};
 use super::rows::{Entry, Head};
 use super::shelf::Tree;
@@ -211,8 +211,8 @@ impl View {
     fn balances(&self) -> Result<Vec<(Account, i128)>, Error> {
         let stored = self.all(Tree::Balances)?;
         let read = |(name, value): (Vec<u8>, Vec<u8>)| {
-            let name = String::from_utf8_lossy(&name).into_owned();
-            let account = Account::try_from(name).map_err(|e| Error::Index { why: e.to_string() })?;
+            let account = String::from_utf8_lossy(&name).parse();
+            let account = account.map_err(|e: NoAccount| Error::Index { why: e.to_string() })?;
             Ok((account, books::balance(Some(&value))?))
         };
         stored.into_iter().map(read).collect()

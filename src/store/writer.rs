@@ -21,12 +21,21 @@ const LAZY: Duration = Duration::from_secs(1);
 const LAZY_MOST: usize = 16 * 1024;
 /// Bytes that lazy batches may hold.
 const LAZY_MOST_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of most bodies: a transfer or two.
+const BODY_BYTES: usize = 1024;
 /// Batches in one group.
 const GROUP_MOST: usize = 4096;
 /// Batches that the index takes in while nobody reads: each turn of reader and writer costs more than a batch.
 const APPLIED_TOGETHER: usize = 8;
 
-type Reply = Box<dyn FnOnce(Result<u64, Error>) + Send>;
+type Reply = Box<dyn FnOnce(Result<u64, Error>, Spent) + Send>;
+
+/// What a batch was made of. It goes back with the answer, so that the thread that made it also frees it: else two threads
+/// get in each other's way in the allocator, a dozen times a batch.
+pub(super) struct Spent {
+    _records: Vec<Record>,
+    _body: Vec<u8>,
+}
 
 /// A batch on its way into the log.
 struct Waiting {
@@ -103,41 +112,42 @@ impl Writer {
 
     /// Hands a batch in; `reply` is called from the writer's thread, or at once when the batch is not taken.
     pub(super) fn submit(&self, Prepared { records, body }: Prepared, reply: Reply) {
-        match body {
-            Ok(body) => {
-                if let Err((reply, e)) = self.push(Waiting { records, body, reply: Some(reply) }) {
-                    answer(reply, Err(e));
-                }
-            }
-            Err(e) => reply(Err(e)),
+        let (body, refused) = match body {
+            Ok(body) => (body, None),
+            Err(e) => (Vec::new(), Some(e)),
+        };
+        let mut batch = Some(Waiting { records, body, reply: Some(reply) });
+        let taken = refused.map_or_else(|| self.push(&mut batch), Err);
+        if let (Err(e), Some(batch)) = (taken, batch) {
+            batch.answer(Err(e));
         }
     }
 
     /// Hands a batch in that rides with the next group.
     pub(super) fn submit_lazily(&self, Prepared { records, body }: Prepared) -> Result<(), Error> {
-        let body = body?;
-        self.push(Waiting { records, body, reply: None }).map_err(|(_, e)| e)
+        self.push(&mut Some(Waiting { records, body: body?, reply: None }))
     }
 
-    fn push(&self, batch: Waiting) -> Result<(), (Option<Reply>, Error)> {
+    /// Takes the batch, or leaves it and says why.
+    fn push(&self, batch: &mut Option<Waiting>) -> Result<(), Error> {
         if let Some(e) = self.poison() {
-            return Err((batch.reply, e));
+            return Err(e);
         }
         let mut queue = lock(&self.shared.queue);
         if queue.closing {
-            return Err((batch.reply, Error::Closed));
+            return Err(Error::Closed);
         }
-        if batch.reply.is_some() {
-            queue.eager += 1;
-        } else {
-            let lazy = queue.waiting.len() - queue.eager;
-            if lazy >= LAZY_MOST || queue.lazy_bytes + batch.body.len() > LAZY_MOST_BYTES {
-                return Err((None, Error::Busy));
+        if let Some(lazy) = batch.as_ref().filter(|batch| batch.reply.is_none()) {
+            let waiting = queue.waiting.len() - queue.eager;
+            if waiting >= LAZY_MOST || queue.lazy_bytes + lazy.body.len() > LAZY_MOST_BYTES {
+                return Err(Error::Busy);
             }
-            queue.lazy_bytes += batch.body.len();
+            queue.lazy_bytes += lazy.body.len();
             queue.due.get_or_insert_with(|| Instant::now() + LAZY);
+        } else {
+            queue.eager += 1;
         }
-        queue.waiting.push(batch);
+        queue.waiting.extend(batch.take());
         drop(queue);
         self.shared.wake.notify_one();
         Ok(())
@@ -187,13 +197,15 @@ impl Shared {
         queue.closing = true;
         let waiting = std::mem::take(&mut queue.waiting);
         drop(queue);
-        waiting.into_iter().for_each(|w| answer(w.reply, Err(e.clone())));
+        waiting.into_iter().for_each(|batch| batch.answer(Err(e.clone())));
     }
 }
 
-fn answer(reply: Option<Reply>, result: Result<u64, Error>) {
-    if let Some(reply) = reply {
-        reply(result);
+impl Waiting {
+    fn answer(self, result: Result<u64, Error>) {
+        if let Some(reply) = self.reply {
+            reply(result, Spent { _records: self.records, _body: self.body });
+        }
     }
 }
 
@@ -206,7 +218,8 @@ pub(super) fn encode(records: &[Record]) -> Result<Vec<u8>, Error> {
         let (is, most) = (records.len() as u64, BATCH_MAX_RECORDS as u64);
         return Err(Error::TooLarge { what: "batch (records)", is, most });
     }
-    let body = serde_json::to_vec(records).map_err(|e| Error::Index { why: e.to_string() })?;
+    let mut body = Vec::with_capacity(BODY_BYTES);
+    serde_json::to_writer(&mut body, records).map_err(|e| Error::Index { why: e.to_string() })?;
     if body.len() > BATCH_MAX_BYTES {
         let (is, most) = (body.len() as u64, BATCH_MAX_BYTES as u64);
         return Err(Error::TooLarge { what: "batch (bytes)", is, most });
@@ -274,7 +287,7 @@ impl Work {
             Err(e) => {
                 tracing::error!(error = %e, batches = group.len(), "the log takes no more records");
                 self.shared.fail(&e);
-                group.into_iter().for_each(|w| answer(w.reply, Err(e.clone())));
+                group.into_iter().for_each(|batch| batch.answer(Err(e.clone())));
                 return;
             }
         };
@@ -301,7 +314,7 @@ impl Work {
         };
         for (nth, (batch, placed)) in batches.into_iter().zip(placed).enumerate() {
             let result = if nth < taken { Ok(()) } else { applied.clone() };
-            answer(batch.reply, result.map(|()| placed.seq));
+            batch.answer(result.map(|()| placed.seq));
         }
     }
 

@@ -231,13 +231,19 @@ fn give_back() {}
 /// Reads the log while another thread takes in what was read; tells how many frames there were, and which transfers.
 fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64, Seen), Error> {
     let (hand_over, handed_over) = sync_channel::<Vec<(Placed, Vec<Record>)>>(READ_AHEAD);
+    // What was taken in goes back to the reader, which made it, to be freed: two threads that make and free the same
+    // memory wait for each other in the allocator.
+    let (hand_back, handed_back) = channel();
     std::thread::scope(|scope| {
         let applier = std::thread::Builder::new()
             .name("coinop-rebuild".into())
             .spawn_scoped(scope, move || {
                 let gather = Gather::new(shelf);
-                for (placed, records) in handed_over.into_iter().flatten() {
-                    apply::apply(&gather, &placed, &records)?;
+                for batches in handed_over {
+                    for (placed, records) in &batches {
+                        apply::apply(&gather, placed, records)?;
+                    }
+                    hand_back.send(batches).unwrap_or_default();
                 }
                 Ok(gather.settle()?.folded(SEEN_LINES))
             })
@@ -255,6 +261,7 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
             let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
             read.push((placed, log::records(log_dir, met)?));
             if read.len() >= HANDED_OVER {
+                handed_back.try_iter().for_each(drop);
                 hand_over.send(std::mem::take(&mut read)).map_err(gone)
             } else {
                 Ok(())

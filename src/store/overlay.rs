@@ -42,9 +42,9 @@ struct Changes {
     rows: BTreeSet<Row>,
 }
 
-/// 2 MiB: among a million transfers it takes two in a thousand for made that are not. Among many millions it is of no use
+/// 1 MiB: among a million transfers it takes three in a hundred for made that are not. Among many millions it is of no use
 /// any more, and the shelf below is asked.
-pub(super) const SEEN_LINES: usize = 1 << 15;
+pub(super) const SEEN_LINES: usize = 1 << 14;
 /// Bytes that a node holds, and how many pairs it then brings down with each new one: a few, so that no commit waits
 /// long, and in the order of their keys from one time to the next.
 const MOST_BYTES: usize = 4 * 1024 * 1024;

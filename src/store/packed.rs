@@ -33,7 +33,7 @@ struct Form {
 
 #[derive(Clone, Copy)]
 enum By {
-    /// The first 12 bits of a key: for hashes.
+    /// The first 14 bits of a key: for hashes.
     Bits,
     /// The bytes that the row leaves out.
     Bytes,
@@ -67,7 +67,7 @@ impl Form {
     fn bucket(&self, key: &[u8]) -> Vec<u8> {
         match self.by {
             By::Bytes => key.iter().take(self.left_out).copied().collect(),
-            By::Bits => key.iter().zip([0xff, 0xf0]).map(|(byte, mask)| byte & mask).collect(),
+            By::Bits => key.iter().zip([0xff, 0xfc]).map(|(byte, mask)| byte & mask).collect(),
         }
     }
 

@@ -19,7 +19,7 @@ const BITS: u32 = 7;
 // === impl Seen
 
 impl Seen {
-    /// `lines` of 64 bytes, a power of two. What is never touched costs no memory.
+    /// `lines` of 64 bytes, a power of two.
     pub(super) fn new(lines: usize) -> Self {
         // What is larger than 32 MiB the allocator gives back to the system.
         let mut all = Vec::with_capacity(lines * 2 + 1);

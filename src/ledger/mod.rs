@@ -102,8 +102,8 @@ impl Ledger {
         budgets: &Budgets,
         now_ms: u64,
     ) -> Result<Committed, Error> {
-        // Its bytes are made before the lock, not under it.
-        let mut batch = Some(Prepared::new(records));
+        // Its bytes are made before the lock, not under it; and what cannot be written is not judged.
+        let mut batch = Some(Prepared::new(records)?);
         loop {
             // Registered before the judgement, so that what lands in between is not missed.
             let landed = self.landed.notified();

@@ -147,6 +147,38 @@ async fn nobody_spends_more_than_is_there_however_many_ask_at_once() {
 }
 
 #[tokio::test]
+async fn what_is_too_large_for_the_log_leaves_the_books_as_they_were() {
+    let house = House::new();
+    let ledger = house.open();
+    ledger.post(grant("g", &alice(), 1_000, "")).await.unwrap();
+    let long = Record::Cursor { relay: "x".repeat(store::BATCH_MAX_BYTES), until: 1 };
+    let batch = vec![Record::Transfer(hold("j", &alice(), 400, 0, 0)), long];
+    let refused = ledger.commit(batch).await;
+    assert!(matches!(refused, Err(Error::Store(store::Error::TooLarge { .. }))), "{refused:?}");
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 1_000);
+    assert_eq!(ledger.hold("j").unwrap(), None);
+    ledger.post(hold("j", &alice(), 1_000, 0, 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn more_balances_than_are_kept_in_mind_are_still_the_ones_in_the_books() {
+    let house = House::new();
+    let ledger = house.open();
+    let customer = |n: u64| format!("{n:064x}");
+    // One after the other twice, so that the first are forgotten and asked for again.
+    for n in (0..5_000).chain(0..5_000) {
+        let batch =
+            (0..2).map(|k| grant(&format!("{n}.{k}.{}", ledger.store().head().seq), &customer(n), 10, ""));
+        ledger.commit(batch.map(Record::Transfer).collect()).await.unwrap();
+    }
+    for n in [0, 1, 4_095, 4_096, 4_999] {
+        assert_eq!(ledger.purse(&customer(n)).unwrap().available_msat, 40);
+    }
+    assert_eq!(ledger.store().balance(&Account::Grants).unwrap(), 200_000);
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
 async fn the_same_transfer_asked_for_many_times_at_once_is_made_once() {
     let house = House::new();
     let ledger = house.open();

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::Error;
-use super::overlay::{Change, pair_bytes, replace};
+use super::overlay::{self, Change, pair_bytes, replace};
 use super::runs::{ROWS, Runs};
 use super::seen::Seen;
 use super::shelf::{Slots, Tree};
@@ -27,6 +27,8 @@ struct Held {
     runs: Runs,
     /// What may be in the runs or below.
     seen: Seen,
+    /// What `overlay.rs` will ask about: every key of its trees that was put.
+    for_overlay: Seen,
 }
 
 /// 16 MiB: among 4 million keys it takes one in ten thousand for seen that is not.
@@ -43,20 +45,29 @@ impl<'a> Gather<'a> {
 
     fn with_room(below: &'a dyn Slots, most_bytes: usize, most_rows: usize) -> Self {
         let maps = std::array::from_fn(|_| Map::new());
-        let held = Held { maps, bytes: 0, runs: Runs::new(most_rows), seen: Seen::new(SEEN_LINES) };
+        let held = Held {
+            maps,
+            bytes: 0,
+            runs: Runs::new(most_rows),
+            seen: Seen::new(SEEN_LINES),
+            for_overlay: Seen::new(overlay::SEEN_LINES),
+        };
         Gather { below, held: RefCell::new(held), most_bytes }
     }
 
-    /// Brings everything down; tells what is below now.
+    /// Brings everything down; tells what is below now, for an overlay over it.
     pub(super) fn settle(self) -> Result<Seen, Error> {
         let mut held = self.held.into_inner();
         held.settle(self.below)?;
         held.runs.settle(self.below)?;
-        Ok(held.seen)
+        Ok(held.for_overlay)
     }
 
     fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
         let mut held = self.held.borrow_mut();
+        if value.is_some() && overlay::may_be_new(tree) {
+            held.for_overlay.add(tree, key);
+        }
         if held.runs.has(tree) {
             return held.add(tree, key, value, self.below);
         }

@@ -245,7 +245,7 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
                     }
                     hand_back.send(batches).unwrap_or_default();
                 }
-                Ok(gather.settle()?.folded(SEEN_LINES))
+                gather.settle()
             })
             .map_err(trouble("start a thread for", log_dir))?;
         let (mut frames, mut read) = (0_u64, Vec::new());

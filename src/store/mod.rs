@@ -99,16 +99,18 @@ pub struct Health {
     pub poisoned: Option<Error>,
 }
 
-/// A batch with the bytes that it will be in the log. What keeps it from being written is told when it is handed in.
+/// A batch with the bytes that it will be in the log.
 pub struct Prepared {
     records: Vec<Record>,
-    body: Result<Vec<u8>, Error>,
+    body: Vec<u8>,
 }
 
 impl Prepared {
-    pub fn new(records: Vec<Record>) -> Prepared {
-        let body = writer::encode(&records);
-        Prepared { records, body }
+    /// # Errors
+    /// [`Error::EmptyBatch`] and [`Error::TooLarge`].
+    pub fn new(records: Vec<Record>) -> Result<Prepared, Error> {
+        let body = writer::encode(&records)?;
+        Ok(Prepared { records, body })
     }
 
     pub fn records(&self) -> &[Record] {
@@ -243,7 +245,7 @@ impl Store {
         records: Vec<Record>,
         then: Then,
     ) -> Result<impl Future<Output = Result<u64, Error>> + use<>, Error> {
-        self.submit_prepared(Prepared::new(records), then)
+        self.submit_prepared(Prepared::new(records)?, then)
     }
 
     /// As [`Store::submit`], of a batch whose bytes were made before.
@@ -269,7 +271,7 @@ impl Store {
     pub fn append_blocking(&self, records: Vec<Record>) -> Result<u64, Error> {
         let (tell, told) = std::sync::mpsc::channel();
         self.writer()?.submit(
-            Prepared::new(records),
+            Prepared::new(records)?,
             Box::new(move |result, spent| {
                 if let Err(unheard) = tell.send((result, spent)) {
                     tracing::warn!(result = ?unheard.0.0, "nobody waited for a batch any more");
@@ -285,7 +287,7 @@ impl Store {
     /// # Errors
     /// [`Error::Busy`] when too many wait already.
     pub fn append_lazily(&self, records: Vec<Record>) -> Result<(), Error> {
-        self.writer()?.submit_lazily(Prepared::new(records))
+        self.writer()?.submit_lazily(Prepared::new(records)?)
     }
 
     fn writer(&self) -> Result<&Writer, Error> {

@@ -45,6 +45,11 @@ struct Changes {
 /// 1 MiB: among a million transfers it takes three in a hundred for made that are not. Among many millions it is of no use
 /// any more, and the shelf below is asked.
 pub(super) const SEEN_LINES: usize = 1 << 14;
+/// The trees whose keys are in that filter.
+pub(super) fn may_be_new(tree: Tree) -> bool {
+    matches!(tree, Tree::Transfers | Tree::Jobs)
+}
+
 /// Bytes that a node holds, and how many pairs it then brings down with each new one: a few, so that no commit waits
 /// long, and in the order of their keys from one time to the next.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
@@ -85,7 +90,7 @@ impl Overlay {
 
     /// True when the key is neither here nor below; what is not new may still be neither.
     fn is_new(&self, tree: Tree, key: &[u8]) -> bool {
-        matches!(tree, Tree::Transfers | Tree::Jobs) && !self.seen.may_have(tree, key)
+        may_be_new(tree) && !self.seen.may_have(tree, key)
     }
 
     fn change(&self, tree: Tree, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {

@@ -112,20 +112,15 @@ impl Writer {
 
     /// Hands a batch in; `reply` is called from the writer's thread, or at once when the batch is not taken.
     pub(super) fn submit(&self, Prepared { records, body }: Prepared, reply: Reply) {
-        let (body, refused) = match body {
-            Ok(body) => (body, None),
-            Err(e) => (Vec::new(), Some(e)),
-        };
         let mut batch = Some(Waiting { records, body, reply: Some(reply) });
-        let taken = refused.map_or_else(|| self.push(&mut batch), Err);
-        if let (Err(e), Some(batch)) = (taken, batch) {
+        if let (Err(e), Some(batch)) = (self.push(&mut batch), batch) {
             batch.answer(Err(e));
         }
     }
 
     /// Hands a batch in that rides with the next group.
     pub(super) fn submit_lazily(&self, Prepared { records, body }: Prepared) -> Result<(), Error> {
-        self.push(&mut Some(Waiting { records, body: body?, reply: None }))
+        self.push(&mut Some(Waiting { records, body, reply: None }))
     }
 
     /// Takes the batch, or leaves it and says why.

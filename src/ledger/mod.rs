@@ -5,11 +5,12 @@
 //! A transfer is judged and handed to the store's writer under one lock, so the order of the judgements is the order
 //! of the log. What is on its way to the disk counts already; what the disk refuses ends the node.
 
-mod books;
 mod error;
 pub mod export;
+mod pending;
 pub mod reconcile;
 pub mod report;
+mod rules;
 mod seal;
 pub mod transfer;
 mod verify;
@@ -26,7 +27,7 @@ pub use error::{Broken, Error};
 pub use seal::{Seal, SealError, last_seal};
 pub use verify::{Verified, verify, verify_log};
 
-use books::{Judged, Pending};
+use pending::{Judged, Pending};
 
 /// A cheap handle of the books.
 #[derive(Clone)]

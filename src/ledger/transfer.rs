@@ -1,5 +1,5 @@
 //! Making transfers: each kind with its legs and the id that follows from what it is about, so that asking twice is
-//! one transfer. Whether it may be made is `books`' to say.
+//! one transfer. Whether it may be made is `rules`' to say.
 
 use crate::store::money::{About, Account, Leg, Transfer, Usd, Why};
 

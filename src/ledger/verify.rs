@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::books::{self, Past};
+use super::rules::{self, Past};
 use super::{Broken, Error, Seal};
 use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
@@ -131,14 +131,14 @@ impl Books {
         if self.ids.contains(&short(&transfer.id)) {
             return Err(Error::Conflict { id: transfer.id });
         }
-        books::allow(self, &transfer)?;
+        rules::allow(self, &transfer)?;
         for (account, net) in transfer.nets() {
             match self.balances.get_mut(account) {
                 Some(msat) => *msat += net,
                 None => drop(self.balances.insert(account.clone(), net)),
             }
         }
-        match books::hold_after(&transfer) {
+        match rules::hold_after(&transfer) {
             Some((job, Some(hold))) => drop(self.holds.insert(job.to_owned(), hold)),
             Some((job, None)) => drop(self.holds.remove(job)),
             None => {}
@@ -149,7 +149,7 @@ impl Books {
             // It goes once.
             self.asked_for.remove(&super::transfer::locked_id(payment_hash));
         }
-        if books::may_be_asked_for(&transfer) {
+        if rules::may_be_asked_for(&transfer) {
             self.asked_for.insert(transfer.id.clone(), transfer);
         }
         Ok(())

@@ -206,8 +206,9 @@ static int hogs(long megabytes) {
     for (int told = 0;; told = 1) {
         pid_t pid = fork();
         if (pid == 0) _exit(take(megabytes));
-        if (pid > 0) waitpid(pid, NULL, 0);
+        /* Before the first has all that it can get: where the node counts the memory itself, it may then end all of us. */
         if (!told) say("ready");
+        if (pid > 0) waitpid(pid, NULL, 0);
     }
 }
 

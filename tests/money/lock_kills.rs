@@ -208,7 +208,7 @@ async fn a_node_killed_at_any_write_takes_what_is_locked_once_and_never_delivers
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_node_killed_at_any_sync_of_a_job_that_fails_gives_back_what_is_locked() {
-    let test = "a_node_killed_at_any_sync_of_a_job_that_fails_gives_back_what_is_locked";
-    killed_at_every(test, &["fdatasync"], true).await;
+async fn a_node_killed_at_any_sync_or_word_of_a_job_that_fails_gives_back_what_is_locked() {
+    let test = "a_node_killed_at_any_sync_or_word_of_a_job_that_fails_gives_back_what_is_locked";
+    killed_at_every(test, &["fdatasync", "sendto"], true).await;
 }

@@ -1,7 +1,8 @@
 //! Locks a process in for good: capabilities, Landlock, seccomp for process 1 and all its children, and the resource
 //! limits of one command. The namespaces around it are made elsewhere.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
 use landlock::{
@@ -40,15 +41,16 @@ pub fn bar(stand_ins: StandIns) -> io::Result<()> {
 pub struct Walls(RulesetCreated);
 
 impl Walls {
-    /// Read and execute everywhere, write in the job's places; the workspace is not there yet.
-    pub fn gather() -> io::Result<Walls> {
+    /// Read and execute everywhere, write in the job's places and what is there in these; the workspace is not there yet.
+    pub fn gather(beside: &[&str]) -> io::Result<Walls> {
         let gathered = || {
             Ruleset::default()
                 .handle_access(AccessFs::from_all(LEVEL))?
                 .create()?
                 .add_rules(path_beneath_rules(["/"], AccessFs::from_read(LEVEL)))?
                 .add_rules(path_beneath_rules(["/dev"], AccessFs::from_read(LEVEL) | AccessFs::IoctlDev))?
-                .add_rules(path_beneath_rules(WRITABLE, AccessFs::from_all(LEVEL)))
+                .add_rules(path_beneath_rules(WRITABLE, AccessFs::from_all(LEVEL)))?
+                .add_rules(path_beneath_rules(beside, AccessFs::WriteFile))
         };
         gathered().map(Walls).map_err(|why: RulesetError| io::Error::other(why))
     }
@@ -58,6 +60,11 @@ impl Walls {
         let rule = PathBeneath::new(workspace, AccessFs::from_all(LEVEL));
         self.0.add_rule(rule).and_then(RulesetCreated::restrict_self).map(drop).map_err(io::Error::other)
     }
+}
+
+/// Makes this process, and what it starts, the first that the kernel kills when memory is short.
+pub fn die_first() -> io::Result<()> {
+    File::options().write(true).open("/proc/self/oom_score_adj")?.write_all(b"1000")
 }
 
 /// Keeps a process to some cores.

@@ -111,6 +111,8 @@ impl Launch {
         let io = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
         setsid()?;
         if let Some((uid, gid)) = inside.user {
+            // Short of memory, the job goes before process 1. Where that cannot be, the largest goes, which that is not.
+            confine::die_first().unwrap_or_default();
             setgroups(&[])?;
             setresgid(Gid::from_raw(gid), Gid::from_raw(gid), Gid::from_raw(gid))?;
             setresuid(Uid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(uid))?;

@@ -1,7 +1,7 @@
 //! The processes of this sandbox as /proc tells them, and how a command's whole family is ended.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::{fs, io};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -35,14 +35,19 @@ pub fn kill_all() {
 }
 
 /// The pids that /proc shows.
-pub fn all() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+///
+/// # Errors
+/// When it cannot be read to its end, for want of memory say.
+pub fn all() -> io::Result<Vec<i32>> {
+    let entries = fs::read_dir("/proc")?.collect::<io::Result<Vec<_>>>()?;
+    Ok(entries.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// Living processes that descend from these or are of their sessions, without these.
 fn family(of: &BTreeSet<i32>) -> BTreeSet<i32> {
+    // Who is not seen now is when the kill is tried again.
     let all: Vec<(i32, i32, i32)> = all()
+        .unwrap_or_default()
         .into_iter()
         .filter_map(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

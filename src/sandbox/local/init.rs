@@ -85,7 +85,7 @@ fn live(
     mounts::furnish()?;
     sys::bar_capabilities().step("bar capabilities")?;
     mounts::settle()?;
-    let walls = Walls::gather().step("gather Landlock's rules")?;
+    let walls = Walls::gather(&[]).step("gather Landlock's rules")?;
 
     let (mut told, tell) = io::pipe().step("make a pipe")?;
     // SAFETY: this process has one thread only.

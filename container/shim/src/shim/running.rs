@@ -1,8 +1,7 @@
-//! One command of the job's: how it is started, where it stands when memory is short, and how it ended. What it prints is
-//! `streams`'s, whose turn it is `serve`'s.
+//! One command of the job's: how it is started and how it ended. What it prints is `streams`'s, whose turn it is
+//! `serve`'s.
 
-use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -12,12 +11,10 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::streams::{Outbox, Output, Window};
-use super::usage;
+use super::usage::Counts;
 
 /// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
 const AFTERMATH: Duration = Duration::from_millis(50);
-/// The first place in the kernel's order of those to kill for memory.
-const FIRST: &str = "1000";
 
 /// A command that was started, until its end is told.
 pub struct Running {
@@ -43,9 +40,10 @@ impl Running {
         cwd: String,
         stdin: bool,
         inside: &Inside<'_>,
-        score: Option<&Score>,
+        counts: &mut Counts,
     ) -> Result<Running, Errno> {
         let errno = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
+        counts.settle();
         let (out, out_theirs) = io::pipe().map_err(errno)?;
         let (err, err_theirs) = io::pipe().map_err(errno)?;
         let mut stdio: Vec<OwnedFd> = vec![out_theirs.into(), err_theirs.into()];
@@ -56,12 +54,8 @@ impl Running {
             input = Some(Outbox::new(ours.into()).map_err(errno)?);
         }
         let launch = Launch::prepare(argv, env, cwd, stdin, stdio)?;
-        let memory_kills_before = usage::memory_kills();
-        // Short of memory, the job goes before us. Where that cannot be, the largest goes, which we are not.
-        score.map(|score| score.stand(FIRST)).transpose().unwrap_or_default();
-        let started = launch.start(inside);
-        score.map(|score| score.stand(&score.ours)).transpose().unwrap_or_default();
-        let (pid, told) = started?;
+        let memory_kills_before = counts.memory_kills();
+        let (pid, told) = launch.start(inside)?;
         Ok(Running {
             pid,
             told,
@@ -76,8 +70,8 @@ impl Running {
     }
 
     /// It was reaped with this status.
-    pub fn end(&mut self, status: i32) -> io::Result<()> {
-        let starved = usage::memory_kills() > self.memory_kills_before;
+    pub fn end(&mut self, status: i32, counts: &Counts) -> io::Result<()> {
+        let starved = counts.memory_kills() > self.memory_kills_before;
         let mut errno = [0; 4];
         let (exited, signalled) = (libc::WIFEXITED(status), libc::WIFSIGNALED(status));
         // Every copy of the other end closed at exec or with the child: this read does not wait.
@@ -105,25 +99,5 @@ impl Running {
     /// Until when others may print for it, when it has ended and all that it printed itself was sent.
     pub fn patience(&self) -> Option<Instant> {
         self.ended.map(|(_, until)| until).filter(|_| !self.stdout.owes() && !self.stderr.owes())
-    }
-}
-
-/// Where this process, and what it starts, stands in the order of those that the kernel kills for memory. It is opened
-/// before the walls are closed.
-pub struct Score {
-    file: File,
-    ours: String,
-}
-
-impl Score {
-    pub fn open() -> io::Result<Score> {
-        let mut file = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
-        let mut ours = String::new();
-        file.read_to_string(&mut ours)?;
-        Ok(Score { file, ours })
-    }
-
-    fn stand(&self, at: &str) -> io::Result<()> {
-        (&self.file).write_all(at.as_bytes())
     }
 }

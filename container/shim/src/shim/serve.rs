@@ -23,9 +23,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 use super::places;
-use super::running::{Running, Score};
+use super::running::Running;
 use super::streams::{Outbox, Output};
-use super::usage;
+use super::usage::{self, Counts};
 use super::worker::Worker;
 
 /// Of the signals that an engine sends to process 1, those passed on to the job.
@@ -58,8 +58,9 @@ pub fn serve() -> io::Result<()> {
     let worker = Worker::start(hello.uid, hello.gid)?;
     let workspace =
         open(places::WORKSPACE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let walls = Walls::gather()?;
-    let score = Score::open().ok();
+    // A command takes its place among those that are killed for memory when it has been started within the walls.
+    let walls = Walls::gather(&["/proc"])?;
+    let counts = Counts::open();
     let swap = usage::has_swap();
     confine::bar(StandIns::default())?;
     let landlock = sys::has_landlock() && walls.close(workspace.as_fd()).is_ok();
@@ -69,7 +70,7 @@ pub fn serve() -> io::Result<()> {
         hello,
         workspace,
         places,
-        score,
+        counts,
         worker,
         worker_run: 0,
         running,
@@ -122,7 +123,7 @@ struct Shim {
     hello: Hello,
     workspace: OwnedFd,
     places: Vec<OwnedFd>,
-    score: Option<Score>,
+    counts: Counts,
     worker: Worker,
     /// The last run that the worker was given.
     worker_run: u32,
@@ -227,7 +228,7 @@ impl Shim {
                 let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
                 let user = Some((self.hello.uid, self.hello.gid));
                 let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user };
-                match Running::start(argv, env, cwd, stdin, &inside, self.score.as_ref()) {
+                match Running::start(argv, env, cwd, stdin, &inside, &mut self.counts) {
                     Ok(run) => {
                         self.running.insert(n, run);
                         Ok(())
@@ -243,7 +244,7 @@ impl Shim {
                 self.as_job(processes::kill_all)
             }
             ToShim::Usage => {
-                let usage = usage::usage(self.places.iter().map(AsFd::as_fd));
+                let usage = self.counts.usage(self.places.iter().map(AsFd::as_fd));
                 tell(n, &FromShim::Usage(usage))
             }
             order if self.running.contains_key(&n) => self.direct(n, order),
@@ -302,10 +303,10 @@ impl Shim {
             return Ok(());
         }
         let ours = |pid: i32| pid == 1 || self.worker.is(pid);
-        if !processes::all().into_iter().all(ours) {
+        if !processes::all().is_ok_and(|all| all.into_iter().all(ours)) {
             return self.as_job(processes::kill_all);
         }
-        let killed = FromShim::Killed { starved: usage::memory_kills() > 0 };
+        let killed = FromShim::Killed { starved: self.counts.memory_kills() > 0 };
         std::mem::take(&mut self.killing).into_iter().try_for_each(|n| tell(n, &killed))
     }
 
@@ -326,7 +327,7 @@ impl Shim {
                 return Err(io::Error::other("the worker for files has ended"));
             }
             let Some(run) = self.running.values_mut().find(|run| run.pid == reaped.pid) else { continue };
-            run.end(reaped.status)?;
+            run.end(reaped.status, &self.counts)?;
         }
         Ok(())
     }

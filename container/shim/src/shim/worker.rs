@@ -19,6 +19,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Gid, Uid, fork, setfsgid, setfsuid};
 
 use super::streams::{Outbox, Window};
+use super::usage::Counts;
 
 /// The shim's end of the worker.
 pub struct Worker {
@@ -87,11 +88,12 @@ fn serve(orders: OwnedFd, answers: OwnedFd, uid: u32, gid: u32) -> io::Result<()
     let job = open(c"/job", folder, Mode::empty())?;
     sys::close_all_but(&[orders.as_fd(), answers.as_fd(), workspace.as_fd(), job.as_fd()])?;
     confine::bar(StandIns::default())?;
-    let (orders, answers) = (orders.into(), answers.into());
+    let (orders, answers, mut counts) = (orders.into(), answers.into(), Counts::open());
     let mut line = Line { orders, answers, decoder: Decoder::default(), n: 0, next: None };
     while let Some((n, order)) = line.next()? {
         // What is left of a run that was given up is skipped.
         let ToShim::Run(run) = order else { continue };
+        counts.settle();
         line.n = n;
         let root = matches!(run, Run::Read { place: Place::Job, .. } | Run::Write { place: Place::Job, .. });
         take_rights(if root { (0, 0) } else { (uid, gid) })?;

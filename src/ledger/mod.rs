@@ -76,6 +76,7 @@ pub struct Purse {
 // === impl Ledger
 
 impl Ledger {
+    /// The one ledger of a store: it keeps the balances that it has made, and a second one would judge by older ones.
     pub fn new(store: Store) -> Ledger {
         Ledger { store, pending: Arc::default(), ended: Arc::default(), landed: Arc::default() }
     }

@@ -2,7 +2,7 @@
 //! transfer may be made was judged before it was written, by `ledger`; here the first
 //! transfer of an id counts, and a second changes nothing.
 
-use std::io::Write;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 
@@ -34,10 +34,10 @@ pub enum InvoiceState {
 }
 
 pub(super) fn account_key(account: &Account) -> Vec<u8> {
-    let mut key = Vec::with_capacity(ACCOUNT_BYTES);
-    // A vector takes all that there is memory for.
-    write!(key, "{account}").unwrap_or_default();
-    key
+    let mut key = String::with_capacity(ACCOUNT_BYTES);
+    // A string takes all that there is memory for.
+    let _taken: fmt::Result = write!(key, "{account}");
+    key.into_bytes()
 }
 
 /// Bytes of most accounts' names: a word and a key.

@@ -145,7 +145,7 @@ fn read_seen(dir: &Path, clean: &Clean) -> Result<Seen, Error> {
     let (head, bytes) = bytes.split_at_checked(12).unwrap_or_default();
     let wanted = [clean.seq.to_le_bytes().as_slice(), &crc32fast::hash(bytes).to_le_bytes()].concat();
     let seen = Some(bytes).filter(|_| head == wanted).and_then(|bytes| Seen::read(bytes, SEEN_LINES));
-    seen.ok_or_else(|| Error::Index { why: "which transfers it has does not read".into() })
+    seen.ok_or_else(|| Error::Index { why: "its list of transfers that were made is damaged".into() })
 }
 
 /// Removes what indexes that were given up have left, and what is out of date from now on.
@@ -243,7 +243,8 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
                     for (placed, records) in &batches {
                         apply::apply(&gather, placed, records)?;
                     }
-                    hand_back.send(batches).unwrap_or_default();
+                    // When the reader has gone, they are freed here.
+                    drop(hand_back.send(batches));
                 }
                 gather.settle()
             })

@@ -19,8 +19,8 @@ pub(super) struct Overlay {
     below: Box<dyn Shelf>,
     /// Transfers and jobs that may be here or below: each new one is looked for before it is made.
     seen: Arc<Seen>,
-    /// By the place of the tree. A lock each, and never held while the shelf below works: who asks for a key waits for
-    /// no batch.
+    /// By the place of the tree. A lock each, and never held while the shelf below takes a change: who asks for a key
+    /// waits for no batch.
     trees: [RwLock<Changes>; Tree::ALL.len()],
     bytes: AtomicUsize,
     /// The tree, and the key in it, from which the next pairs go down.
@@ -45,6 +45,7 @@ struct Changes {
 /// 1 MiB: among a million transfers it takes three in a hundred for made that are not. Among many millions it is of no use
 /// any more, and the shelf below is asked.
 pub(super) const SEEN_LINES: usize = 1 << 14;
+
 /// The trees whose keys are in that filter.
 pub(super) fn may_be_new(tree: Tree) -> bool {
     matches!(tree, Tree::Transfers | Tree::Jobs)

@@ -21,7 +21,8 @@ const BITS: u32 = 7;
 impl Seen {
     /// `lines` of 64 bytes, a power of two.
     pub(super) fn new(lines: usize) -> Self {
-        // What is larger than 32 MiB the allocator gives back to the system.
+        // That of a rebuild has 16 MiB, and goes back to the system afterwards: the allocator does so with what is larger
+        // than 32. What is not written to takes no memory.
         let mut all = Vec::with_capacity(lines * 2 + 1);
         all.resize_with(lines, Line::default);
         Seen { lines: all }

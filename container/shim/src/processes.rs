@@ -45,7 +45,7 @@ pub fn all() -> io::Result<Vec<i32>> {
 
 /// Living processes that descend from these or are of their sessions, without these.
 fn family(of: &BTreeSet<i32>) -> BTreeSet<i32> {
-    // Who is not seen now is when the kill is tried again.
+    // Where /proc cannot be read, nobody is found who is not known yet.
     let all: Vec<(i32, i32, i32)> = all()
         .unwrap_or_default()
         .into_iter()

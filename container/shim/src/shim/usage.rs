@@ -1,4 +1,5 @@
-//! What the job has used, read where the kernel counts it for this container. The job cannot write there.
+//! What the job has used, read where the kernel counts it for this container, and whether there is memory for more. The
+//! job cannot write there; what follows from the counts is the node's to say.
 
 use std::fs::{self, File};
 use std::os::fd::BorrowedFd;

@@ -4,6 +4,7 @@
 use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 
 use super::content::Content;
+use super::till::is_test_network;
 use super::{Failure, Rooms};
 use crate::ledger;
 use crate::market::Code;
@@ -33,8 +34,9 @@ pub fn quote(
             "it is taken when the job is delivered and given back when it is not; what is not used is your credit here"
         }
     };
+    let network = if is_test_network(&invoice.bolt11) { "; the invoice is for a test network" } else { "" };
     let words = format!(
-        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}"
+        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}{network}"
     );
     let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
     let event = sign_feedback(rooms, request, relay, &feedback)?;

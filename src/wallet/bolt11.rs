@@ -78,11 +78,11 @@ pub(super) fn accept(
 ) -> Result<Invoice, Error> {
     let lie = |what, asked: String, got: String| Error::Lie { what, asked, got };
     let terms = read(bolt11)?;
-    if let Some(told) = told_hash {
-        let told: PaymentHash = told.parse()?;
-        if told != terms.payment_hash {
-            return Err(lie("payment hash", told.to_hex(), terms.payment_hash.to_hex()));
-        }
+    // The invoice has its own, under its signature: one beside it that is no hash says nothing.
+    if let Some(told) = told_hash.and_then(|told| told.parse::<PaymentHash>().ok())
+        && told != terms.payment_hash
+    {
+        return Err(lie("payment hash", told.to_hex(), terms.payment_hash.to_hex()));
     }
     if let Some(asked) = asked_hash
         && asked != terms.payment_hash

@@ -157,7 +157,8 @@ async fn answer(stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()
     };
     let mut line = serde_json::to_vec(&answer)?;
     if line.len() as u64 >= MAX_LINE_BYTES {
-        let why = format!("the answer has {} bytes, and {MAX_LINE_BYTES} fit: ask for less at once", line.len());
+        let why =
+            format!("the answer has {} bytes, and {MAX_LINE_BYTES} fit: ask for less at once", line.len());
         line = serde_json::to_vec(&Answer::Error(why))?;
     }
     line.push(b'\n');

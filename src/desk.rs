@@ -245,7 +245,9 @@ impl Desk {
         let mut by_customer: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         for one in self.till.iter().flat_map(|till| till.unanswered()) {
             let payment_hash = one.payment_hash.to_hex();
-            let Some((invoice, InvoiceState::Open)) = self.ledger.store().invoice(&payment_hash)? else { continue };
+            let Some((invoice, InvoiceState::Open)) = self.ledger.store().invoice(&payment_hash)? else {
+                continue;
+            };
             by_customer.entry(invoice.customer).or_default().push(json!({
                 "payment_hash": payment_hash,
                 "amount_msat": invoice.amount_msat,
@@ -362,7 +364,12 @@ impl Desk {
         let order = Pay { bolt11: bolt11.clone(), amount_msat: msat, max_fee_msat: *max_fee_msat };
         let paid = |fee_msat| {
             if fee_msat > *max_fee_msat {
-                tracing::warn!(payment_hash, fee_msat, max_fee_msat, "the wallet took more than the highest fee for a refund");
+                tracing::warn!(
+                    payment_hash,
+                    fee_msat,
+                    max_fee_msat,
+                    "the wallet took more than the highest fee for a refund"
+                );
             }
             transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat)
         };
@@ -374,7 +381,8 @@ impl Desk {
         }
         // What was tried before is asked for first. Of a first try the wallet itself looks before it sends, and what fails
         // there was refused.
-        let looked = if again { till.wallet().outgoing(&payment_hash.parse()?).await } else { Ok(Outgoing::Failed) };
+        let looked =
+            if again { till.wallet().outgoing(&payment_hash.parse()?).await } else { Ok(Outgoing::Failed) };
         let untold = match looked {
             Ok(Outgoing::Paid(payment)) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;

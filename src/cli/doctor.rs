@@ -155,7 +155,10 @@ fn invoices(wallet: &serde_json::Value) -> Vec<Check> {
     let unanswered = wallet["unanswered"].as_array().map_or(&[][..], Vec::as_slice);
     if let Some(one) = unanswered.first() {
         let error = one["error"].as_str().unwrap_or_default();
-        let how = format!("{} open invoices cannot be looked up; a payment would not be seen: {error}", unanswered.len());
+        let how = format!(
+            "{} open invoices cannot be looked up; a payment would not be seen: {error}",
+            unanswered.len()
+        );
         checks.push(bad("invoices", how, "see that the wallet answers; `coinop credits list` names them"));
     }
     checks

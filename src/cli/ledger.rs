@@ -348,7 +348,9 @@ fn restore(config: &Config, from: &std::path::Path, as_json: bool) -> Outcome {
     if let Some(aside) = aside {
         output::talk(&format!("the log that was here is kept in {}", aside.display()));
     }
-    output::talk("refunds wait until `coinop ledger reconcile --book` has compared these books with the wallet");
+    output::talk(
+        "refunds wait until `coinop ledger reconcile --book` has compared these books with the wallet",
+    );
     copied("restored", &head, as_json)
 }
 

@@ -106,14 +106,16 @@ impl Desk {
             Ok(msat) => Some(msat),
             // The payments have been compared all the same.
             Err(error) if error.is_unusable() => {
-                outcome.add_unreadable(Unreadable { payment_hash: None, why: format!("the balance: {error}") });
+                outcome
+                    .add_unreadable(Unreadable { payment_hash: None, why: format!("the balance: {error}") });
                 None
             }
             Err(error) => return Err(error.into()),
         };
         let books_msat = number("the wallet's account", self.ledger.balance(&account)?)?;
         let explained_msat = number("what the differences explain", outcome.explained_msat)?;
-        let rest = |wallet_msat: i64| i128::from(wallet_msat) - i128::from(books_msat) - outcome.explained_msat;
+        let rest =
+            |wallet_msat: i64| i128::from(wallet_msat) - i128::from(books_msat) - outcome.explained_msat;
         let rest_msat = wallet_msat.map(|msat| number("what stays unexplained", rest(msat))).transpose()?;
         let clean = outcome.is_clean();
         // All that has left the wallet is in the books now: nothing is paid out a second time.
@@ -151,7 +153,9 @@ impl Desk {
         let store = self.ledger.store();
         let record = match row.way {
             Way::In => match lost.invoices.get(&row.payment_hash) {
-                Some(invoice) if store.invoice(&row.payment_hash)?.is_none() => Record::Invoiced(invoice.clone()),
+                Some(invoice) if store.invoice(&row.payment_hash)?.is_none() => {
+                    Record::Invoiced(invoice.clone())
+                }
                 _ => return Ok(()),
             },
             Way::Out => match lost.refunds.get(&row.payment_hash) {
@@ -321,7 +325,12 @@ impl Desk {
                 let begun = self.ledger.transfer(&transfer::refund_id(hash))?.map(|begun| begun.transfer.why);
                 let done = match begun {
                     Some(Why::RefundBegun { max_fee_msat, .. }) if fee_msat > max_fee_msat => {
-                        tracing::warn!(hash, fee_msat, max_fee_msat, "the wallet took more than the highest fee for a refund");
+                        tracing::warn!(
+                            hash,
+                            fee_msat,
+                            max_fee_msat,
+                            "the wallet took more than the highest fee for a refund"
+                        );
                         "the refund is booked as paid; its fee is over the highest that was allowed"
                     }
                     _ => "the refund is booked as paid",
@@ -330,8 +339,7 @@ impl Desk {
             }
             What::RefundUnpaid { customer } => self.give_back(hash, customer).await?,
             What::FeeDiffers { booked_fee_msat: 0 } if fee_msat > 0 => {
-                self.post_found(transfer::reconciled_fee(hash, wallet, fee_msat), "the fee is booked")
-                    .await?
+                self.post_found(transfer::reconciled_fee(hash, wallet, fee_msat), "the fee is booked").await?
             }
             _ => return Ok(()),
         };

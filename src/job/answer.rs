@@ -68,10 +68,14 @@ pub fn account(
     relay: &str,
     purse: &ledger::Purse,
 ) -> Result<Vec<Record>, Failure> {
+    let number = |msat: i128| {
+        let why = || Failure::new(Code::Internal, format!("{msat} msat are more than can be counted"));
+        i64::try_from(msat).map_err(|_| why())
+    };
     let told = serde_json::json!({
-        "available_msat": purse.available_msat,
-        "held_msat": purse.held_msat,
-        "refunding_msat": purse.refunding_msat,
+        "available_msat": number(purse.available_msat)?,
+        "held_msat": number(purse.held_msat)?,
+        "refunding_msat": number(purse.refunding_msat)?,
         "at_s": rooms.now_ms() / 1000,
     });
     let feedback = Feedback { content: told.to_string(), ..Feedback::new(Status::Success, "balance") };

@@ -16,14 +16,16 @@ use crate::ledger::{self, Ledger, transfer};
 use crate::store::record::{self, Record};
 use crate::store::{self, InvoiceState, Store};
 use crate::wallet::{
-    self, Found, LookupOptions, Lookups, NewHold, NewInvoice, PaymentHash, Preimage, State, Unanswered, Wallet,
+    self, Found, LookupOptions, Lookups, NewHold, NewInvoice, PaymentHash, Preimage, State, Unanswered,
+    Wallet,
 };
 
 /// What is seen so long after a quote has run out was paid in time: payers pay in the last second, and wallets settle
 /// late. An expired invoice is looked at twice within it.
 pub const GRACE_MS: u64 = 5_000;
 /// Pauses before an invoice that could not be made is tried again.
-const TRIES_AFTER: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
+const TRIES_AFTER: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 /// Look-ups in a minute: LNbits allows 200 calls by default, of which some are wanted for the rest.
 const LNBITS_LOOKS: u32 = 100;
 const OTHER_LOOKS: u32 = 600;
@@ -211,9 +213,24 @@ impl Till {
             expiry_s: u32::try_from(self.quote_ms / 1_000).unwrap_or(u32::MAX),
             description_hash: None,
         };
-        let (made, hold) = match (job, lasts_ms) {
-            (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new).await?,
-            _ => (self.plain(&new).await?, None),
+        let mut pauses = TRIES_AFTER.into_iter();
+        let (made, hold) = loop {
+            let made = match (job, lasts_ms) {
+                (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new.clone()).await,
+                _ => self.wallet.make_invoice(&new).await.map(|made| (made, None)),
+            };
+            match (made, pauses.next()) {
+                // It could not be asked, or had too much to do. One whose answer was lost is nobody's, and expires.
+                (Err(error), Some(pause)) if is_passing(&error) => {
+                    tracing::debug!(%error, "an invoice is tried again");
+                    let told = match error {
+                        wallet::Error::Busy { retry_after_s, .. } => retry_after_s.unwrap_or(0),
+                        _ => 0,
+                    };
+                    tokio::time::sleep(Duration::from_secs(told).clamp(pause, TRIES_AFTER[2])).await;
+                }
+                (made, _) => break made?,
+            }
         };
         self.note_network(&made);
         let payment_hash = made.payment_hash.to_hex();
@@ -240,7 +257,7 @@ impl Till {
         job: &str,
         lasts_ms: u64,
         new: NewInvoice,
-    ) -> Result<(wallet::Invoice, Option<String>), Error> {
+    ) -> Result<(wallet::Invoice, Option<String>), wallet::Error> {
         let asked = async || self.wallet.abilities().await.map(|can| can.hold);
         if let (Some(Holds { key, make: true }), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
             && *self.can_hold.get_or_try_init(asked).await?
@@ -265,29 +282,10 @@ impl Till {
                     | wallet::Error::Denied(_)
                     | wallet::Error::Said { .. }),
                 ) => tracing::warn!(%error, "no hold invoice; a plain one is asked for"),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
-        Ok((self.plain(&new).await?, None))
-    }
-
-    /// A plain invoice, tried again where the wallet could not be asked or had too much to do. One whose answer was lost
-    /// is nobody's, and expires.
-    async fn plain(&self, new: &NewInvoice) -> Result<wallet::Invoice, wallet::Error> {
-        for pause in TRIES_AFTER {
-            match self.wallet.make_invoice(new).await {
-                Err(error @ (wallet::Error::Busy { .. } | wallet::Error::Unreachable(_) | wallet::Error::Cut(_))) => {
-                    let told = match &error {
-                        wallet::Error::Busy { retry_after_s: Some(seconds), .. } => Duration::from_secs(*seconds),
-                        _ => Duration::ZERO,
-                    };
-                    tracing::debug!(%error, "an invoice is tried again");
-                    tokio::time::sleep(told.clamp(pause, TRIES_AFTER[2])).await;
-                }
-                made => return made,
-            }
-        }
-        self.wallet.make_invoice(new).await
+        Ok((self.wallet.make_invoice(&new).await?, None))
     }
 
     /// Warns when the wallet begins to make invoices that are paid in no real money.
@@ -433,6 +431,11 @@ pub(super) async fn learn(ledger: &Ledger, payment_hash: PaymentHash, state: &St
         Ok(None) => tracing::error!(%hash, "the wallet speaks of an invoice that is not ours"),
         Err(error) => tracing::error!(%hash, %error, "a payment waits for the next start"),
     }
+}
+
+/// Whether the same question may be answered in a moment.
+fn is_passing(error: &wallet::Error) -> bool {
+    matches!(error, wallet::Error::Busy { .. } | wallet::Error::Unreachable(_) | wallet::Error::Cut(_))
 }
 
 /// Whether an invoice asks for coins of a test network.

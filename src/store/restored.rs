@@ -40,8 +40,7 @@ impl Restored {
     /// # Errors
     /// The disk's.
     pub fn clear(dir: &Path) -> Result<(), Error> {
-        disk::remove(&path(dir))?;
-        disk::sync_dir(dir)
+        disk::remove(&path(dir)).map(drop)
     }
 
     /// Shows the records of the log that was set aside, oldest first, as far as it can be read. Blocks.

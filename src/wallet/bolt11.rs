@@ -146,7 +146,7 @@ pub(super) fn memo(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Made, NOW_S, invoice};
+    use super::super::testing::{Made, NOW_S, invoice, invoice_on};
     use super::*;
 
     fn asked() -> NewInvoice {
@@ -160,6 +160,8 @@ mod tests {
         assert_eq!((terms.payment_hash, terms.amount_msat), (hash, Some(21_000)));
         assert_eq!((terms.created_at_s, terms.expires_at_s), (NOW_S, NOW_S + 600));
         assert!(terms.is_mainnet);
+        let elsewhere = invoice_on(true, hash, 21_000, NOW_S, 600);
+        assert!(!read(&elsewhere.bolt11).unwrap().is_mainnet);
         let upper = read(&bolt11.to_uppercase()).unwrap();
         assert_eq!(upper, terms, "a QR code holds it in capitals");
     }

@@ -110,7 +110,9 @@ mod tests {
             assert_eq!(unix_s(bad), None, "{bad}");
         }
         let read = |value: Value| time(&json!({ "at": value }), "at");
-        for good in [json!(1_795_904_000), json!("1795904000"), json!(1_795_904_000.7), json!(" 1795904000.2 ")] {
+        for good in
+            [json!(1_795_904_000), json!("1795904000"), json!(1_795_904_000.7), json!(" 1795904000.2 ")]
+        {
             assert_eq!(read(good.clone()), Some(1_795_904_000), "{good}");
         }
         for bad in [json!(0), json!(-5), json!(-0.5), json!(1e300), json!("soon"), json!(true), json!([1])] {
@@ -129,6 +131,9 @@ mod tests {
             assert_eq!(read(bad.clone()), None, "{bad}");
         }
         let odd = json!({ "memo": " a ", "total": "7", "none": "  " });
-        assert_eq!((text(&odd, "memo"), text(&odd, "none"), count(&odd, "total")), (Some("a"), None, Some(7)));
+        assert_eq!(
+            (text(&odd, "memo"), text(&odd, "none"), count(&odd, "total")),
+            (Some("a"), None, Some(7))
+        );
     }
 }

@@ -19,8 +19,8 @@ use self::rows::{Row, RowPage};
 use super::http::{Answer, Http};
 use super::paying::{self, Unpaid};
 use super::{
-    Abilities, Cursor, Direction, Error, Hint, Identity, Invoice, Kind, Limits, Lookup, NewInvoice, Outgoing, Page,
-    Pay, PayError, Payment, PaymentHash, Secret, State, Wallet, bolt11, brief, lenient,
+    Abilities, Cursor, Direction, Error, Hint, Identity, Invoice, Kind, Limits, Lookup, NewInvoice, Outgoing,
+    Page, Pay, PayError, Payment, PaymentHash, Secret, State, Wallet, bolt11, brief, lenient,
 };
 use crate::clock::Clock;
 
@@ -294,7 +294,9 @@ mod tests {
         assert!(matches!(judged(200, "<html>"), Err(Error::Nonsense(_))));
         assert!(matches!(judged(302, ""), Err(Error::Redirect { to }) if to == "http://elsewhere"));
         let busy = judged(429, r#"{"detail":"slow down"}"#);
-        assert!(matches!(busy, Err(error @ Error::Busy { retry_after_s: Some(7), .. }) if !error.leaves_doubt()));
+        assert!(
+            matches!(busy, Err(error @ Error::Busy { retry_after_s: Some(7), .. }) if !error.leaves_doubt())
+        );
         assert!(matches!(judged(403, r#"{"detail":"no"}"#), Err(Error::Denied(why)) if why == "no"));
         assert!(matches!(judged(400, r#"{"detail":["a"]}"#), Err(Error::Said { code, .. }) if code == "400"));
         let failed = judged(520, r#"{"detail":"Insufficient balance.","status":"failed"}"#);

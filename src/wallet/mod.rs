@@ -170,7 +170,10 @@ pub enum Error {
 impl Error {
     /// Whether the wallet answered, and its answer cannot be used.
     pub fn is_unusable(&self) -> bool {
-        matches!(self, Error::Nonsense(_) | Error::Lie { .. } | Error::TooLarge { .. } | Error::Redirect { .. })
+        matches!(
+            self,
+            Error::Nonsense(_) | Error::Lie { .. } | Error::TooLarge { .. } | Error::Redirect { .. }
+        )
     }
 
     /// Whether what was asked may have been done all the same. Only where this is false may a payment be sent

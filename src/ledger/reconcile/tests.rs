@@ -54,7 +54,11 @@ fn what_came_in_is_matched_unbooked_foreign_missing_or_over_another_amount() {
     assert_eq!(what(&fee, &booked(5_000)), What::FeeDiffers { booked_fee_msat: 0 });
     assert_eq!(judge(&fee, &Known { fee_msat: 7, ..booked(5_000) }), Judged::Matched);
     let untold = Row { fee_msat: None, ..fee };
-    assert_eq!(judge(&untold, &Known { fee_msat: 9, ..booked(5_000) }), Judged::Matched, "it says nothing of a fee");
+    assert_eq!(
+        judge(&untold, &Known { fee_msat: 9, ..booked(5_000) }),
+        Judged::Matched,
+        "it says nothing of a fee"
+    );
     for stage in [Stage::Pending, Stage::Dead] {
         assert_eq!(judge(&row(Way::In, stage, 5_000, 0), &ours()), Judged::Unmoved);
         assert_eq!(judge(&row(Way::In, stage, 5_000, 0), &Known::default()), Judged::Unmoved);

@@ -27,7 +27,8 @@ pub(super) async fn listen(http: Arc<Http>, limits: Limits, hints: broadcast::Se
             Ok(()) => return tracing::debug!("the wallet's key may spend: its push is not used"),
             Err(error) => error,
         };
-        failures = if began.elapsed() > Duration::from_secs(30) { 1 } else { u32::saturating_add(failures, 1) };
+        failures =
+            if began.elapsed() > Duration::from_secs(30) { 1 } else { u32::saturating_add(failures, 1) };
         let pause = schedule.pause(failures, random_unit());
         // Never the address: it has the key in it.
         tracing::debug!(host = http.host(), %error, ?pause, "the wallet's push was lost");
@@ -91,7 +92,10 @@ mod tests {
     #[test]
     fn the_address_keeps_the_servers_path_and_its_encryption() {
         let at = |base: &str, key: &str| address(base, key).map(|url| url.to_string());
-        assert_eq!(at("https://w.example.org/ln", "abc1"), Some("wss://w.example.org/ln/api/v1/ws/abc1".into()));
+        assert_eq!(
+            at("https://w.example.org/ln", "abc1"),
+            Some("wss://w.example.org/ln/api/v1/ws/abc1".into())
+        );
         assert_eq!(at("http://127.0.0.1:5000", "abc1"), Some("ws://127.0.0.1:5000/api/v1/ws/abc1".into()));
         assert_eq!((at("http://127.0.0.1", "a/b"), at("http://127.0.0.1", "")), (None, None));
     }

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use crate::wallet::{
-    Direction, Error, MAX_MSAT, Movement, Outgoing, Payment, PaymentHash, Preimage, State, Unreadable, bolt11,
-    brief, lenient,
+    Direction, Error, MAX_MSAT, Movement, Outgoing, Payment, PaymentHash, Preimage, State, Unreadable,
+    bolt11, brief, lenient,
 };
 
 /// A payment of either direction.
@@ -46,7 +46,8 @@ pub(super) fn page(answer: &Value, limit: usize) -> Result<RowPage, Error> {
     if data.len() > limit {
         return Err(nonsense("more payments than asked for"));
     }
-    let mut page = RowPage { rows: Vec::new(), unreadable: Vec::new(), total: lenient::count(answer, "total") };
+    let mut page =
+        RowPage { rows: Vec::new(), unreadable: Vec::new(), total: lenient::count(answer, "total") };
     for one in data {
         match Row::read(one) {
             Ok(row) => page.rows.push(row),
@@ -203,8 +204,18 @@ mod tests {
 
     #[test]
     fn a_paid_invoice_is_seen_whatever_a_side_field_says() {
-        let sides =
-            ["fee", "bolt11", "created_at", "time", "preimage", "memo", "extra", "webhook", "expiry", "wallet_id"];
+        let sides = [
+            "fee",
+            "bolt11",
+            "created_at",
+            "time",
+            "preimage",
+            "memo",
+            "extra",
+            "webhook",
+            "expiry",
+            "wallet_id",
+        ];
         for side in sides {
             for odd in oddities() {
                 let read = row(|v| {
@@ -212,7 +223,9 @@ mod tests {
                     v[side] = odd.clone();
                 });
                 let read = read.unwrap_or_else(|error| panic!("{side} = {odd}: {error}"));
-                let State::Settled { received_msat, .. } = read.state(NOW_S) else { panic!("{side} = {odd}") };
+                let State::Settled { received_msat, .. } = read.state(NOW_S) else {
+                    panic!("{side} = {odd}")
+                };
                 assert_eq!((read.direction, received_msat), (Direction::In, Some(21_000)), "{side} = {odd}");
             }
         }

@@ -264,7 +264,11 @@ mod tests {
         let mut plan = Plan::new(&Options::default());
         assert!(plan.follow(hash(1), None, now) && plan.follow(hash(1), None, now));
         let at = asked(&mut plan, now, 120 * S, &State::Unknown);
-        assert_eq!(at[..7], [0, 1, 2, 4, 8, 13, 18], "a payer who waits is not kept for more than five seconds");
+        assert_eq!(
+            at[..7],
+            [0, 1, 2, 4, 8, 13, 18],
+            "a payer who waits is not kept for more than five seconds"
+        );
 
         let now = plan.next().unwrap();
         assert_eq!(plan.take_due(now), Some(hash(1)));

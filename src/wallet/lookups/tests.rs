@@ -79,7 +79,7 @@ impl Wallet for Scripted {
     }
 
     async fn history(&self, _: &Cursor, _: u32) -> Result<Page, Error> {
-        Ok(Page { items: Vec::new(), next: None })
+        Ok(Page { items: Vec::new(), unreadable: Vec::new(), next: None })
     }
 
     fn hints(&self) -> Option<broadcast::Receiver<Hint>> {

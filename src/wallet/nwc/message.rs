@@ -107,10 +107,9 @@ pub(super) fn result(plain: &str, method: &'static str) -> Result<Value, Error> 
             "NOT_IMPLEMENTED" => {
                 Error::Unsupported { wallet: "the wallet".into(), what: method, detail: message }
             }
-            "NOT_FOUND"
-            | "INSUFFICIENT_BALANCE"
-            | "QUOTA_EXCEEDED"
-            | "UNSUPPORTED_ENCRYPTION" => Error::Said { code, message },
+            "NOT_FOUND" | "INSUFFICIENT_BALANCE" | "QUOTA_EXCEEDED" | "UNSUPPORTED_ENCRYPTION" => {
+                Error::Said { code, message }
+            }
             // PAYMENT_FAILED, too: it "may be due to a timeout", and then the payment can still arrive.
             _ => Error::Failed { code, message },
         });

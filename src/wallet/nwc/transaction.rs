@@ -46,9 +46,7 @@ impl Transaction {
         let told = lenient::text(value, "payment_hash").and_then(|hash| hash.parse::<PaymentHash>().ok());
         match told.filter(|told| *told != asked) {
             None => Self::of(value, asked, ours),
-            Some(other) => {
-                Err(Error::Lie { what: "payment", asked: asked.to_hex(), got: other.to_hex() })
-            }
+            Some(other) => Err(Error::Lie { what: "payment", asked: asked.to_hex(), got: other.to_hex() }),
         }
     }
 
@@ -205,7 +203,9 @@ mod tests {
         assert_eq!(read(json!({})).unwrap().state(NOW_S + 600), State::Expired);
         assert_eq!(state(json!({ "expires_at": NOW_S - 1, "invoice": null })), State::Expired);
         assert_eq!(state(json!({ "expires_at": NOW_S - 1 })), State::Pending, "payers go by the invoice");
-        for (at, is_settled) in [(json!("1795904000"), true), (json!(1.5e9), true), (json!("0"), false), (json!(""), false)] {
+        for (at, is_settled) in
+            [(json!("1795904000"), true), (json!(1.5e9), true), (json!("0"), false), (json!(""), false)]
+        {
             let seen = matches!(state(json!({ "settled_at": at })), State::Settled { .. });
             assert_eq!(seen, is_settled, "{at}");
         }
@@ -253,8 +253,17 @@ mod tests {
             "created_at": NOW_S, "expires_at": NOW_S + 600, "settled_at": NOW_S, "fees_paid": 0, "description": "",
         });
         let sides = [
-            "created_at", "expires_at", "settled_at", "fees_paid", "description", "description_hash", "preimage",
-            "invoice", "metadata", "type", "payment_hash",
+            "created_at",
+            "expires_at",
+            "settled_at",
+            "fees_paid",
+            "description",
+            "description_hash",
+            "preimage",
+            "invoice",
+            "metadata",
+            "type",
+            "payment_hash",
         ];
         for side in sides {
             for odd in oddities() {
@@ -262,7 +271,9 @@ mod tests {
                 value[side] = odd.clone();
                 let read = Transaction::about(&value, made.hash, Some(Direction::In));
                 let read = read.unwrap_or_else(|error| panic!("{side} = {odd}: {error}"));
-                let State::Settled { received_msat, .. } = read.state(NOW_S) else { panic!("{side} = {odd}") };
+                let State::Settled { received_msat, .. } = read.state(NOW_S) else {
+                    panic!("{side} = {odd}")
+                };
                 assert_eq!((read.direction, received_msat), (Direction::In, Some(21_500)), "{side} = {odd}");
             }
         }

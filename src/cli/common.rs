@@ -5,11 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format;
 
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output;
 use crate::config::{Config, Loaded, Override, Raw, Sources, Value};
+use crate::escape;
 use crate::keys::{self, NodeKey};
+
+/// Of one field of a log line.
+const LOG_FIELD_CHARS: usize = 4_000;
 
 /// Flags that any command takes.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -156,6 +162,7 @@ pub fn log_at(level: &str) {
     let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("warn"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(format::debug_fn(field).delimited(" "))
         .with_writer(std::io::stderr)
         .with_ansi(output::Paint::stderr().is_on())
         .with_target(!plain)
@@ -163,6 +170,20 @@ pub fn log_at(level: &str) {
     if started.is_err() {
         tracing::debug!("the log was started before; its level stays");
     }
+}
+
+/// One field of a log line, its value escaped and cut: any of them may come from outside. Names are our own.
+fn field(
+    to: &mut format::Writer<'_>,
+    field: &tracing::field::Field,
+    value: &dyn std::fmt::Debug,
+) -> std::fmt::Result {
+    use std::fmt::Write;
+    if field.name() != "message" {
+        let name = output::Paint::on(to.has_ansi_escapes()).faint(&format!("{}=", field.name()));
+        to.write_str(&name)?;
+    }
+    write!(escape::Line::new(to, LOG_FIELD_CHARS), "{value:?}")
 }
 
 /// Runs a command that waits. Only such commands pay for a runtime.

@@ -52,6 +52,9 @@ pub enum Command {
     Logs {
         /// The request's id, or its first digits
         job: String,
+        /// The bytes as they were printed; without it control characters are escaped, in a pipe as well
+        #[arg(long, conflicts_with = "json")]
+        raw: bool,
         /// JSON on stdout, for programs
         #[arg(long)]
         json: bool,
@@ -96,7 +99,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             list(&config, &filter, json)
         }
         Command::Show { job, json } => show(&config, &job, json),
-        Command::Logs { job, json } => logs(&config, &job, json),
+        Command::Logs { job, raw, json } => logs(&config, &job, raw, json),
         Command::Cancel { job, json } => cancel(&config, &job, json),
     }
 }
@@ -239,7 +242,7 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
     Ok(Exit::Ok)
 }
 
-fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
+fn logs(config: &Config, id: &str, as_it_is: bool, as_json: bool) -> Outcome {
     let (store, row) = find(config, id)?;
     let blob = row.summary.as_ref().and_then(|summary| summary.log_blob.as_deref());
     let log = match blob {
@@ -259,11 +262,11 @@ fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
         };
         return Err(Failure::say(Exit::Failure, format!("job {}: {why}", output::short(&row.job))));
     };
-    use std::io::IsTerminal;
-    if std::io::stdout().is_terminal() {
-        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
-    } else {
+    // Also in a pipe: a pager at its other end shows a terminal what it gets.
+    if as_it_is {
         output::raw(&log)?;
+    } else {
+        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
     }
     Ok(Exit::Ok)
 }

@@ -7,6 +7,7 @@ mod customer;
 mod demo;
 mod key_files;
 mod serving;
+mod strangers;
 
 use std::path::Path;
 

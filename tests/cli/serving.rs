@@ -208,7 +208,9 @@ fn without_a_node_jobs_are_read_from_the_log_and_cannot_be_cancelled() {
     let only = home.run(&["jobs", "list", "--open", "--json"]).json();
     assert_eq!((only.as_array().unwrap().len(), &only[0]["job"]), (1, &open.clone().into()));
     let logs = home.run(&["jobs", "logs", "ab0"]);
-    assert_eq!(logs.data, "$ make\nall \x1b[31mgood\n", "a pipe gets the bytes as they are");
+    assert_eq!(logs.data, "$ make\nall \\u{1b}[31mgood\n", "also in a pipe");
+    let logs = home.run(&["jobs", "logs", "ab0", "--raw"]);
+    assert_eq!(logs.data, "$ make\nall \x1b[31mgood\n");
 
     for (id, code, words) in [
         ("a", 2, "more than one job begins with a"),

@@ -1,4 +1,4 @@
-//! Arguments, exit codes, the last word on stderr; nothing else.
+//! Arguments, exit codes, the final message on stderr; nothing else.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -26,10 +26,9 @@ fn main() -> ExitCode {
     match cli::run(parsed) {
         Ok(exit) => exit.into(),
         Err(failure) if is_closed_pipe(&failure) => ExitCode::SUCCESS,
-        Err(Failure { exit, error }) => {
-            let paint = output::Paint::stderr();
-            output::talk(&format!("{} {error:#}", paint.bad("error:")));
-            exit.into()
+        Err(failure) => {
+            output::talk(&format!("{} {failure}", output::Paint::stderr().bad("error:")));
+            failure.exit.into()
         }
     }
 }

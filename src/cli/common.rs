@@ -21,21 +21,24 @@ const LOG_FIELD_CHARS: usize = 4_000;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Common {
     /// Configuration file [default: ~/.config/coinop/config.toml, if there]
-    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration", hide_short_help = true)]
     pub config: Option<PathBuf>,
-    /// Folder of log, index, repositories and key [default: ~/.local/state/coinop]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration")]
+    /// Folder for the log, index, repositories and key [default: ~/.local/state/coinop]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration", hide_short_help = true)]
     pub data_dir: Option<PathBuf>,
-    /// Set any key of the configuration; may be repeated
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]
+    /// Override a configuration key; may be repeated
+    #[arg(
+        long, global = true, value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration",
+        hide_short_help = true
+    )]
     pub set: Vec<(String, String)>,
-    /// error, warn, info, debug, trace or directives; for stderr
-    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration")]
+    /// Log level on stderr: error, warn, info, debug, trace, off, or directives
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration", hide_short_help = true)]
     pub log_level: Option<String>,
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.trim().to_string(), value.to_string()))
 }
 
@@ -94,7 +97,14 @@ impl Common {
 
     /// The configuration and every value's origin; does not start the log.
     pub fn loaded(&self, over: Overrides) -> Result<Loaded, Failure> {
-        Config::load(&self.sources(over)).or_exit(Exit::Config)
+        let loaded = Config::load(&self.sources(over)).or_exit(Exit::Config)?;
+        let dir = &loaded.config.data_dir;
+        if dir.exists() && !dir.is_dir() {
+            let words =
+                format!("the data folder {} is not a folder; choose another with --data-dir", dir.display());
+            return Err(Failure::say(Exit::Config, words));
+        }
+        Ok(loaded)
     }
 
     /// For a command that plays its own stage in `folder`: the defaults and what stands on the command line. The
@@ -186,6 +196,21 @@ fn field(
     write!(escape::Line::new(to, LOG_FIELD_CHARS), "{value:?}")
 }
 
+/// Less free space than this is warned of.
+pub const LOW_SPACE_BYTES: u64 = 1 << 30;
+
+/// What is free where the folder is, or will be. `None` where that cannot be asked.
+pub fn free_space(dir: &Path) -> Option<u64> {
+    let there = dir.ancestors().find(|path| path.exists())?;
+    let stat = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// What is free, where that is little.
+pub fn low_space(dir: &Path) -> Option<u64> {
+    free_space(dir).filter(|free| *free < LOW_SPACE_BYTES)
+}
+
 /// Runs a command that waits. Only such commands pay for a runtime.
 pub fn block_on(task: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -203,7 +228,7 @@ pub fn node_key(config: &Config) -> Result<NodeKey, Failure> {
     let (key, new) =
         keys::load_or_create(&config.key_file, &keys::password_from_env_or_terminal).or_exit(Exit::Config)?;
     if new {
-        output::talk(&format!("made a new key in {}: {}", config.key_file.display(), key.npub()));
+        output::talk(&format!("Made a new key in {}: {}", config.key_file.display(), key.npub()));
     }
     Ok(key)
 }

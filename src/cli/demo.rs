@@ -1,4 +1,4 @@
-//! `coinop demo`: the story of one job, or its report as JSON. What happens on stage is `demo`'s business.
+//! `coinop demo`: the report of one job, as text or JSON. Running it is `demo`'s business.
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -9,10 +9,10 @@ use crate::demo::{Report, Seen, Stage};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// One JSON object instead of the story
+    /// Print one JSON object instead of a report
     #[arg(long)]
     pub json: bool,
-    /// Leave relay, repository and node running, to play with
+    /// Keep relay, repository and node running until Ctrl-C
     #[arg(long)]
     pub keep: bool,
 }

@@ -219,6 +219,12 @@ pub fn thousands(number: u64) -> String {
     out
 }
 
+/// `1 relay`, `2 relays`.
+pub fn count(number: usize, of: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {of}{plural}", thousands(number as u64))
+}
+
 /// Millisatoshi as sats: `1,234 sat`, with the thousandths where there are some.
 pub fn sats(msat: u64) -> String {
     match msat % 1000 {

@@ -264,7 +264,7 @@ fn nothing_of_a_providers_or_a_relays_text_reaches_the_customers_terminal_raw() 
     let args =
         ["request", "--cmd", "true", "--relay", &relay, "--relay", &rude.url(), "--save", "result.json"];
     let terminal = on_a_terminal(&home, &args);
-    let (messages, content) = terminal.rsplit_once("at most").unwrap();
+    let (messages, content) = terminal.rsplit_once("peak memory").unwrap();
     is_tame_and_quotes("messages", messages);
     is_tame_and_quotes("content", &content.replace("\nFORGED", "\n"));
     let piped = home.run(&args);

@@ -63,7 +63,7 @@ enum Answer {
 pub enum Error {
     #[error("no node runs on {}", .0.display())]
     NotRunning(PathBuf),
-    #[error("the running node says: {0}")]
+    #[error("node: {0}")]
     Refused(String),
     #[error("the control socket in {}: cannot {doing}: {source}", dir.display())]
     Io { doing: &'static str, dir: PathBuf, source: std::io::Error },

@@ -59,9 +59,9 @@ pub fn npub(key: &PublicKey) -> String {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is no key at {}; make one with `coinop keys new`", .0.display())]
+    #[error("there is no key at {path}; make one with `coinop keys new --key {path}`", path = .0.display())]
     Missing(PathBuf),
-    #[error("there is a key at {} already; `--replace` sets it aside", .0.display())]
+    #[error("a key already exists at {}; use --replace to rename it and make a new one", .0.display())]
     Exists(PathBuf),
     #[error(
         "the key file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}",
@@ -74,9 +74,9 @@ pub enum Error {
     )]
     WrongOwner { path: PathBuf, owner: u32, me: u32 },
     /// Never says what stands there instead.
-    #[error("{0} holds no key: want one line with nsec1…, 64 hex digits or ncryptsec1…")]
+    #[error("{0} contains no key: expected one line with nsec1…, 64 hex digits or ncryptsec1…")]
     NotAKey(String),
-    #[error("the key is under a password: set {PASSWORD_VAR}, or start from a terminal")]
+    #[error("the key is encrypted: set {PASSWORD_VAR}, or start from a terminal")]
     NeedsPassword,
     #[error("the password does not open the key")]
     WrongPassword,

@@ -1,4 +1,4 @@
-//! Arguments, exit codes, the last word on stderr; nothing else.
+//! Arguments, exit codes, the final message on stderr; nothing else.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -11,6 +11,14 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "jail-init") {
         return coinop::sandbox::local::jail_main();
     }
+    // A panic's message may quote text from outside, too.
+    std::panic::set_hook(Box::new(|panic| {
+        output::talk(&panic.to_string());
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            output::talk(&trace.to_string());
+        }
+    }));
     // Before anything that could dial wss: the TLS library wants one provider for the process.
     coinop::relay::install_crypto();
     // Clap ends with 2 on a bad command line, 0 on --help.
@@ -18,10 +26,9 @@ fn main() -> ExitCode {
     match cli::run(parsed) {
         Ok(exit) => exit.into(),
         Err(failure) if is_closed_pipe(&failure) => ExitCode::SUCCESS,
-        Err(Failure { exit, error }) => {
-            let paint = output::Paint::stderr();
-            output::talk(&format!("{} {error:#}", paint.bad("error:")));
-            exit.into()
+        Err(failure) => {
+            output::talk(&format!("{} {failure}", output::Paint::stderr().bad("error:")));
+            failure.exit.into()
         }
     }
 }

@@ -30,7 +30,9 @@ use crate::store::{self, Holder, Store};
 use crate::wallet;
 
 use setup::engine_options;
-pub use setup::{backend, catalog, docker_options, lines_for_strangers, open_wallet, repos, rules, runnable};
+pub use setup::{
+    backend, catalog, docker_options, lines_for_strangers, open_wallet, repos, rules, runnable, unserved,
+};
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
@@ -58,10 +60,10 @@ pub enum Error {
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
     /// Law 6: what cannot run here is not announced, and a node that can run nothing does not start.
-    #[error("no skill can run in a sandbox here: {}; `coinop doctor` says how to mend it", .0.join("; "))]
+    #[error("no skill can run in a sandbox here: {}; `coinop doctor` says how to fix it", .0.join("; "))]
     NothingRuns(Vec<String>),
     /// Law 3: a sandbox that does not hold what it promises gets no stranger's job.
-    #[error("the sandbox failed its self-test: {}; `coinop doctor --sandbox` says how to mend it", .0.join("; "))]
+    #[error("the sandbox failed its self-test: {}; `coinop doctor --sandbox` says how to fix it", .0.join("; "))]
     SelfTest(Vec<String>),
 }
 
@@ -326,7 +328,7 @@ impl Node {
         let within = Duration::from_millis(self.config.drain_timeout_ms);
         let open = self.engine.drain(within).await;
         if open > 0 {
-            tracing::info!(open, "open jobs are taken up at the next start");
+            tracing::info!(open, "open jobs are resumed at the next start");
         }
         let drained = self.relays.drain(DELIVERY_GRACE).await;
         let ended = self.engine.end().await;

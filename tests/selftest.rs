@@ -122,7 +122,7 @@ async fn a_node_whose_sandbox_fails_does_not_start_and_announces_nothing() {
     let started = Node::start_tested(stage.config.clone(), stage.keys.clone(), Arc::new(lax)).await;
     let why = started.err().unwrap().to_string();
     assert!(why.starts_with("the sandbox failed its self-test: pids: "), "{why}");
-    assert!(why.ends_with("`coinop doctor --sandbox` says how to mend it"), "{why}");
+    assert!(why.ends_with("`coinop doctor --sandbox` says how to fix it"), "{why}");
     let kept = std::fs::read_to_string(stage.config.data_dir.join("selftest.json")).unwrap();
     assert!(kept.contains("instead of at most 16"), "the report tells it, too: {kept}");
     let buyer = Buyer::at(&[relay.url()], stage.keys.public_key()).await;

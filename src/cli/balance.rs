@@ -24,25 +24,25 @@ const RELAY_PATIENCE: Duration = Duration::from_secs(15);
 /// What the table shows, by the answer's names.
 const ROWS: [(&str, &str); 3] = [
     ("available_msat", "available"),
-    ("held_msat", "held by open jobs"),
-    ("refunding_msat", "on its way back"),
+    ("held_msat", "reserved for running jobs"),
+    ("refunding_msat", "being refunded"),
 ];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The provider: npub or hex
+    /// Provider: npub or hex
     #[arg(long, value_name = "NPUB", value_parser = super::request::provider)]
     pub provider: PublicKey,
     /// The customer's key: whose account it is
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
-    /// Where to ask and to listen; may be repeated [default: `relays` of the configuration]
+    /// Relay to publish to and read from; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
     /// Give up after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub timeout: u64,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -77,13 +77,14 @@ async fn ask(args: &Args, relays: Vec<String>, keys: Keys) -> Outcome {
     let mut answers = client.subscribe(vec![customer.filter()]);
     let published = client.publish(&request, RELAY_PATIENCE).await;
     if !published.iter().any(|p| p.answer == Answer::Stored) {
-        return Err(Failure::say(Exit::Unreachable, "no relay took the question"));
+        return Err(Failure::say(Exit::Unreachable, "no relay accepted the question"));
     }
     let until = Instant::now() + Duration::from_secs(args.timeout);
     let said = loop {
         let received = tokio::time::timeout_at(until, answers.next()).await;
         let Ok(Some(received)) = received else {
-            let words = format!("no answer within {} s: is the node there?", args.timeout);
+            let words =
+                format!("Timed out after {} s without an answer; is the provider running?", args.timeout);
             return Err(Failure::say(Exit::Timeout, words));
         };
         if let Heard::Feedback { feedback, .. } = customer.hear(&received.event)
@@ -105,7 +106,7 @@ fn show(args: &Args, said: &Feedback) -> Outcome {
     let msat = |name: &str| told[name].as_i64();
     let whole = ROWS.iter().all(|(name, _)| msat(name).is_some());
     if !whole {
-        return Err(Failure::say(Exit::Unverified, "the answer is no balance"));
+        return Err(Failure::say(Exit::Unverified, "the answer is not a balance"));
     }
     if args.json {
         let rows = ROWS.iter().map(|(name, _)| ((*name).to_owned(), json!(msat(name))));

@@ -34,7 +34,7 @@ pub struct Args {
     /// ledger: a ledger of N entries; what is promised is promised of the usual number
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(100..=100_000_000))]
     pub entries: u32,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -53,6 +53,7 @@ pub enum What {
     Memory,
     /// Durable commits, and a ledger of a million entries
     Ledger,
+    /// All of them, one after another
     All,
 }
 
@@ -88,7 +89,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         // One that cannot be taken here (git is not there, no sandbox) does not take the others along.
         let report = measure(what, &args, folder.path(), config).unwrap_or_else(|failure| {
             exit = Exit::Failure;
-            let why = format!("{:#}", failure.error);
+            let why = failure.to_string();
             output::talk(&format!("{}: {why}", what.name()));
             serde_json::json!({ "error": why })
         });

@@ -5,31 +5,40 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format;
 
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output;
 use crate::config::{Config, Loaded, Override, Raw, Sources, Value};
+use crate::escape;
 use crate::keys::{self, NodeKey};
+
+/// Of one field of a log line.
+const LOG_FIELD_CHARS: usize = 4_000;
 
 /// Flags that any command takes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Common {
     /// Configuration file [default: ~/.config/coinop/config.toml, if there]
-    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration", hide_short_help = true)]
     pub config: Option<PathBuf>,
-    /// Folder of log, index, repositories and key [default: ~/.local/state/coinop]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration")]
+    /// Folder for the log, index, repositories and key [default: ~/.local/state/coinop]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration", hide_short_help = true)]
     pub data_dir: Option<PathBuf>,
-    /// Set any key of the configuration; may be repeated
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]
+    /// Override a configuration key; may be repeated
+    #[arg(
+        long, global = true, value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration",
+        hide_short_help = true
+    )]
     pub set: Vec<(String, String)>,
-    /// error, warn, info, debug, trace or directives; for stderr
-    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration")]
+    /// Log level on stderr: error, warn, info, debug, trace, off, or directives
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration", hide_short_help = true)]
     pub log_level: Option<String>,
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.trim().to_string(), value.to_string()))
 }
 
@@ -88,7 +97,14 @@ impl Common {
 
     /// The configuration and every value's origin; does not start the log.
     pub fn loaded(&self, over: Overrides) -> Result<Loaded, Failure> {
-        Config::load(&self.sources(over)).or_exit(Exit::Config)
+        let loaded = Config::load(&self.sources(over)).or_exit(Exit::Config)?;
+        let dir = &loaded.config.data_dir;
+        if dir.exists() && !dir.is_dir() {
+            let words =
+                format!("the data folder {} is not a folder; choose another with --data-dir", dir.display());
+            return Err(Failure::say(Exit::Config, words));
+        }
+        Ok(loaded)
     }
 
     /// For a command that plays its own stage in `folder`: the defaults and what stands on the command line. The
@@ -156,6 +172,7 @@ pub fn log_at(level: &str) {
     let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("warn"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(format::debug_fn(field).delimited(" "))
         .with_writer(std::io::stderr)
         .with_ansi(output::Paint::stderr().is_on())
         .with_target(!plain)
@@ -163,6 +180,35 @@ pub fn log_at(level: &str) {
     if started.is_err() {
         tracing::debug!("the log was started before; its level stays");
     }
+}
+
+/// One field of a log line, its value escaped and cut: any of them may come from outside. Names are our own.
+fn field(
+    to: &mut format::Writer<'_>,
+    field: &tracing::field::Field,
+    value: &dyn std::fmt::Debug,
+) -> std::fmt::Result {
+    use std::fmt::Write;
+    if field.name() != "message" {
+        let name = output::Paint::on(to.has_ansi_escapes()).faint(&format!("{}=", field.name()));
+        to.write_str(&name)?;
+    }
+    write!(escape::Line::new(to, LOG_FIELD_CHARS), "{value:?}")
+}
+
+/// Less free space than this is warned of.
+pub const LOW_SPACE_BYTES: u64 = 1 << 30;
+
+/// What is free where the folder is, or will be. `None` where that cannot be asked.
+pub fn free_space(dir: &Path) -> Option<u64> {
+    let there = dir.ancestors().find(|path| path.exists())?;
+    let stat = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// What is free, where that is little.
+pub fn low_space(dir: &Path) -> Option<u64> {
+    free_space(dir).filter(|free| *free < LOW_SPACE_BYTES)
 }
 
 /// Runs a command that waits. Only such commands pay for a runtime.
@@ -182,7 +228,7 @@ pub fn node_key(config: &Config) -> Result<NodeKey, Failure> {
     let (key, new) =
         keys::load_or_create(&config.key_file, &keys::password_from_env_or_terminal).or_exit(Exit::Config)?;
     if new {
-        output::talk(&format!("made a new key in {}: {}", config.key_file.display(), key.npub()));
+        output::talk(&format!("Made a new key in {}: {}", config.key_file.display(), key.npub()));
     }
     Ok(key)
 }

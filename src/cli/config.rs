@@ -1,12 +1,14 @@
-//! `coinop config {show,check,default}`: what holds, where it came from, and whether a file is good.
+//! `coinop config {show,check,default,path,edit}`: the effective values, where they came from, and whether a file is
+//! good.
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
 use super::common::{Common, Overrides};
-use super::exit::{Exit, OrExit, Outcome};
+use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
 use crate::config::{Config, DEFAULT_TOML, Origin, env_name};
 
@@ -18,32 +20,87 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Every value that holds here, and where it came from
+    /// Show every effective value and where it came from
     Show {
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Read a file over the defaults and name everything wrong with it
+    /// Check a file and report everything wrong with it
     Check {
-        file: PathBuf,
-        /// JSON on stdout, for programs
+        /// The file [default: the one in force, see `config path`]
+        file: Option<PathBuf>,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Print the commented default configuration, to start a file from
+    /// Print the commented default configuration
     Default,
+    /// Print the path of the configuration file, whether it exists or not
+    Path,
+    /// Open the configuration file in $VISUAL or $EDITOR, and check it afterwards
+    Edit,
 }
 
 pub fn run(args: Args, common: &Common) -> Outcome {
     match args.command {
         Command::Show { json } => show(common, json),
-        Command::Check { file, json } => check(common, &file, json),
+        Command::Check { file: None, json } if !target(common)?.exists() => defaults(common, json),
+        Command::Check { file, json } => {
+            let file = file.map_or_else(|| target(common), Ok)?;
+            check(common, &file, json)
+        }
+        Command::Path => {
+            output::data(&target(common)?.display().to_string())?;
+            Ok(Exit::Ok)
+        }
+        Command::Edit => edit(common),
         Command::Default => {
             output::raw(DEFAULT_TOML.as_bytes())?;
             Ok(Exit::Ok)
         }
     }
+}
+
+/// The configuration file that is read, or would be.
+fn target(common: &Common) -> Result<PathBuf, Failure> {
+    let file = common.sources(Overrides::default()).target_file();
+    file.ok_or_else(|| {
+        Failure::say(Exit::Config, "no configuration file: HOME is not set; give --config FILE")
+    })
+}
+
+/// `check` where there is no file yet: what is in force without one.
+fn defaults(common: &Common, as_json: bool) -> Outcome {
+    common.loaded(Overrides::default())?;
+    if as_json {
+        output::json(&json!({ "file": null, "ok": true, "problems": [] }))?;
+    } else {
+        let file = target(common)?;
+        output::talk(&format!("{} does not exist; using defaults (`coinop init` writes it)", file.display()));
+    }
+    Ok(Exit::Ok)
+}
+
+fn edit(common: &Common) -> Outcome {
+    let file = target(common)?;
+    if !file.exists() {
+        let words = format!("there is no {}; `coinop init` writes one", file.display());
+        return Err(Failure::say(Exit::Config, words));
+    }
+    let editor = ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok());
+    let editor = editor.filter(|editor| !editor.trim().is_empty()).ok_or_else(|| {
+        Failure::say(Exit::Usage, format!("set $EDITOR, or edit {} with any program", file.display()))
+    })?;
+    // The variable may hold arguments: `code --wait`.
+    let mut words = editor.split_whitespace();
+    let program = words.next().unwrap_or_default();
+    let status = std::process::Command::new(program).args(words).arg(&file).status();
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        return Err(Failure::say(Exit::Failure, format!("{program} ended with {status}")));
+    }
+    check(common, &file, false)
 }
 
 fn show(common: &Common, as_json: bool) -> Outcome {
@@ -69,9 +126,12 @@ fn show(common: &Common, as_json: bool) -> Outcome {
     table.print()?;
     match &loaded.file {
         Some(file) => output::talk(&format!("file: {}", file.display())),
-        None => output::talk("file: none; `coinop config default` prints one to start from"),
+        None => output::talk("file: none; using defaults (`coinop init` writes one)"),
     }
-    output::talk(&format!("a variable is the key in capitals: {}", env_name("limits.wall_ms")));
+    output::talk(&format!(
+        "As an environment variable, a key is written in capitals: {}",
+        env_name("limits.wall_ms")
+    ));
     Ok(Exit::Ok)
 }
 
@@ -80,7 +140,7 @@ fn check(common: &Common, file: &std::path::Path, as_json: bool) -> Outcome {
     let result = Config::check(file, &common.sources(Overrides::default()));
     if !as_json {
         result.or_exit(Exit::Config)?;
-        output::talk(&format!("{}: good", file.display()));
+        output::talk(&format!("{}: OK", file.display()));
         return Ok(Exit::Ok);
     }
     let problems = match &result {

@@ -4,48 +4,46 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::common::{Common, Overrides, block_on, node_key};
+use super::common::{Common, Overrides, block_on, low_space, node_key};
 use super::exit::{Exit, Failure, Outcome};
 use super::output;
 use crate::config::Config;
-use crate::job;
 use crate::keys::NodeKey;
 use crate::node::{self, Node};
-use crate::store;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Speak NIP-90, the one protocol so far
+    /// Use NIP-90 (default, the only protocol)
     #[arg(long, required = true)]
     pub nip90: bool,
     /// Job types to serve: code,analysis,…
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skills: Vec<String>,
-    /// A relay to serve; may be repeated
+    /// Relay to serve; may be repeated
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
-    /// Where strangers' code runs: local, docker or auto
+    /// Sandbox backend: local, docker or auto
     #[arg(long, value_name = "BACKEND")]
     pub sandbox: Option<String>,
-    /// Jobs running at once
+    /// Maximum number of jobs running at once
     #[arg(long, value_name = "N")]
     pub max_jobs: Option<u64>,
     /// Only these repositories, such as github.com/acme/*; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub allow_repo: Vec<String>,
-    /// A folder of your own job types
+    /// Folder of your own job types
     #[arg(long, value_name = "DIR")]
     pub jobs_dir: Option<PathBuf>,
-    /// Clone from loopback and private addresses, too
+    /// Also clone from loopback and private addresses
     #[arg(long)]
     pub allow_private_repos: bool,
-    /// Clone file:// repositories of this machine, too; for tests
+    /// Also clone file:// repositories of this machine; for tests
     #[arg(long)]
     pub allow_file_repos: bool,
-    /// Answer at relays with private addresses that a customer names, too
+    /// Also answer on relays at private addresses that a customer names
     #[arg(long)]
     pub allow_private_relays: bool,
-    /// End after the first job has been answered
+    /// Stop after the first job has been answered
     #[arg(long)]
     pub once: bool,
 }
@@ -72,6 +70,9 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start(args.overrides())?;
     needs_relays(&config)?;
     let key = node_key(&config)?;
+    for warning in warnings(&config)? {
+        output::talk(&format!("{} {warning}", output::Paint::stderr().unsure("warning:")));
+    }
     block_on(serve(config, key, args.once))
 }
 
@@ -80,12 +81,12 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     // From here on a signal means an orderly end, also one that comes while the node starts.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let node = Node::start(config, key.keys().clone(), None).await.map_err(failure)?;
+    let node = Node::start(config, key.keys().clone(), None).await?;
     output::talk(&format!("provider  {}", key.npub()));
     output::talk(&format!("relays    {relays}"));
     output::talk(&format!("skills    {}", node.skills().join(", ")));
     output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
-    output::talk("serving; Ctrl-C or SIGTERM ends in order, a second one at once");
+    output::talk("Serving. Press Ctrl-C to finish running jobs and stop, twice to stop now");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -93,12 +94,21 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
         // A node that takes nothing any more must not look alive.
         () = node.engine().gone() => {}
     }
-    output::talk("draining: no new jobs; the running ones finish, or are taken up at the next start");
+    let open = node.engine().progress().borrow().open.len();
+    let jobs = match open {
+        0 => String::new(),
+        n => format!(
+            ". Waiting for {}; unfinished ones resume at the next start",
+            output::count(n, "open job")
+        ),
+    };
+    output::talk(&format!("Stopping: no new jobs{jobs}"));
     tokio::select! {
         drained = node.drain() => {
-            let undelivered = drained.map_err(failure)?.undelivered;
+            let undelivered = drained?.undelivered;
             if undelivered > 0 {
-                output::talk(&format!("{undelivered} events are delivered after the next start"));
+                let events = output::count(undelivered, "event");
+                output::talk(&format!("{events} not delivered yet; they will be sent at the next start"));
             }
             Ok(Exit::Ok)
         }
@@ -107,19 +117,23 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     }
 }
 
-fn failure(error: node::Error) -> Failure {
-    let exit = match &error {
-        node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
-        node::Error::Store(store::Error::OtherKey { .. }) => Exit::Config,
-        node::Error::Store(_) | node::Error::Job(job::Error::Store(_)) => Exit::Store,
-        node::Error::Catalog(_) => Exit::Config,
-        _ => Exit::Failure,
-    };
-    Failure::new(exit, error)
+/// What the operator should know before the node serves.
+fn warnings(config: &Config) -> Result<Vec<String>, Failure> {
+    let mut all = Vec::new();
+    let unserved = node::unserved(config)?;
+    if !unserved.is_empty() {
+        let names = unserved.join(", ");
+        all.push(format!("not served: {names} (in jobs_dir, but not in `skills`)"));
+    }
+    if let Some(free) = low_space(&config.data_dir) {
+        let (free, dir) = (output::bytes(free), config.data_dir.display());
+        all.push(format!("only {free} free in {dir}; a full disk stops the node from taking jobs"));
+    }
+    Ok(all)
 }
 
 fn ended_at_once() -> Failure {
-    Failure::say(Exit::Failure, "ended at once; open jobs are taken up at the next start")
+    Failure::say(Exit::Failure, "stopped at once; open jobs are resumed at the next start")
 }
 
 async fn first_answer(node: &Node) {

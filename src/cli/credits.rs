@@ -29,17 +29,17 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// What every customer has here
+    /// List customer balances
     List {
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// What one customer has here
+    /// Show one customer's balance
     Show {
         /// npub or hex
         customer: String,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -50,11 +50,11 @@ pub enum Command {
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=5_000))]
         limit: u32,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// An invoice that tops up a customer's credit, with its QR code
+    /// Create a top-up invoice and show its QR code
     Topup {
         /// npub or hex
         customer: String,
@@ -63,7 +63,7 @@ pub enum Command {
         /// Wait until it is paid, at most so many seconds
         #[arg(long, value_name = "SECONDS")]
         wait: Option<u64>,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -76,10 +76,10 @@ pub enum Command {
         /// Why, for the books
         #[arg(long, default_value = "")]
         note: String,
-        /// Names this grant: the same one given twice is one grant
+        /// Idempotency key: repeating it has no effect
         #[arg(long, value_name = "NAME")]
         id: Option<String>,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -92,11 +92,11 @@ pub enum Command {
         /// The most that the wallet may pay in fees; they are the node's
         #[arg(long, value_name = "MSAT", default_value_t = 10_000)]
         max_fee: u64,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Give up what a customer owes
+    /// Write off a customer's debt
     WriteOff {
         /// npub or hex
         customer: String,
@@ -105,16 +105,35 @@ pub enum Command {
         /// Why, for the books
         #[arg(long, default_value = "")]
         note: String,
-        /// Names it: the same one given twice is one
+        /// Idempotency key: repeating it has no effect
         #[arg(long, value_name = "NAME")]
         id: Option<String>,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
+impl Command {
+    fn customer(&self) -> Option<&str> {
+        match self {
+            Command::List { .. } => None,
+            Command::Show { customer, .. }
+            | Command::History { customer, .. }
+            | Command::Topup { customer, .. }
+            | Command::Grant { customer, .. }
+            | Command::Refund { customer, .. }
+            | Command::WriteOff { customer, .. } => Some(customer),
+        }
+    }
+}
+
 pub fn run(args: Args, common: &Common) -> Outcome {
+    if let Some(customer) = args.command.customer()
+        && let Err(why) = super::request::provider(customer)
+    {
+        return Err(Failure::say(Exit::Usage, format!("{customer:?} is not a customer's key: {why}")));
+    }
     let config = common.start_quietly(Overrides::default())?;
     match args.command {
         Command::List { json } => {
@@ -225,14 +244,19 @@ fn shown(value: &Value, as_json: bool, table: impl Fn(&Value) -> Table) -> Outco
 }
 
 fn purses(rows: &[Value]) -> Table {
-    let mut table = Table::new(&["customer", ">available", ">held", ">on its way back"]);
+    let mut table = Table::new(&["customer", ">available", ">reserved", ">being refunded"]);
     for row in rows {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
         let msat = |key: &str| Cell::from(output::signed_sats(row[key].as_i64().unwrap_or_default().into()));
         let cells = ["available_msat", "held_msat", "refunding_msat"].map(msat);
-        table.row(std::iter::once(text("customer").into()).chain(cells).collect());
+        table.row(std::iter::once(npub_of(&text("customer")).into()).chain(cells).collect());
     }
     table
+}
+
+/// As the customer's key was given; the books have it in hex.
+fn npub_of(hex: &str) -> String {
+    nostr_sdk::PublicKey::from_hex(hex).map_or_else(|_| hex.to_owned(), |key| crate::keys::npub(&key))
 }
 
 fn history(rows: &Value) -> Table {

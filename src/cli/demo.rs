@@ -1,4 +1,4 @@
-//! `coinop demo`: the story of one job, or its report as JSON. What happens on stage is `demo`'s business.
+//! `coinop demo`: the report of one job, as text or JSON. Running it is `demo`'s business.
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -9,10 +9,10 @@ use crate::demo::{Report, Seen, Stage};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// One JSON object instead of the story
+    /// Print one JSON object instead of a report
     #[arg(long)]
     pub json: bool,
-    /// Leave relay, repository and node running, to play with
+    /// Keep relay, repository and node running until Ctrl-C
     #[arg(long)]
     pub keep: bool,
 }
@@ -44,7 +44,8 @@ async fn play(args: Args, config: crate::config::Config) -> Outcome {
         output::talk(&format!("relay       {}", stage.relay.url()));
         output::talk(&format!("repository  {} at {}", stage.server.url(), output::short(&stage.commit)));
         output::talk(&format!("provider    {}", stage.npub()));
-        output::talk(&format!("sandbox     {}\n", stage.node.identity().image));
+        output::talk(&format!("sandbox     {}", stage.node.identity().image));
+        output::talk("");
     }
     tokio::pin!(stopped);
     let order = stage.order(|at_ms, seen| {
@@ -130,7 +131,8 @@ fn print(report: &Report) -> Result<(), Failure> {
 }
 
 fn say_what_to_try(stage: &Stage, data_dir: &str) {
-    output::talk("\nEverything keeps running until Ctrl-C or SIGTERM. In another terminal:");
+    output::talk("");
+    output::talk("Everything keeps running until Ctrl-C or SIGTERM. In another terminal:");
     output::talk(&format!(
         "  coinop request --skill generic --repo {} --cmd 'ls -l' --provider {} --relay {}",
         stage.server.url(),

@@ -1,4 +1,4 @@
-//! `coinop doctor`: what this machine, the configuration and the sandbox can do, and how to mend what they
+//! `coinop doctor`: checks what this machine, the configuration and the sandbox can do, and says how to fix what they
 //! cannot. It looks, and changes nothing: the sandbox is tried in a folder of its own.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::common::{Common, Overrides, block_on, log_at};
+use super::common::{Common, LOW_SPACE_BYTES, Overrides, block_on, free_space, log_at};
 use super::exit::{Exit, Outcome};
 use super::output::{self, Cell, Table, Tone};
 use crate::config::{Config, Loaded, SandboxChoice};
@@ -20,23 +20,21 @@ use crate::sandbox::{Backend, Check, selftest};
 use crate::store::{self, Store};
 
 const RELAY_PATIENCE: Duration = Duration::from_secs(8);
-/// Less free space than this is told.
-const SPACE_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Do not dial the configured relays
+    /// Do not contact the configured relays
     #[arg(long)]
     pub offline: bool,
-    /// Let a program of ours run against every wall and limit of the sandbox, as `connect` does when it starts
+    /// Test every sandbox restriction, as `connect` does when it starts
     #[arg(long)]
     pub sandbox: bool,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// Checks of one room.
+/// Checks of one area.
 struct Group {
     name: &'static str,
     checks: Vec<Check>,
@@ -46,7 +44,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     let mut groups = Vec::new();
     match common.loaded(Overrides::default()) {
         Ok(loaded) => {
-            // What is wrong comes out as rows; the rooms' own warnings would only say it twice.
+            // What is wrong is shown as rows; warnings in the log would only repeat it.
             log_at("error");
             groups.push(configuration(&loaded));
             groups.push(data(&loaded.config));
@@ -61,8 +59,8 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             }
         }
         Err(failure) => {
-            let how = format!("{:#}", failure.error);
-            let mend = "correct it; `coinop config default` shows every key";
+            let how = failure.to_string();
+            let mend = "correct it; `coinop config default` lists every key";
             groups.push(Group { name: "configuration", checks: vec![bad("file", how, mend)] });
         }
     }
@@ -80,11 +78,16 @@ fn bad(name: &str, how: impl Into<String>, mend: impl Into<String>) -> Check {
 fn configuration(loaded: &Loaded) -> Group {
     let file = match &loaded.file {
         Some(file) => good("file", file.display().to_string()),
-        None => good("file", "none, the defaults hold"),
+        None => good("file", "none; using defaults"),
     };
     let config = &loaded.config;
     let relays = match config.relays.len() {
-        0 => good("relays", "none configured; connect needs --relay wss://…"),
+        0 => Check {
+            mend: Some(
+                "add them to `relays` in the configuration, or give --relay wss://… to connect".into(),
+            ),
+            ..good("relays", "no relays configured")
+        },
         n => good("relays", format!("{n} configured")),
     };
     let lines = node::lines_for_strangers(config).into_iter().map(|cap_msat| Check {
@@ -133,10 +136,10 @@ fn data(config: &Config) -> Group {
     match control::ask(dir, &Ask::Status) {
         Ok(status) => {
             let running = status.pointer("/jobs/running").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            checks.push(good("node", format!("one runs here, with {running} jobs at work")));
+            checks.push(good("node", format!("running, {running} active jobs")));
             checks.extend(invoices(&status["wallet"]));
         }
-        Err(control::Error::NotRunning(_)) => checks.push(good("node", "none runs here now")),
+        Err(control::Error::NotRunning(_)) => checks.push(good("node", "not running")),
         Err(error) => checks.push(bad("node", error.to_string(), "stop it and start it again")),
     }
     Group { name: "data", checks }
@@ -184,12 +187,10 @@ fn folder(dir: &Path) -> Check {
 }
 
 fn space(dir: &Path) -> Option<Check> {
-    let there = dir.ancestors().find(|path| path.exists())?;
-    let stat = nix::sys::statvfs::statvfs(there).ok()?;
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free = free_space(dir)?;
     let how = format!("{} free", output::bytes(free));
-    Some(if free < SPACE_BYTES {
-        bad("space", how, "make room: a full disk stops intake")
+    Some(if free < LOW_SPACE_BYTES {
+        bad("space", how, "free some space: a full disk stops the node from taking jobs")
     } else {
         good("space", how)
     })
@@ -202,7 +203,11 @@ fn jobs(config: &Config) -> Group {
                 let kinds: Vec<String> = t.manifest.kinds.iter().map(u16::to_string).collect();
                 good(&t.manifest.name, format!("kinds {}", kinds.join(", ")))
             };
-            catalog.types().map(row).collect()
+            let unserved = node::unserved(config).unwrap_or_default().into_iter().map(|name| Check {
+                mend: Some("add it to `skills` to serve it".into()),
+                ..good(&name, "in jobs_dir, but not in `skills`: not served")
+            });
+            catalog.types().map(row).chain(unserved).collect()
         }
         Err(error) => {
             vec![bad("catalog", error.to_string(), "correct the file, or `skills` in the configuration")]
@@ -275,7 +280,7 @@ fn backend_checks(config: &Config, backend: &dyn Backend) -> Vec<Check> {
             cannot
                 .into_iter()
                 .filter(|why| !needs.iter().any(|need| why.starts_with(need)))
-                .map(|why| bad("job type", why, "mend the clause above, or drop the skill")),
+                .map(|why| bad("job type", why, "fix the check above, or remove the skill")),
         );
     }
     checks
@@ -312,7 +317,7 @@ fn report(groups: &[Group], as_json: bool) -> Outcome {
         output::json(&json!({ "ok": all_good, "checks": checks }))?;
         return Ok(exit);
     }
-    let mut table = Table::new(&["", "room", "what", "how"]);
+    let mut table = Table::new(&["", "area", "check", "detail"]);
     for group in groups {
         for check in &group.checks {
             let mark = if check.ok { Cell::toned("ok", Tone::Good) } else { Cell::toned("bad", Tone::Bad) };
@@ -329,16 +334,17 @@ fn report(groups: &[Group], as_json: bool) -> Outcome {
                     "".into(),
                     "".into(),
                     "".into(),
-                    Cell::toned(format!("→ {mend}"), Tone::Unsure),
+                    Cell::toned(format!("fix: {mend}"), Tone::Unsure),
                 ]);
             }
         }
     }
     table.print()?;
-    output::talk(if all_good {
-        "everything is in order"
+    // The answer to what was asked, so that it is in a file of the output, too.
+    output::data(if all_good {
+        "\nAll checks passed"
     } else {
-        "what is bad is refused, never run with less"
-    });
+        "\nFailed checks are enforced: jobs that need them are refused"
+    })?;
     Ok(exit)
 }

@@ -1,5 +1,5 @@
-//! `coinop earnings`: revenue, costs and profit of a span of time, from the entries of the log. Reads whether a node
-//! runs or not.
+//! `coinop earnings`: revenue, costs and profit of a period, from the entries of the log. Reads whether a node runs or
+//! not.
 
 use clap::ValueEnum;
 
@@ -18,8 +18,12 @@ pub struct Args {
     /// What the rows are
     #[arg(long, value_enum, default_value = "day")]
     pub by: Rows,
+    /// Form of the report
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
+    /// Print JSON, as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,7 +70,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         },
         report => report?,
     };
-    match args.format {
+    match if args.json { Format::Json } else { args.format } {
         Format::Table => table(&report)?,
         Format::Json => output::json(&report)?,
         Format::Csv => csv(&report)?,

@@ -1,4 +1,4 @@
-//! Following one request to its end: feedback as talk, the result as data, and the exit code between them.
+//! Following one request to its end: feedback on stderr, the result on stdout, and the exit code.
 
 mod paying;
 
@@ -200,9 +200,12 @@ impl Follow<'_> {
             Ok(event) => {
                 let told = self.client.publish(&event, CANCEL_PATIENCE).await;
                 let stored = told.iter().filter(|p| p.answer == crate::store::record::Answer::Stored).count();
-                self.say(&format!("took the request back at {stored} of {} relays", told.len()));
+                self.say(&format!(
+                    "Cancelled the request (deletion sent to {stored} of {} relays)",
+                    told.len()
+                ));
             }
-            Err(error) => self.say(&format!("could not take the request back: {error}")),
+            Err(error) => self.say(&format!("could not cancel the request: {error}")),
         }
     }
 }
@@ -267,12 +270,22 @@ pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
     }
     match end.why {
         Why::Result => Ok(exit),
-        Why::Refused => Err(Failure::say(exit, "the job was refused or ended with an error")),
-        Why::Unpaid => Err(Failure::say(exit, "the provider waits for a payment, and time is up")),
-        Why::Timeout => Err(Failure::say(exit, format!("no result within {}", output::span(end.elapsed_ms)))),
+        Why::Refused => Err(Failure::say(exit, format!("job refused: {}", refusal(end)))),
+        Why::Unpaid => Err(Failure::say(exit, "Timed out waiting for payment")),
+        Why::Timeout => Err(Failure::say(
+            exit,
+            format!("Timed out after {} without a result", output::span(end.elapsed_ms)),
+        )),
         Why::Interrupted => Err(Failure::say(exit, "interrupted")),
         Why::Lost => Err(Failure::say(exit, "all relays are gone")),
     }
+}
+
+/// Why the last provider to refuse did so.
+fn refusal(end: &End) -> String {
+    let last = end.feedback.iter().rev().find(|(_, said)| said.status == Status::Error);
+    let why = last.and_then(|(_, said)| said.extra.as_deref()).filter(|why| !why.is_empty());
+    output::tame(why.unwrap_or("no reason was given"), 300)
 }
 
 fn exit_of(end: &End) -> Exit {
@@ -302,14 +315,18 @@ fn print(answer: &Answer) -> Result<(), Failure> {
             output::tame(&proof.image, 120)
         ));
         told.push(format!(
-            "used {} wall, {} CPU, {} memory at most",
+            "{} wall, {} CPU, peak memory {}",
             output::span(proof.wall_ms),
             output::span(proof.cpu_ms),
             output::bytes(proof.peak_memory_bytes)
         ));
     }
     if let Some(msat) = reply.amount_msat.filter(|msat| *msat > 0) {
-        told.push(format!("asks {}", output::sats(msat)));
+        // Without an invoice it was paid from what the customer has there.
+        told.push(match reply.invoice {
+            Some(_) => format!("asks {}", output::sats(msat)),
+            None => format!("charged {} from your credit", output::sats(msat)),
+        });
     }
     if let Some(invoice) = &reply.invoice {
         told.push(format!("invoice {}", output::tame(invoice, 2_000)));
@@ -320,7 +337,9 @@ fn print(answer: &Answer) -> Result<(), Failure> {
     for (what, why) in answer.faults() {
         output::talk(&format!("           {} {what}: {why}", paint.bad("bad")));
     }
-    if std::io::stdout().is_terminal() {
+    if reply.content.is_empty() {
+        output::talk("           the result is empty: nothing was changed or printed");
+    } else if std::io::stdout().is_terminal() {
         output::data(output::tame_lines(&reply.content).trim_end_matches('\n'))?;
     } else {
         output::raw(reply.content.as_bytes())?;

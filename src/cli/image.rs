@@ -40,7 +40,7 @@ pub struct Build {
     /// The same for security updates
     #[arg(long, value_name = "URL")]
     pub security: Option<String>,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -80,7 +80,7 @@ fn make(args: &Build, folder: &Path, tar: &Path) -> anyhow::Result<Vec<String>> 
     };
     let file = tar.to_str().context("the temporary folder's name is not text")?;
     let made = script(&["tar", file])?;
-    ensure!(made.status.success(), "the image could not be made; its last words stand above");
+    ensure!(made.status.success(), "the image could not be made; see the output above");
     let changes = script(&["changes"])?;
     ensure!(changes.status.success(), "the image's settings cannot be read");
     Ok(String::from_utf8_lossy(&changes.stdout).lines().map(str::to_owned).collect())

@@ -28,7 +28,7 @@ pub struct Args {
 pub enum Command {
     /// The jobs of this node, newest first
     List {
-        /// Only those that are owed an answer
+        /// Only jobs without an answer yet
         #[arg(long)]
         open: bool,
         #[arg(long, value_enum)]
@@ -36,7 +36,7 @@ pub enum Command {
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -44,26 +44,32 @@ pub enum Command {
     Show {
         /// The request's id, or its first digits
         job: String,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// What the job's commands printed
-    Logs {
-        /// The request's id, or its first digits
-        job: String,
-        /// JSON on stdout, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    Logs(Logs),
     /// Stop a job of the running node; its customer gets an error that says so
     Cancel {
         /// The request's id, or its first digits
         job: String,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Logs {
+    /// The request's id, or its first digits
+    pub job: String,
+    /// The bytes as they were printed; without it control characters are escaped, in a pipe as well
+    #[arg(long, conflicts_with = "json")]
+    pub raw: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,7 +102,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             list(&config, &filter, json)
         }
         Command::Show { job, json } => show(&config, &job, json),
-        Command::Logs { job, json } => logs(&config, &job, json),
+        Command::Logs(args) => logs(&config, &args),
         Command::Cancel { job, json } => cancel(&config, &job, json),
     }
 }
@@ -147,7 +153,7 @@ fn list(config: &Config, filter: &JobFilter, as_json: bool) -> Outcome {
         return Ok(Exit::Ok);
     }
     if rows.is_empty() {
-        output::talk(&format!("no such jobs in {}", config.data_dir.display()));
+        output::talk(&format!("No jobs in {}", config.data_dir.display()));
         return Ok(Exit::Ok);
     }
     let now = clock::now_ms();
@@ -201,10 +207,10 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
     pair("state", state(row.state));
     pair("skill", format!("{} (kind {})", output::tame(&row.skill, 40), row.kind).into());
     pair("customer", customer(&row).into());
-    pair("came from", output::tame(&row.relay, 200).into());
+    pair("received from", output::tame(&row.relay, 200).into());
     pair("accepted", output::relative(row.accepted_ms, now).into());
     if row.state.is_open() {
-        pair("answer due", output::relative(row.deadline_ms, now).into());
+        pair("deadline", output::relative(row.deadline_ms, now).into());
     }
     pair("attempt", row.attempt.to_string().into());
     if let Some(commit) = &row.commit {
@@ -233,20 +239,20 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
     let mut table = Table::new(&[">seq", "when", "record"]);
     for entry in &history {
         let when = output::relative(entry.at_ms, now);
-        table.row(vec![entry.seq.to_string().into(), when.into(), record(entry).into()]);
+        table.row(vec![entry.seq.to_string().into(), when.into(), record(entry, &row.customer).into()]);
     }
     table.print()?;
     Ok(Exit::Ok)
 }
 
-fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
-    let (store, row) = find(config, id)?;
+fn logs(config: &Config, args: &Logs) -> Outcome {
+    let (store, row) = find(config, &args.job)?;
     let blob = row.summary.as_ref().and_then(|summary| summary.log_blob.as_deref());
     let log = match blob {
         Some(sha) => store.blob(sha, LOG_CAP_BYTES)?,
         None => None,
     };
-    if as_json {
+    if args.json {
         let text = log.as_deref().map(String::from_utf8_lossy);
         output::json(&json!({ "job": row.job, "state": row.state, "sha256": blob, "log": text }))?;
         return Ok(Exit::Ok);
@@ -259,11 +265,11 @@ fn logs(config: &Config, id: &str, as_json: bool) -> Outcome {
         };
         return Err(Failure::say(Exit::Failure, format!("job {}: {why}", output::short(&row.job))));
     };
-    use std::io::IsTerminal;
-    if std::io::stdout().is_terminal() {
-        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
-    } else {
+    // Also in a pipe: a pager at its other end shows a terminal what it gets.
+    if args.raw {
         output::raw(&log)?;
+    } else {
+        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
     }
     Ok(Exit::Ok)
 }
@@ -329,7 +335,7 @@ fn delivery(answer: &Answer) -> String {
     }
 }
 
-fn record(entry: &Entry) -> String {
+fn record(entry: &Entry, customer: &str) -> String {
     match &entry.record {
         Record::Opened { version, .. } => format!("opened by version {version}"),
         Record::Accepted { skill, relay, .. } => {
@@ -338,16 +344,17 @@ fn record(entry: &Entry) -> String {
         Record::Started { attempt, backend, .. } => {
             format!("attempt {attempt} in {}", output::tame(backend, 60))
         }
-        Record::Pinned { commit, .. } => format!("pinned to commit {}", output::short(commit)),
+        Record::Pinned { commit, .. } => format!("commit fixed at {}", output::short(commit)),
         Record::Closed { verdict, answer, .. } => {
-            format!("closed: {}; answer {}", end(verdict), output::short(answer))
+            format!("finished: {} {}", end(verdict), output::short(answer))
         }
         Record::Refused { code, answered, .. } => {
-            format!("refused: {}{}", output::tame(code, 60), if *answered { ", and said so" } else { "" })
+            format!("refused: {}{}", output::tame(code, 60), if *answered { ", and answered" } else { "" })
         }
-        Record::Cancelled { by, .. } => format!("taken back by {}", output::short(by)),
+        Record::Cancelled { by, .. } if by == customer => "cancelled by the customer".into(),
+        Record::Cancelled { .. } => "cancelled by the node's owner".into(),
         Record::Queued { event, relays, .. } => {
-            format!("owes {} to {} relays", output::short(event), relays.len())
+            format!("answer {} pending on {}", output::short(event), output::count(relays.len(), "relay"))
         }
         Record::Delivered { relay, answer, event } => {
             format!("{} at {}: {}", output::short(event), output::tame(relay, 200), delivery(answer))

@@ -23,7 +23,7 @@ pub struct Args {
 pub enum Command {
     /// Make a key file (mode 0600) and print its npub
     New {
-        /// Put it under a password (NIP-49), asked for or from COINOP_KEY_PASSWORD
+        /// Encrypt it with a password (NIP-49), asked for or from COINOP_KEY_PASSWORD
         #[arg(long)]
         encrypt: bool,
         #[command(flatten)]
@@ -49,17 +49,17 @@ pub enum Command {
 
 #[derive(Debug, clap::Args)]
 pub struct Place {
-    /// Another key file than the configured one
+    /// Key file [default: the node's]
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Replace {
-    /// Set the key that is there aside (it is renamed, not deleted)
+    /// Rename a key file that exists (it is not deleted)
     #[arg(long)]
     pub replace: bool,
 }
@@ -122,7 +122,7 @@ impl Replace {
         if self.replace
             && let Some(aside) = keys::set_aside(path, clock::now_s()).or_exit(Exit::Config)?
         {
-            output::talk(&format!("the key that was here is now {}", aside.display()));
+            output::talk(&format!("Renamed the old key to {}", aside.display()));
         }
         Ok(())
     }

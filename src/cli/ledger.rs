@@ -27,46 +27,46 @@ pub struct Args {
 pub enum Command {
     /// Every account with its balance
     Show {
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Check every entry: checksums, chain, rules of the books, signed heads
     Verify {
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Sign the head of the log now: who notes it elsewhere can tell later whether anything before it was changed
+    /// Sign the head of the log now; with a copy elsewhere, later changes can be detected
     Seal {
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// The transfers for another program, on stdout or in a file
+    /// Export the transfers for another program
     Export {
         #[arg(long, value_enum, default_value = "hledger")]
         format: Format,
         #[command(flatten)]
         span: Span,
-        /// A new file instead of stdout
+        /// Write to this new file instead of stdout
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Hold the wallet's own list of payments against the books, and name every difference
+    /// Compare the wallet's list of payments with the books and report every difference
     Reconcile {
         #[command(flatten)]
         span: Span,
-        /// Put right what can be: payments to their customers' credit, what nobody can name to suspense
+        /// Book the corrections that are safe: known payments to their customers' credit, unknown ones to suspense
         #[arg(long)]
         book: bool,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Undo a transfer by another one: a payment, a grant, a cost or a write-off
     Correct {
-        /// Its id, as `credits history --json` and the exports tell it
+        /// Its id, from `credits history --json` or an export
         transfer: String,
         /// Why, for the books
         #[arg(long, default_value = "")]
@@ -76,15 +76,15 @@ pub enum Command {
     Backup {
         /// A folder that does not exist yet
         to: PathBuf,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Put a checked backup in the place of this node's log; the old one is kept beside it
+    /// Replace this node's log by a checked backup; the old log is kept
     Restore {
         /// A folder made by `ledger backup`
         from: PathBuf,
-        /// JSON on stdout, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -165,7 +165,7 @@ fn newest(seal: Option<&Seal>) -> String {
             let when = output::relative(at_s.saturating_mul(1_000), clock::now_ms());
             format!("signed {when}: head {} {}", head.seq, head.hash)
         }
-        None => "the head was never signed; `coinop ledger seal` does it".into(),
+        None => "never signed; run `coinop ledger seal`".into(),
     }
 }
 
@@ -186,7 +186,7 @@ fn seal(config: &Config, as_json: bool) -> Outcome {
         table.row(vec![name.into(), value.into()]);
     }
     table.print()?;
-    output::talk("kept in the log; note it elsewhere as well (--json has the whole event)");
+    output::talk("Stored in the log; keep a copy elsewhere (--json prints the whole event)");
     Ok(Exit::Ok)
 }
 
@@ -195,7 +195,7 @@ fn verify(config: &Config, as_json: bool) -> Outcome {
         Ok(verified) if as_json => output::json(&json!({ "ok": true, "verified": verified }))?,
         Ok(verified) => {
             output::data(&format!(
-                "{} entries and {} transfers hold; {} accounts sum to {}; {} open holds; {} signed heads; head {}",
+                "OK: {} entries, {} transfers; {} accounts, balances sum to {}; {} open holds; {} signed heads; head {}",
                 output::thousands(verified.head.seq),
                 output::thousands(verified.transfers),
                 verified.accounts,
@@ -272,8 +272,7 @@ fn reconcile(config: &Config, span: &Span, book: bool, as_json: bool) -> Outcome
             Err(Failure::say(Exit::Unverified, words))
         }
         (false, _) => {
-            let words =
-                "wallet and books differ; `--book` puts right what can be, the rest is yours to judge";
+            let words = "wallet and books differ; --book books the corrections that are safe, the rest is for you to decide";
             Err(Failure::say(Exit::Unverified, words))
         }
     }
@@ -306,7 +305,7 @@ fn summary(told: &Value) -> Vec<String> {
     let wallet = output::tame(told["wallet"].as_str().unwrap_or_default(), 100);
     let mut lines = vec![
         format!(
-            "{wallet}: {} entries, {} agree with the books, {} moved nothing, {} put right now",
+            "{wallet}: {} entries, {} agree with the books, {} moved nothing, {} booked now",
             count("read"),
             count("matched"),
             count("unmoved"),
@@ -346,7 +345,7 @@ fn restore(config: &Config, from: &std::path::Path, as_json: bool) -> Outcome {
     ledger::verify_log(from).or_exit(Exit::Unverified)?;
     let (head, aside) = Store::restore(&config.data_dir, from)?;
     if let Some(aside) = aside {
-        output::talk(&format!("the log that was here is kept in {}", aside.display()));
+        output::talk(&format!("Kept the old log in {}", aside.display()));
     }
     output::talk(
         "refunds wait until `coinop ledger reconcile --book` has compared these books with the wallet",

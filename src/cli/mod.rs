@@ -1,5 +1,5 @@
-//! The command line: one file a command. Prints data on stdout and talk on stderr; leaves every decision
-//! to the rooms.
+//! The command line: one file per command. Prints data on stdout and messages on stderr; leaves every decision
+//! to the modules below.
 
 pub mod balance;
 pub mod bench;
@@ -14,6 +14,7 @@ pub mod earnings;
 pub mod exit;
 pub mod follow;
 pub mod image;
+pub mod init;
 pub mod jobs;
 pub mod keys;
 pub mod ledger;
@@ -31,7 +32,9 @@ pub use exit::{Exit, Failure, Outcome};
 /// A coin-operated agent: serves Nostr job requests (NIP-90) that name a git repository, in sandboxes.
 #[derive(Debug, Parser)]
 #[command(name = "coinop", version, arg_required_else_help = true)]
-#[command(after_help = "Data goes to stdout, talk to stderr. `coinop demo` shows a whole job in one go.")]
+#[command(
+    after_help = "Data goes to stdout, messages to stderr. Every command takes the flags of `coinop --help` under Configuration. `coinop demo` shows a whole job."
+)]
 #[command(after_long_help = exit::help())]
 pub struct Cli {
     #[command(subcommand)]
@@ -42,7 +45,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a configuration file and make the node's key
+    Init(init::Args),
     /// Serve job requests from relays
+    #[command(visible_alias = "serve")]
     Connect(connect::Args),
     /// Send a job request and wait for its result
     Request(Box<request::Args>),
@@ -50,11 +56,13 @@ pub enum Command {
     Scan(scan::Args),
     /// The jobs of this node
     Jobs(jobs::Args),
-    /// What customers have with this node, and their payments
+    /// What a job's commands printed: short for `jobs logs`
+    Logs(jobs::Logs),
+    /// Customer balances, grants, top-ups and refunds
     Credits(credits::Args),
-    /// What you have with a provider, as its customer
+    /// Show your balance with a provider
     Balance(balance::Args),
-    /// Revenue, costs and profit of a span of time
+    /// Revenue, costs and profit of a period
     Earnings(earnings::Args),
     /// The books: balances, check, export, backup
     Ledger(ledger::Args),
@@ -64,13 +72,13 @@ pub enum Command {
     Keys(keys::Args),
     /// Check this machine, the configuration and the sandbox
     Doctor(doctor::Args),
-    /// Relay, repository, node and customer in one process: a real job, start to end
+    /// Run a whole job here: relay, repository, node and customer in one process
     Demo(demo::Args),
     /// The image that jobs run in, on a Docker engine
     Image(image::Args),
-    /// The configuration that holds, and where it came from
+    /// Show and check the effective configuration
     Config(config::Args),
-    /// Measure what docs/SPEC.md promises
+    /// Run the benchmarks of docs/SPEC.md
     Bench(bench::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
@@ -80,10 +88,12 @@ pub enum Command {
 pub fn run(cli: Cli) -> Outcome {
     let Cli { command, common } = cli;
     match command {
+        Command::Init(args) => init::run(args, &common),
         Command::Connect(args) => connect::run(args, &common),
         Command::Request(args) => request::run(*args, &common),
         Command::Scan(args) => scan::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
+        Command::Logs(args) => jobs::run(jobs::Args { command: jobs::Command::Logs(args) }, &common),
         Command::Credits(args) => credits::run(args, &common),
         Command::Balance(args) => balance::run(args, &common),
         Command::Earnings(args) => earnings::run(args, &common),

@@ -1,9 +1,16 @@
-//! How things are said: data on stdout, talk on stderr, tables aligned, colour on a terminal only. It
-//! formats; what is said is the commands' business.
+//! How things are printed: data on stdout, messages on stderr, tables aligned, colour on a terminal only. Whatever is
+//! printed here is escaped first ([`crate::escape`]), so that no caller can forget it. It formats; what is printed is the
+//! commands' business.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+
+use crate::escape;
+
+/// What [`Paint`] writes, and the only control sequences that pass [`shown`].
+const STYLES: [&str; 5] = ["\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"];
 
 /// Colours, when the stream is a terminal, `NO_COLOR` is unset and `TERM` is not `dumb`.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +23,10 @@ impl Paint {
 
     pub fn stderr() -> Paint {
         Paint(std::io::stderr().is_terminal() && wanted())
+    }
+
+    pub fn on(on: bool) -> Paint {
+        Paint(on)
     }
 
     pub fn is_on(self) -> bool {
@@ -48,17 +59,36 @@ fn wanted() -> bool {
         && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
+/// A line, or several, as they may be shown: escaped, except for line feeds, tabs and our own colours.
+fn shown(text: &str, paint: Paint) -> Cow<'_, str> {
+    if !text.contains(|c| !matches!(c, '\n' | '\t') && escape::is_unsafe(c)) {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, after)) = rest.split_once('\x1b') {
+        out.push_str(&escape::lines(before));
+        let style = STYLES.iter().find(|style| {
+            paint.is_on() && style.strip_prefix('\x1b').is_some_and(|style| after.starts_with(style))
+        });
+        out.push_str(style.map_or(&*escape::lines("\x1b"), |style| style));
+        rest = style.and_then(|style| after.get(style.len() - 1..)).unwrap_or(after);
+    }
+    out.push_str(&escape::lines(rest));
+    Cow::Owned(out)
+}
+
 /// One line of data on stdout.
 ///
 /// # Errors
 /// That of the pipe; `main` takes a closed one for a quiet end.
 pub fn data(line: &str) -> std::io::Result<()> {
+    let line = shown(line, Paint::stdout());
     let mut out = std::io::stdout().lock();
     out.write_all(line.as_bytes())?;
     out.write_all(b"\n")
 }
 
-/// Bytes as they are on stdout.
+/// Bytes as they are on stdout: for files of ours, and for results that another program reads.
 pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)?;
@@ -69,11 +99,13 @@ pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let pretty = std::io::stdout().is_terminal();
     let text = if pretty { serde_json::to_string_pretty(value)? } else { serde_json::to_string(value)? };
-    Ok(data(&text)?)
+    Ok(data(&escape::json(&text))?)
 }
 
-/// One line of talk on stderr. Talk that cannot be heard is no reason to stop.
+/// A message on stderr. Its further lines are indented, so that text from outside cannot pass for another message. One that
+/// cannot be written is no reason to stop.
 pub fn talk(line: &str) {
+    let line = shown(line, Paint::stderr()).replace('\n', "\n  ");
     if writeln!(std::io::stderr().lock(), "{line}").is_err() {
         tracing::trace!("stderr is closed");
     }
@@ -127,7 +159,11 @@ impl Table {
         Table::default()
     }
 
-    pub fn row(&mut self, cells: Vec<Cell>) {
+    /// Each cell is one line, whatever is in it.
+    pub fn row(&mut self, mut cells: Vec<Cell>) {
+        for cell in &mut cells {
+            cell.text = escape::line(&cell.text);
+        }
         self.rows.push(cells);
     }
 
@@ -181,6 +217,12 @@ pub fn thousands(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// `1 relay`, `2 relays`.
+pub fn count(number: usize, of: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {of}{plural}", thousands(number as u64))
 }
 
 /// Millisatoshi as sats: `1,234 sat`, with the thousandths where there are some.
@@ -238,24 +280,18 @@ pub fn short(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
-/// A stranger's text for a terminal: one line, control characters made visible, at most `max` characters.
+/// Text from outside for one line of a terminal: escaped, at most `max` characters.
 pub fn tame(text: &str, max: usize) -> String {
-    let mut out: String = text.chars().take(max).flat_map(visible).collect();
+    let mut out: String = text.chars().take(max).collect();
     if text.chars().nth(max).is_some() {
         out.push('…');
     }
-    out
+    escape::line(&out)
 }
 
-/// A stranger's text of many lines for a terminal: as it is, but without what steers the terminal.
+/// Text from outside of many lines for a terminal.
 pub fn tame_lines(text: &str) -> String {
-    text.chars().flat_map(|c| if c == '\n' || c == '\t' { vec![c] } else { visible(c) }).collect()
-}
-
-fn visible(c: char) -> Vec<char> {
-    // Bidirectional controls reorder what stands around them.
-    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
-    if c.is_control() || turns { c.escape_unicode().collect() } else { vec![c] }
+    escape::lines(text)
 }
 
 #[cfg(test)]
@@ -294,8 +330,18 @@ mod tests {
 
     #[test]
     fn a_strangers_text_cannot_steer_the_terminal() {
-        assert_eq!(tame("a\x1b[2Jb\nc", 100), "a\\u{1b}[2Jb\\u{a}c");
+        assert_eq!(tame("a\x1b[2Jb\nc", 100), "a\\u{1b}[2Jb\\nc");
         assert_eq!(tame("müßig", 3), "müß…");
         assert_eq!(tame_lines("a\n\u{202e}b"), "a\n\\u{202e}b");
+    }
+
+    #[test]
+    fn our_own_colours_pass_on_a_terminal_and_nothing_else_does() {
+        let line = format!("{} \x1b[1m\x1b[2J\u{9b}m\r", Paint(true).bad("bad"));
+        assert_eq!(shown(&line, Paint(true)), "\x1b[31mbad\x1b[0m \\u{1b}[1m\\u{1b}[2J\\u{9b}m\\r");
+        assert!(!shown(&line, Paint(false)).contains('\x1b'));
+        let mut table = Table::pairs();
+        table.row(vec!["a\nforged".into(), "\x1b[2J".into()]);
+        assert_eq!(table.lines(Paint(false)), ["a\\nforged  \\u{1b}[2J"]);
     }
 }

@@ -26,7 +26,7 @@ const RELAY_PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What is wanted; chooses the kind
+    /// Job type to order; sets the event kind
     #[arg(long, value_enum, default_value = "generic")]
     pub skill: Skill,
     /// The request's kind, whatever the skill
@@ -105,10 +105,10 @@ pub struct Args {
     /// Write the request event here
     #[arg(long, value_name = "FILE")]
     pub save_request: Option<PathBuf>,
-    /// Leave the job running when you give up; else it is cancelled
+    /// Do not cancel the job on timeout or Ctrl-C
     #[arg(long)]
     pub no_cancel: bool,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -133,12 +133,13 @@ pub enum Encrypt {
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("want NAME=VALUE")?;
+    let (key, value) =
+        text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("expected NAME=VALUE")?;
     Ok((key.to_string(), value.to_string()))
 }
 
 pub(super) fn provider(text: &str) -> Result<PublicKey, String> {
-    PublicKey::parse(text).map_err(|_| "want npub1… or 64 hex digits".to_string())
+    PublicKey::parse(text).map_err(|_| "expected npub1… or 64 hex digits".to_string())
 }
 
 impl Args {
@@ -242,13 +243,13 @@ async fn send(args: Args, relays: Vec<String>, key: NodeKey, payer: Option<Payer
         return Err(Failure::say(Exit::Unreachable, "no relay took the request"));
     }
     output::talk(&format!(
-        "{}  request {} (kind {}) as {}, at {} of {} relays",
+        "{}  request {} (kind {}) published to {} of {} relays, signed by {}",
         follow::stamp(started),
         output::short(&request.id.to_hex()),
         request.kind.as_u16(),
-        output::short(&key.npub()),
         took.len(),
-        published.len()
+        published.len(),
+        output::short(&key.npub())
     ));
     let deadline = started + Duration::from_secs(args.timeout);
     let cancel = !args.no_cancel;

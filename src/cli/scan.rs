@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A relay to look at; may be repeated [default: `relays` of the configuration]
+    /// Relay to read; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
     /// Judge as a node with only these job types
@@ -37,7 +37,7 @@ pub struct Args {
     /// At most this many requests
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     pub limit: u32,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -150,7 +150,7 @@ fn report(seen: &[Seen], now_s: u64, as_json: bool) -> Outcome {
     }
     table.print()?;
     let taken = seen.iter().filter(|one| one.verdict.is_ok()).count();
-    output::talk(&format!("{taken} of {} would be taken", seen.len()));
+    output::talk(&format!("{taken} of {} would be accepted", seen.len()));
     Ok(Exit::Ok)
 }
 

@@ -1,4 +1,4 @@
-//! The flags that name a span of time: `--from`, `--to`, `--tz`. The span is `[from, to)`, and its days are the zone's.
+//! The flags that name a period: `--from`, `--to`, `--tz`. It is `[from, to)`, and its days are the zone's.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -9,10 +9,10 @@ use crate::ledger::report::Window;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Span {
-    /// First moment that counts: 2026-11-01, 2026-11-01T12:00, or with an offset [default: the first entry]
+    /// Start of the period, inclusive: 2026-11-01, 2026-11-01T12:00, or with an offset [default: the first entry]
     #[arg(long, value_name = "TIME")]
     pub from: Option<String>,
-    /// First moment that does not count any more [default: none]
+    /// End of the period, exclusive [default: none]
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
     /// Time zone of the days and of times without an offset: Europe/Berlin, UTC, … [default: this machine's]
@@ -27,9 +27,13 @@ impl Span {
             Some(name) => TimeZone::get(name).map_err(|e| bad(format!("--tz {name}: {e}")))?,
             None => TimeZone::try_system().unwrap_or(TimeZone::UTC),
         };
-        let at = |flag: &str, text: &Option<String>, otherwise: u64| match text {
+        let at = |flag: &str, text: &Option<String>, otherwise: u64| {
+            match text {
             None => Ok(otherwise),
-            Some(text) => moment(text, &zone).ok_or_else(|| bad(format!("--{flag} {text}: not a time"))),
+            Some(text) => moment(text, &zone).ok_or_else(|| {
+                bad(format!("--{flag} {text}: not a time; expected 2026-11-28, 2026-11-28T14:00 or 2026-11-28T14:00:00Z"))
+            }),
+        }
         };
         let (from_ms, to_ms) = (at("from", &self.from, 0)?, at("to", &self.to, u64::MAX)?);
         if from_ms > to_ms {

@@ -23,7 +23,7 @@ const MAX_EVENT_BYTES: u64 = 16 << 20;
 pub struct Args {
     /// The result event as JSON; - for stdin
     pub event: PathBuf,
-    /// Fetch this repository, and see that the commit is there and a patch applies to it
+    /// Fetch this repository, and check that the commit exists and a patch applies to it
     #[arg(long, value_name = "URL")]
     pub repo: Option<String>,
     /// The request event as JSON, where the result does not carry it
@@ -32,13 +32,13 @@ pub struct Args {
     /// The customer's or the provider's key file, to open an encrypted result
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// Fetch from loopback and private addresses, too
+    /// Also fetch from loopback and private addresses
     #[arg(long)]
     pub allow_private_repos: bool,
-    /// Fetch from file:// URLs, too
+    /// Also fetch from file:// URLs
     #[arg(long)]
     pub allow_file_repos: bool,
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -251,7 +251,11 @@ fn read_event(path: &Path) -> Result<Event, Failure> {
     };
     let shown = path.display();
     read.with_context(|| format!("cannot read {shown}")).or_exit(Exit::Usage)?;
-    Event::from_json(&text).with_context(|| format!("{shown} is not a Nostr event")).or_exit(Exit::Usage)
+    // The parser's own words name a column of text that nobody wrote by hand.
+    Event::from_json(&text).map_err(|_| {
+        let words = format!("{shown} is not a Nostr event; give the file that `coinop request --save` wrote");
+        Failure::say(Exit::Usage, words)
+    })
 }
 
 fn report(event: &Event, rows: &[Row], as_json: bool) -> Outcome {
@@ -291,8 +295,8 @@ fn report(event: &Event, rows: &[Row], as_json: bool) -> Outcome {
     table.print()?;
     let id = output::short(&event.id.to_hex());
     output::talk(&match (bad, unchecked) {
-        (0, 0) => format!("{id}: everything holds"),
-        (0, _) => format!("{id}: nothing bad; {unchecked} could not be checked"),
+        (0, 0) => format!("{id}: all checks passed"),
+        (0, _) => format!("{id}: no check failed; {unchecked} could not be made"),
         _ => format!("{id}: {bad} bad, {unchecked} could not be checked"),
     });
     Ok(exit)

@@ -263,13 +263,20 @@ impl Sources {
 
     /// The file to read: `--config`, `COINOP_CONFIG` (both must exist), or the user's, if it exists.
     fn config_file(&self) -> Option<PathBuf> {
-        if let Some(file) = &self.file {
-            return Some(self.cwd.join(file));
+        let named = self.file.is_some() || self.var(layers::CONFIG_VAR).is_some();
+        // One that may not be looked at is there: reading it says so.
+        self.target_file().filter(|file| named || file.try_exists().unwrap_or(true))
+    }
+
+    /// The file that is read or, where there is none yet, would be.
+    pub fn target_file(&self) -> Option<PathBuf> {
+        match (&self.file, self.var(layers::CONFIG_VAR)) {
+            (Some(file), _) => Some(self.cwd.join(file)),
+            (None, Some(file)) => Some(self.cwd.join(file)),
+            (None, None) => {
+                self.folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("config.toml"))
+            }
         }
-        if let Some(file) = self.var(layers::CONFIG_VAR) {
-            return Some(self.cwd.join(file));
-        }
-        self.folder("XDG_CONFIG_HOME", ".config").map(|d| d.join("config.toml")).filter(|f| f.exists())
     }
 }
 

@@ -38,6 +38,14 @@ impl RepoPattern {
         if host.is_empty() && scheme.as_deref() != Some("file") {
             return Err(wrong("it names no host; write * for any"));
         }
+        // As in `git@github.com:acme/tool`, which no http URL looks like.
+        if let Some((name, port)) = host.rsplit_once(':')
+            && !host.ends_with(']')
+            && !port.bytes().all(|b| b.is_ascii_digit() || b == b'*')
+        {
+            let rest = path.map(|path| format!("/{path}")).unwrap_or_default();
+            return Err(wrong(&format!("{port:?} is not a port; write {name}/{port}{rest}")));
+        }
         let path = path.map(bare).filter(|path| !path.is_empty()).map(str::to_string);
         Ok(RepoPattern { scheme, host: host.to_ascii_lowercase(), path })
     }
@@ -171,5 +179,10 @@ mod tests {
         assert!(RepoPattern::parse("ftp://x/y").unwrap_err().contains("scheme"));
         assert!(RepoPattern::parse("/just/a/path").unwrap_err().contains("host"));
         assert!(RepoPattern::parse("a b").unwrap_err().contains("spaces"));
+        let why = RepoPattern::parse("github.com:acme/tool").unwrap_err();
+        assert!(why.ends_with("\"acme\" is not a port; write github.com/acme/tool"), "{why}");
+        for good in ["127.0.0.1:*", "git.example.org:8080/a", "[::1]", "[::1]:8080/a"] {
+            assert!(RepoPattern::parse(good).is_ok(), "{good}");
+        }
     }
 }

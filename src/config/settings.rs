@@ -61,6 +61,7 @@ const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Items of one list.
 const MAX_ITEMS: usize = 1_000;
 
@@ -228,7 +229,11 @@ pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
         }
         (Kind::List(check), Value::List(items)) => {
             let kept: Result<Vec<_>, _> = items.iter().map(|item| check(item)).collect();
-            kept.map(Value::List).map_err(bad)
+            let mut kept = kept.map_err(bad)?;
+            // Given twice is given once.
+            let mut seen = std::collections::HashSet::new();
+            kept.retain(|item| seen.insert(item.clone()));
+            Ok(Value::List(kept))
         }
         _ => Ok(value.clone()),
     }
@@ -236,7 +241,10 @@ pub(super) fn judge(setting: &Setting, value: &Value) -> Result<Value, Fault> {
 
 /// A ws(s) URL with a host and without user name or password.
 fn relay_url(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| format!("{:?} is not a relay: {why}", without_user(text));
+    let wrong = |why: &str| format!("{:?} is not a relay URL: {why}", without_user(text));
+    if !text.contains("://") {
+        return Err(wrong("add wss:// in front"));
+    }
     let url = url::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
     if !matches!(url.scheme(), "ws" | "wss") {
         return Err(wrong("it must start with ws:// or wss://"));
@@ -284,8 +292,13 @@ fn repo_pattern(text: &str) -> Result<String, String> {
 }
 
 fn log_level(text: &str) -> Result<(), String> {
-    let wrong = format!("{text:?} is neither error, warn, info, debug, trace, off nor a list of directives");
-    if text.trim().is_empty() {
+    let wrong = format!(
+        "{text:?} is not a log level: use error, warn, info, debug, trace or off, or directives such as \
+         coinop::relay=debug"
+    );
+    // A single word would be a directive, too: everything of a module of that name.
+    let is_word = !text.contains(['=', ',']);
+    if is_word && !LOG_LEVELS.contains(&text.trim()) {
         return Err(wrong);
     }
     tracing_subscriber::EnvFilter::try_new(text).map(|_| ()).map_err(|error| format!("{wrong}: {error}"))

@@ -64,7 +64,7 @@ impl Dispatcher {
         if let Some(stop) = cancelled {
             self.end_unrun(job, row.customer, ticket, stopped(stop));
         } else {
-            tracing::info!(%job, attempt = row.attempt, "taking up an open job");
+            tracing::info!(%job, attempt = row.attempt.saturating_add(1), "resuming an open job");
             self.wait(job, row.customer, ticket);
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::report::{TRANSFER, Window, day};
+use crate::escape;
 use crate::store::money::{Account, AccountKind, Transfer};
 use crate::store::record::Record;
 use crate::store::{self, Entry, Posted};
@@ -46,8 +47,7 @@ pub fn export(data_dir: &Path, window: &Window, format: Format, to: &mut dyn Wri
             Format::Csv => csv(to, entry.seq, entry.at_ms, &day, &transfer)?,
             Format::Jsonl => {
                 let posted = Posted { seq: entry.seq, at_ms: entry.at_ms, transfer };
-                serde_json::to_writer(&mut *to, &json!(posted)).map_err(io::Error::from)?;
-                to.write_all(b"\n")?;
+                writeln!(to, "{}", escape::json(&json!(posted).to_string()))?;
             }
         }
         Ok(())
@@ -79,7 +79,7 @@ fn name(account: &Account) -> String {
 
 /// What hledger would read as a comment or a bar between payee and note.
 fn words(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || matches!(c, ';' | '|') { ' ' } else { c }).collect()
+    text.chars().map(|c| if escape::is_unsafe(c) || matches!(c, ';' | '|') { ' ' } else { c }).collect()
 }
 
 fn csv(to: &mut dyn Write, seq: u64, at_ms: u64, day: &str, transfer: &Transfer) -> io::Result<()> {
@@ -108,6 +108,6 @@ fn quoted_job(job: &str) -> String {
 /// A field of CSV (RFC 4180). What a spreadsheet would take for a formula gets a quote in front.
 pub fn quoted(field: &str) -> String {
     let formula = field.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    let field = field.replace('"', "\"\"");
+    let field = escape::line(field).replace('"', "\"\"");
     format!("\"{}{field}\"", if formula { "'" } else { "" })
 }

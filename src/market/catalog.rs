@@ -1,7 +1,7 @@
 //! The job types of a node: those built into the binary from `jobs/`, and those of the operator's folder.
 //! It reads folders and reports faults with file, line and reason; it runs nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub enum Error {
 pub struct Catalog {
     types: BTreeMap<String, Arc<JobType>>,
     by_kind: BTreeMap<u16, Arc<JobType>>,
+    /// The names of those in the operator's folder.
+    own: BTreeSet<String>,
 }
 
 impl Catalog {
@@ -58,8 +60,7 @@ impl Catalog {
         let mut catalog = Catalog::built_in()?;
         let astray = folder.join("job.toml");
         if astray.exists() {
-            let why =
-                "stands in the folder of the types: each type has a sub-folder of its own; name its parent";
+            let why = "is directly in jobs_dir; each type needs its own subfolder, so name the folder above";
             return Err(bad(&astray, why));
         }
         let entries = std::fs::read_dir(folder).map_err(|e| bad(folder, e.to_string()))?;
@@ -83,7 +84,13 @@ impl Catalog {
                 return Err(bad(&path.join("job.toml"), why));
             }
         }
+        catalog.own = own.into_keys().collect();
         Ok(catalog)
+    }
+
+    /// The names of the operator's own types, sorted.
+    pub fn own(&self) -> impl Iterator<Item = &str> {
+        self.own.iter().map(String::as_str)
     }
 
     /// Only the named types.
@@ -200,7 +207,7 @@ mod tests {
         assert_eq!(Catalog::with_folder(dir.path()).unwrap_err().to_string(), none);
         let itself = Path::new("config/example-jobs/lines");
         let itself = Catalog::with_folder(itself).unwrap_err().to_string();
-        assert!(itself.contains("lines/job.toml: stands in the folder of the types"), "{itself}");
+        assert!(itself.contains("lines/job.toml: is directly in jobs_dir"), "{itself}");
     }
 
     #[test]

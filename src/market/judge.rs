@@ -148,7 +148,7 @@ fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), R
         return refuse(Code::InvalidInput, "no task: give an `i` text");
     }
     if manifest.script.commands.is_empty() && order.commands.is_empty() {
-        let reason = "no commands: give params cmd_0, cmd_1, … (an agent that needs none is not there yet)";
+        let reason = "no commands: add --cmd (param cmd_0, cmd_1, …)";
         return refuse(Code::InvalidInput, reason);
     }
     // What would be ordered and not done is refused: the customer would take the result for something else.
@@ -200,7 +200,7 @@ fn grant<T: Ord + Default + std::fmt::Display>(clause: &str, asked: T, most: T) 
     if asked > most {
         return refuse(
             Code::ResourceLimit,
-            format!("{clause}: {asked} asked for, at most {most} given here"),
+            format!("{clause}: requested {asked}, this node allows at most {most}"),
         );
     }
     Ok(asked)

@@ -59,6 +59,17 @@ pub fn catalog(config: &Config) -> Result<Catalog, Error> {
     Ok(all.only(&config.skills)?)
 }
 
+/// The operator's own job types that are not among `skills`, and so not served.
+///
+/// # Errors
+/// As [`catalog`].
+pub fn unserved(config: &Config) -> Result<Vec<String>, Error> {
+    let Some(folder) = &config.jobs_dir else { return Ok(Vec::new()) };
+    let all = Catalog::with_folder(folder)?;
+    let left_out = all.own().filter(|name| !config.skills.iter().any(|skill| skill == name));
+    Ok(left_out.map(str::to_owned).collect())
+}
+
 /// The wallet that the configuration names.
 ///
 /// # Errors

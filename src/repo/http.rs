@@ -106,7 +106,7 @@ impl<'a> Http<'a> {
                     "the server asks for a login; only public repositories are cloned",
                 ));
             }
-            404 | 410 => return Err(Error::unreachable("the server knows no such repository")),
+            404 | 410 => return Err(Error::unreachable("repository not found on the server")),
             300..=399 => return Err(Error::refused("the server redirects in the middle of the fetch")),
             status => {
                 return Err(Error::unreachable(format!("the server answers with HTTP status {status}")));

@@ -21,6 +21,15 @@ pub(super) fn trouble(doing: &'static str, path: &Path) -> impl FnOnce(io::Error
     }
 }
 
+/// Whether this is a folder. One that may not be looked at is an error, and not one that is missing.
+pub(super) fn is_folder(dir: &Path) -> Result<bool, Error> {
+    match fs::metadata(dir) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(trouble("open", dir)(e)),
+    }
+}
+
 /// Makes new names in `dir` durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(trouble("sync the folder", dir))

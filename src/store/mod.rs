@@ -207,7 +207,7 @@ impl Store {
     /// [`Error::ReadOnly`], and what is written later is not seen.
     pub fn read_only(dir: &Path) -> Result<Store, Error> {
         let log_dir = dir.join(LOG);
-        if !log_dir.is_dir() {
+        if !disk::is_folder(&log_dir)? {
             return Err(Error::Missing { dir: dir.to_path_buf() });
         }
         let memory = Memory::default();

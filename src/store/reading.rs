@@ -168,7 +168,7 @@ pub fn hash_of(data_dir: &Path, seq: u64) -> Result<Option<String>, Error> {
 
 fn log_dir(data_dir: &Path) -> Result<PathBuf, Error> {
     let dir = data_dir.join(LOG);
-    if dir.is_dir() { Ok(dir) } else { Err(Error::Missing { dir: data_dir.to_path_buf() }) }
+    if super::disk::is_folder(&dir)? { Ok(dir) } else { Err(Error::Missing { dir: data_dir.to_path_buf() }) }
 }
 
 /// Shows each record written in `[from_ms, to_ms)` to the log of a data folder, oldest first, whether a node runs on it

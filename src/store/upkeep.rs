@@ -107,7 +107,7 @@ pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position,
 /// As [`backup`], of everything that is durable in a folder that another process may be writing to.
 pub(super) fn backup_of(dir: &Path, to: &Path) -> Result<Position, Error> {
     let log_dir = dir.join(LOG);
-    if !log_dir.is_dir() {
+    if !disk::is_folder(&log_dir)? {
         return Err(Error::Missing { dir: dir.to_path_buf() });
     }
     let end = log::scan(&log_dir, false, &mut |_| Ok(()))?;
@@ -120,7 +120,7 @@ pub(super) fn backup_of(dir: &Path, to: &Path) -> Result<Position, Error> {
 /// which is returned. Blobs that are missing are copied. The caller holds the folder's lock.
 pub(super) fn restore(dir: &Path, from: &Path, now_ms: u64) -> Result<(Position, Option<PathBuf>), Error> {
     let (log_from, log_here) = (from.join(LOG), dir.join(LOG));
-    if !log_from.is_dir() {
+    if !disk::is_folder(&log_from)? {
         return Err(Error::Missing { dir: from.to_path_buf() });
     }
     let promised = verify(&log_from, None)?;

@@ -131,13 +131,13 @@ pub enum Error {
     #[error("the answer was cut: {0}")]
     Cut(String),
     /// The key, or what it may do, is not accepted.
-    #[error("the wallet does not let us in: {0}")]
+    #[error("the wallet rejected the key: {0}")]
     Denied(String),
     /// Too many questions: it was not looked at. Ask again after the pause, where one is told.
     #[error("the wallet is asked too often: {message}")]
     Busy { message: String, retry_after_s: Option<u64> },
     /// A clear no, in the wallet's words.
-    #[error("the wallet says no ({code}): {message}")]
+    #[error("the wallet refused ({code}): {message}")]
     Said { code: String, message: String },
     /// The wallet failed inside: HTTP 5xx or an internal error. What was asked may have been done.
     #[error("the wallet failed ({code}): {message}")]

@@ -10,19 +10,19 @@ use nostr_sdk::prelude::{Event, Filter, JsonUtil, Keys, Kind, PublicKey, ToBech3
 
 use super::{Home, Said};
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 /// What a provider does with a request: events to publish, in order.
-type Answers = dyn Fn(&Request, &Keys) -> Vec<Event> + Send + Sync;
+pub(super) type Answers = dyn Fn(&Request, &Keys) -> Vec<Event> + Send + Sync;
 
 /// A relay and providers on it, until dropped.
-struct Market {
-    relay: LocalRelay,
-    runtime: tokio::runtime::Runtime,
+pub(super) struct Market {
+    pub(super) relay: LocalRelay,
+    pub(super) runtime: tokio::runtime::Runtime,
 }
 
 impl Market {
-    fn new() -> Market {
+    pub(super) fn new() -> Market {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let relay = runtime.block_on(LocalRelay::start()).unwrap();
@@ -30,7 +30,7 @@ impl Market {
     }
 
     /// Listens from before this returns.
-    fn provider(&self, keys: Keys, answers: Arc<Answers>) {
+    pub(super) fn provider(&self, keys: Keys, answers: Arc<Answers>) {
         let relays = [self.relay.url()];
         let (client, mut requests) = self.runtime.block_on(async {
             let client = Client::connect(&relays, None, true, Wire::default(), SOON).await.unwrap();
@@ -49,18 +49,18 @@ impl Market {
         });
     }
 
-    fn request(&self, home: &Home, args: &[&str]) -> Said {
+    pub(super) fn request(&self, home: &Home, args: &[&str]) -> Said {
         let url = self.relay.url();
         home.run(&[&["request", "--cmd", "true", "--relay", &url], args].concat())
     }
 }
 
-fn says(request: &Request, keys: &Keys, said: &Feedback) -> Event {
+pub(super) fn says(request: &Request, keys: &Keys, said: &Feedback) -> Event {
     let event = feedback::unsigned(request, said, keys, None, request.created_at).unwrap();
     event.sign_with_keys(keys).unwrap()
 }
 
-fn proof(content: &str) -> Proof {
+pub(super) fn proof(content: &str) -> Proof {
     Proof {
         commit: None,
         backend: "sim".into(),
@@ -75,7 +75,7 @@ fn proof(content: &str) -> Proof {
     }
 }
 
-fn ends(request: &Request, keys: &Keys, content: &str, proof: &Proof) -> Event {
+pub(super) fn ends(request: &Request, keys: &Keys, content: &str, proof: &Proof) -> Event {
     let event =
         result::unsigned(request, content, proof, &[], None, keys, None, request.created_at, 65_536).unwrap();
     event.sign_with_keys(keys).unwrap()

@@ -100,7 +100,7 @@ fn bad_input_is_refused_unrepeated_and_leaves_the_old_key_in_place() {
     let almost = format!("{}f", Keys::generate().secret_key().to_secret_hex());
     let said = import(&home, &almost, &["--replace"]);
     assert_eq!(said.code, 3);
-    assert!(said.talk.contains("holds no key") && !said.talk.contains(&almost), "{said:?}");
+    assert!(said.talk.contains("contains no key") && !said.talk.contains(&almost), "{said:?}");
     assert_eq!(secret_of(&home).to_secret_hex(), before);
 }
 

@@ -6,7 +6,9 @@ mod configuration;
 mod customer;
 mod demo;
 mod key_files;
+mod mistakes;
 mod serving;
+mod strangers;
 
 use std::path::Path;
 
@@ -69,10 +71,12 @@ fn help_names_every_command_and_every_exit_code() {
     let said = Home::new().run(&["--help"]);
     assert_eq!(said.code, 0);
     for command in [
+        "init",
         "connect",
         "request",
         "scan",
         "jobs",
+        "logs",
         "balance",
         "ledger",
         "verify",

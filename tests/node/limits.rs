@@ -149,7 +149,7 @@ async fn an_order_above_the_nodes_limits_is_refused_and_nothing_runs() {
     let (_relay, _stage, node, buyer) = stage(&[("limits.wall_ms", "60000")]).await;
     let greedy = buyer.post(&Draft { time_secs: Some(61), ..buyer.order(None, &["true"]) }).await;
     let reason = buyer.error(&greedy, Code::ResourceLimit).await;
-    assert!(reason.contains("61000 asked for, at most 60000"), "{reason}");
+    assert!(reason.contains("requested 61000, this node allows at most 60000"), "{reason}");
     let network = vec![("allow_network".to_string(), "true".to_string())];
     let online = buyer.post(&Draft { params: network, ..buyer.order(None, &["true"]) }).await;
     let reason = buyer.error(&online, Code::Unsupported).await;

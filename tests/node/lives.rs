@@ -81,12 +81,12 @@ async fn a_second_sigterm_ends_the_node_at_once_and_nothing_is_lost() {
     let request = buyer.post(&buyer.order(None, &[&nap.command(), "echo kept"])).await;
     nap.begun().await;
     node.terminate();
-    until("the drain", async || node.log().contains("draining").then_some(())).await;
+    until("the drain", async || node.log().contains("Stopping").then_some(())).await;
     let asked = Instant::now();
     node.terminate();
     assert_eq!(node.ended(PATIENCE).await.code(), Some(1));
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    assert!(node.log().contains("ended at once; open jobs are taken up at the next start"));
+    assert!(node.log().contains("stopped at once; open jobs are resumed at the next start"));
     nap.gone(Duration::from_secs(5)).await;
 
     let node = home.start();

@@ -78,7 +78,7 @@ impl Follow<'_> {
         let amount = output::sats(payable.amount_msat);
         match (ended, &self.payer) {
             (Ok(payment), _) => {
-                self.say(&format!("paid {amount}, and {} in fees", output::sats(payment.fee_msat)));
+                self.say(&format!("paid {amount} (fee {})", output::sats(payment.fee_msat)));
                 *paid = Some(Paid { payable, fee_msat: Some(payment.fee_msat) });
             }
             (Err(PayError::Refused(why)), _) => {
@@ -87,7 +87,7 @@ impl Follow<'_> {
             }
             (Err(PayError::InDoubt { why, .. }), payer) => {
                 // It may have gone out, or be locked until the job has ended: nothing else is paid for this request.
-                self.say(&format!("perhaps paid {amount}: {why}"));
+                self.say(&format!("payment status unknown ({amount}): {why}"));
                 *paid = Some(Paid { payable: payable.clone(), fee_msat: None });
                 if let Some(payer) = payer {
                     let end = Box::pin(outgoing(Arc::clone(&payer.wallet), payable.payment_hash));

@@ -60,17 +60,25 @@ pub struct Engine {
 
 /// How a call to the engine failed, in the room's words, with every cause that lies below it.
 pub fn failed(doing: &'static str) -> impl FnOnce(EngineError) -> Error {
-    move |why| {
-        let (mut told, mut below) = (why.to_string(), std::error::Error::source(&why));
-        while let Some(cause) = below {
-            let cause_told = cause.to_string();
-            if !told.contains(&cause_told) {
-                told = format!("{told}: {cause_told}");
-            }
-            below = cause.source();
+    move |why| Error::Host { doing, source: io::Error::other(with_causes(&why)) }
+}
+
+fn with_causes(why: &EngineError) -> String {
+    let (mut told, mut below) = (why.to_string(), std::error::Error::source(why));
+    while let Some(cause) = below {
+        let cause_told = cause.to_string();
+        if !told.contains(&cause_told) {
+            told = format!("{told}: {cause_told}");
         }
-        Error::Host { doing, source: io::Error::other(told) }
+        below = cause.source();
     }
+    told
+}
+
+/// As [`failed`], with what the operator may do about it.
+fn unreachable(doing: &'static str) -> impl FnOnce(EngineError) -> Error {
+    let next = "start the engine, or set docker.host or DOCKER_HOST to its address";
+    move |why| Error::Host { doing, source: io::Error::other(format!("{}; {next}", with_causes(&why))) }
 }
 
 fn is_status(why: &EngineError, status: u16) -> bool {
@@ -95,8 +103,8 @@ async fn dial(host: Option<&str>) -> Result<Docker, Error> {
         Some(host) => Docker::connect_with_host(host),
         None => Docker::connect_with_defaults(),
     };
-    let docker = docker.map_err(failed("read the engine's address"))?;
-    docker.negotiate_version().await.map_err(failed("reach the engine"))
+    let docker = docker.map_err(unreachable("read the engine's address"))?;
+    docker.negotiate_version().await.map_err(unreachable("reach the engine"))
 }
 
 fn names_an_ssh_port(host: &str) -> bool {

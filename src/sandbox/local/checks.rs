@@ -205,7 +205,7 @@ impl Host {
             Some(Version::V2) => Some("by the kernel, cgroup v2".to_owned()),
             None => None,
         };
-        let delegate = "run the node as root, or in a systemd unit with Delegate=yes";
+        let delegate = "run the node in a systemd unit with Delegate=yes, or as root";
         let userns = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
                       kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces), or run as root; \
                       in a container, one that may make namespaces (--privileged)";

@@ -444,7 +444,10 @@ fn vary(plain: &mut Value, method: &str, turn: &mut usize) {
         for name in names {
             *turn += 1;
             let odd = oddities()[*turn % 10].clone();
-            odd.map_or_else(|| fields.remove(*name), |odd| fields.insert((*name).to_owned(), odd));
+            match odd {
+                Some(odd) => fields.insert((*name).to_owned(), odd),
+                None => fields.remove(*name),
+            };
         }
         // From one answer to the next each field takes another one.
         *turn += 1;
@@ -456,10 +459,10 @@ fn vary(plain: &mut Value, method: &str, turn: &mut usize) {
         _ if is_told => {}
         // What was asked for by its hash is known.
         "lookup_invoice" => {
-            change(result, &[&sides[..], &["type", "payment_hash", "invoice"]].concat(), turn);
+            change(result, &[&sides[..], &["type", "payment_hash", "invoice"][..]].concat(), turn);
         }
         "make_invoice" | "make_hold_invoice" => {
-            change(result, &[&sides[..], &["type", "payment_hash", "state", "amount"]].concat(), turn);
+            change(result, &[&sides[..], &["type", "payment_hash", "state", "amount"][..]].concat(), turn);
         }
         "list_transactions" => {
             let rows = result["transactions"].as_array_mut().expect("a list");

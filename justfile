@@ -15,6 +15,10 @@ test *ARGS:
 conformance *ARGS:
     cargo test --test conformance -- --table {{ARGS}}
 
+# What real work needs of a sandbox, on every backend, as one table (docs/testing.md); a word filters the rows
+workloads *ARGS:
+    cargo test --test workloads -- --table {{ARGS}}
+
 # Attacks on the sandboxes, with their defence off and on, as a table; with Docker where E2E_DOCKER_HOST names an engine
 hostile *ARGS:
     HOSTILE_TABLE=1 cargo test --test hostile -- {{ARGS}}

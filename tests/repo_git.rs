@@ -63,6 +63,38 @@ fn same_tree(work: &Path, commit: &str, base: &dyn Tree) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_base_has_a_git_of_its_commit_alone() {
+    if !has_git("a_base_has_a_git_of_its_commit_alone") {
+        return;
+    }
+    let house = House::new();
+    let options = Options { allow_file: true, ..Options::default() };
+    let repos = Repos::open(&house.dir.path().join("cache"), options).unwrap();
+    let url = format!("file://{}", house.work.display());
+    let mut before: Option<String> = None;
+    for round in 0..2 {
+        let commit = house.commit(round);
+        let pin = repos.pin(&url, Some(&commit)).await.unwrap();
+        let base = repos.base(&pin).await.unwrap();
+        // Away from the cache, whose bases git may not write in.
+        let copy = house.dir.path().join(format!("copy{round}"));
+        assert!(Command::new("cp").arg("-r").arg(base.path()).arg(&copy).status().unwrap().success());
+        assert_eq!(git(&copy, &["rev-parse", "HEAD"]), commit);
+        assert_eq!(git(&copy, &["status", "--porcelain"]), "");
+        assert_eq!(git(&copy, &["rev-list", "HEAD"]), commit, "history ends there");
+        assert_eq!(git(&copy, &["describe", "--always", "--dirty"]), commit[..7]);
+        assert!(!git(&copy, &["fsck", "--full"]).contains("missing"));
+        assert!(!copy.join(".git/hooks").exists());
+        if let Some(before) = &before {
+            // The mirror has it, and what another customer asked for is nobody else's.
+            let there = git(&copy, &["cat-file", "--batch-all-objects", "--batch-check"]);
+            assert!(there.contains(&commit) && !there.contains(before.as_str()), "{there}");
+        }
+        before = Some(commit);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commits_come_one_by_one_out_of_gits_own_server_in_both_protocols() {
     if !has_git("commits_come_one_by_one_out_of_gits_own_server_in_both_protocols") {
         return;

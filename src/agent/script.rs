@@ -134,6 +134,33 @@ mod tests {
         assert_eq!(working_folder(Some("./a/b")).unwrap(), PathBuf::from("./a/b"));
     }
 
+    #[tokio::test]
+    async fn a_missing_workdir_and_a_missing_shell_are_told_apart() {
+        use crate::sandbox::sim::{Rule, Script, Sim, Step};
+        use crate::sandbox::{Backend, Spec};
+        let sim = Sim::new(Script::default());
+        let shell = Rule::new(["sh", "-c", ":"], vec![Step::Exit(Exit::Code { code: 0 })]);
+        let env = BTreeMap::from([("PATH".to_string(), "/none".to_string())]);
+        for (rules, folder, said) in [
+            (vec![shell], "gone", "coinop: workdir \"gone\" cannot be entered: No such file or directory\n"),
+            (
+                vec![],
+                "gone",
+                "coinop: no shell (sh) could be started in PATH=\"/none\": No such file or directory\n",
+            ),
+            (
+                vec![],
+                ".",
+                "coinop: no shell (sh) could be started in PATH=\"/none\": No such file or directory\n",
+            ),
+        ] {
+            sim.rescript(|script| script.rules = rules);
+            let policy = crate::config::Config::default().limits.policy();
+            let sandbox = sim.create(Spec { id: "a".to_owned(), base: None, policy }).await.unwrap();
+            assert_eq!(what_is_missing(&*sandbox, Path::new(folder), &env, 2).await.unwrap(), said);
+        }
+    }
+
     #[test]
     fn an_environment_name_that_a_shell_could_not_set_is_refused() {
         let env = |k: &str| environment(&BTreeMap::from([(k.to_string(), "v".to_string())]));

@@ -1,6 +1,8 @@
 //! `coinop doctor`: checks what this machine, the configuration and the sandbox can do, and says how to fix what they
 //! cannot. It looks, and changes nothing: the sandbox is tried in a folder of its own.
 
+mod tools;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ pub struct Args {
     /// Test every sandbox restriction, as `connect` does when it starts
     #[arg(long)]
     pub sandbox: bool,
+    /// Run the usual toolchains of this host (git, Python, Node, Java, compilers, …) in the sandbox
+    #[arg(long)]
+    pub tools: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -49,7 +54,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             groups.push(configuration(&loaded));
             groups.push(data(&loaded.config));
             groups.push(jobs(&loaded.config));
-            groups.extend(sandbox(&loaded.config, args.sandbox));
+            groups.extend(sandbox(&loaded.config, &args));
             if !args.offline && !loaded.config.relays.is_empty() {
                 let config = loaded.config;
                 block_on(async {
@@ -216,8 +221,8 @@ fn jobs(config: &Config) -> Group {
     Group { name: "job types", checks }
 }
 
-/// What the backend says of itself, and with `try_it` what it does.
-fn sandbox(config: &Config, try_it: bool) -> Vec<Group> {
+/// What the backend says of itself, and where it is asked for what it does and what runs in it.
+fn sandbox(config: &Config, args: &Args) -> Vec<Group> {
     let group = |checks| vec![Group { name: "sandbox", checks }];
     // Not in the data directory: a node may be running there.
     let folder = match tempfile::Builder::new().prefix("coinop-doctor-").tempdir() {
@@ -257,13 +262,17 @@ fn sandbox(config: &Config, try_it: bool) -> Vec<Group> {
         Err(check) => return group(vec![check]),
     };
     let mut groups = group(backend_checks(config, &*backend));
-    if try_it {
+    if args.sandbox {
         let tried = runtime.block_on(selftest::run(&*backend, folder.path()));
         let checks = match tried {
             Ok(report) => report.checks,
             Err(error) => vec![bad("sandbox", error.to_string(), "see the rows of the sandbox above")],
         };
         groups.push(Group { name: "self-test", checks });
+    }
+    if args.tools {
+        let checks = runtime.block_on(tools::run(&*backend, &config.limits.policy()));
+        groups.push(Group { name: "tools", checks });
     }
     groups
 }

@@ -178,8 +178,8 @@ async fn once(
         Ok(taken) => taken,
         Err(trouble) => return Ok(Err(trouble.after(ran))),
     };
-    let warnings: Vec<String> =
-        pinned.map(|(_, base)| base.warnings().iter().map(|w| w.to_string()).collect()).unwrap_or_default();
+    let of_base = pinned.iter().flat_map(|(_, base)| base.warnings()).map(ToString::to_string);
+    let warnings: Vec<String> = rooms.backend.caveats().into_iter().chain(of_base).collect();
     let cap = rooms.options.max_content_bytes;
     let output = ticket.admission.job_type.manifest.output;
     let content = match (output, taken.patch) {

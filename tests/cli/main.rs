@@ -139,6 +139,27 @@ fn doctor_reports_each_check_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn doctor_says_which_tools_break_in_the_sandbox_and_what_helps() {
+    let home = Home::new();
+    // So few processes that a shell runs, and a compiler with its parts does not.
+    let said = home.run(&["doctor", "--offline", "--tools", "--set", "limits.pids=1", "--json"]);
+    let report = said.json();
+    let rows: Vec<_> =
+        report["checks"].as_array().unwrap().iter().filter(|check| check["group"] == "tools").collect();
+    let row = |name: &str| rows.iter().find(|row| row["name"] == name);
+    if rows.iter().all(|row| row["name"] == "sh") {
+        skip::skip("doctor_says_which_tools_break_in_the_sandbox_and_what_helps", "no sandbox here");
+        return;
+    }
+    // The tests need gcc, so it is here.
+    let gcc = row("gcc").expect("a row for gcc");
+    assert_eq!(gcc["ok"], false, "{gcc}");
+    assert!(gcc["how"].as_str().unwrap().contains("exit code"), "{gcc}");
+    assert!(gcc["mend"].as_str().unwrap().contains("limits.pids"), "{gcc}");
+    assert_eq!(said.code, 1);
+}
+
+#[test]
 fn doctor_tells_of_a_credit_line_that_every_stranger_gets() {
     let home = Home::new();
     let row = |rule: &str| {

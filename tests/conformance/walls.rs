@@ -199,13 +199,33 @@ async fn the_environment_of_the_node_is_nowhere(on: &Fixture) {
 async fn only_the_job_s_own_places_can_be_written(on: &Fixture) {
     let sandbox = on.over(on.base(|_| {})).await;
     for place in [
-        "/", "/usr", "/usr/bin", "/usr/lib", "/etc", "/dev", "/job", "/run", "/var", "/var/tmp", "/home",
-        "/proc", "/sys", "/bin", "/sbin", "/lib", "/root", "/opt", "/mnt", "/srv", "/boot",
+        "/",
+        "/usr",
+        "/usr/bin",
+        "/usr/lib",
+        "/etc",
+        "/dev",
+        "/job",
+        "/run",
+        "/run/user",
+        "/var",
+        "/home",
+        "/proc",
+        "/sys",
+        "/sys/devices/system/cpu",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/root",
+        "/opt",
+        "/mnt",
+        "/srv",
+        "/boot",
     ] {
         let ran = sh(&*sandbox, &format!("echo x > {place}/x")).await;
         assert!(!ran.err.is_empty() && ran.exit != Some(Exit::Code { code: 0 }), "{place} was written");
     }
-    for place in ["/workspace", "/tmp", "/home/job"] {
+    for place in ["/workspace", "/tmp", "/var/tmp", "/home/job", "/run/user/$(id -u)"] {
         let script = format!(
             "echo x > {place}/x && mkdir -p {place}/d && mv {place}/x {place}/d/y && rm -r {place}/d"
         );

@@ -136,10 +136,10 @@ async fn judge(column: &Column, watched: bool, row: &Row, sandbox: &dyn Sandbox)
     let passed = ran.exit == Some(Exit::Code { code: 0 }) && ran.out.contains(row.says);
     let refusal = row.refused.iter().find(|refusal| refusal.applies(column, watched));
     match refusal {
-        None if passed => in_time_and_quiet(row, &ran).map(|()| Verdict::Passed).map_err(failed),
+        None if passed => without_complaint(row, &ran).map(|()| Verdict::Passed).map_err(failed),
         None => Err(failed("it does not work")),
         Some(_) if passed => Err(failed("it works, and stands as refused")),
-        Some(Refusal { sign, why, .. }) if ran.out.contains(sign) || ran.err.contains(sign) => {
+        Some(Refusal { sign, why, .. }) if format!("{ran:?}").contains(sign) => {
             Ok(Verdict::Refused((*why).to_owned()))
         }
         Some(Refusal { sign, .. }) => Err(failed(&format!("it is refused, but not with {sign:?}"))),
@@ -147,7 +147,7 @@ async fn judge(column: &Column, watched: bool, row: &Row, sandbox: &dyn Sandbox)
 }
 
 /// What worked may not complain either.
-fn in_time_and_quiet(row: &Row, ran: &Ran) -> Result<(), &'static str> {
+fn without_complaint(row: &Row, ran: &Ran) -> Result<(), &'static str> {
     match row.complaint {
         Some(complaint) if ran.err.contains(complaint) => Err("it works, but complains"),
         _ => Ok(()),

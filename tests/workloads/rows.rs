@@ -32,7 +32,7 @@ pub enum Where {
 #[derive(Clone, Copy)]
 pub struct Refusal {
     pub on: Where,
-    /// How the refusal shows in the output.
+    /// How the refusal shows in the output, or in the exit.
     pub sign: &'static str,
     pub why: &'static str,
 }
@@ -66,6 +66,21 @@ const LEAK: (&str, &str) = (
 const MAIN: (&str, &str) = ("main.c", "#include <stdio.h>\nint main(void) { puts(\"ran\"); return 0; }\n");
 const JAVA: (&str, &str) =
     ("T.java", "class T { public static void main(String[] a) { System.out.println(6 * 7); } }\n");
+const MANY_TERMINALS: (&str, &str) = (
+    "terminals.py",
+    "import os, time\nn = 0\ntry:\n    while n < 100: os.openpty(); n += 1\nexcept OSError: pass\n\
+     print(n, flush=True)\nif n > 64: time.sleep(20)\n",
+);
+/// It asks to be traced by its parent, which is process 1 and need not agree. The signal, ignored, and the new program
+/// stop only who is traced.
+const TRACED: (&str, &str) = (
+    "traced.py",
+    "import ctypes, os, signal\n\
+     print(ctypes.CDLL(None).ptrace(0, 0, 0, 0), flush=True)\n\
+     signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n\
+     os.kill(os.getpid(), signal.SIGUSR1)\n\
+     os.execv('/bin/sh', ['sh', '-c', 'echo went on'])\n",
+);
 const SERVER: (&str, &str) = (
     "server.py",
     "import http.server, threading, urllib.request\n\
@@ -131,6 +146,16 @@ pub fn rows() -> Vec<Row> {
                 &["tmux"],
                 "export TERM=screen; tmux -L t new-session -d 'test -t 1 && echo in tmux >/tmp/said; sleep 5' || exit 1; for i in $(seq 100); do [ -s /tmp/said ] && break; sleep 0.05; done; cat /tmp/said; tmux -L t kill-server",
             )
+        },
+        Row {
+            files: &[MANY_TERMINALS],
+            says: "16",
+            refused: &[Refusal {
+                on: Where::Docker,
+                sign: "Signal { signal: 9 }",
+                why: "with more than 64 terminals in a container, what runs there is ended",
+            }],
+            ..row("a_sandbox_has_no_more_terminals_than_its_share", &["python3"], "exec python3 terminals.py")
         },
         // streams by path
         Row {
@@ -262,6 +287,11 @@ pub fn rows() -> Vec<Row> {
                 &["gcc"],
                 "gcc -g -fsanitize=address -o /tmp/l leak.c && ! /tmp/l 2>&1",
             )
+        },
+        Row {
+            files: &[TRACED],
+            says: "0\nwent on",
+            ..row("process_1_lets_go_who_makes_it_a_tracer", &["python3"], "exec python3 traced.py")
         },
         // git
         Row {

@@ -116,7 +116,7 @@ mod tests {
     fn a_line_ends_where_its_room_does() {
         let mut text = String::new();
         let mut to = Line::new(&mut text, 4);
-        write!(to, "{}{}", "a\n", "bcdef").unwrap();
+        to.write_str("a\n").and_then(|()| to.write_str("bcdef")).unwrap();
         assert_eq!(text, "a\\nb…");
     }
 }

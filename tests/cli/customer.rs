@@ -112,6 +112,15 @@ fn the_result_is_data_and_the_progress_is_talk() {
 }
 
 #[test]
+fn an_empty_result_prints_nothing_and_says_so() {
+    let (market, home) = (Market::new(), Home::new());
+    market.provider(Keys::generate(), honest(""));
+    let said = market.request(&home, &[]);
+    assert_eq!((said.code, said.data.as_str()), (0, ""), "{said:?}");
+    assert!(said.talk.contains("the result is empty"), "{said:?}");
+}
+
+#[test]
 fn both_encryptions_come_back_readable_in_json() {
     let (market, home, keys) = (Market::new(), Home::new(), Keys::generate());
     market.provider(keys.clone(), honest("secret words"));

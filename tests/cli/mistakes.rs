@@ -171,9 +171,11 @@ fn a_disk_with_little_space() {
 /// As a user who may read nothing of the one who runs the suite; root only.
 fn as_nobody(home: &Home, args: &[&str]) -> Said {
     use std::os::unix::process::CommandExt;
-    // A copy that this user may run, wherever the checkout is.
+    // A copy that this user may run, wherever the checkout is. Made by another process: a file that this one has open for
+    // writing is busy in each child that another test begins at that moment.
     let program = home.path().join("coinop");
-    std::fs::copy(env!("CARGO_BIN_EXE_coinop"), &program).unwrap();
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_coinop")).arg(&program).status();
+    assert!(copied.unwrap().success());
     std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let mut command = std::process::Command::new(program);
     command.args(args).env_clear().env("HOME", home.path()).env("PATH", "/usr/bin:/bin");
@@ -316,6 +318,18 @@ fn commands_that_people_try_exist() {
 fn config_check_without_any_file() {
     let home = Home::new();
     answers!("28_config_check", home, home.run(&["config", "check"]));
+}
+
+#[test]
+fn a_restore_beside_a_running_node_ends_with_the_code_for_it() {
+    let home = Home::new();
+    assert_eq!(home.run(&["credits", "grant", CUSTOMER, "5000"]).code, 0);
+    assert_eq!(home.run(&["ledger", "backup", "copy"]).code, 0);
+    let holder = coinop::store::Holder::new("c".repeat(64));
+    let _node = coinop::store::Store::open(&home.data_dir(), &holder).unwrap();
+    let said = home.run(&["ledger", "restore", "copy"]);
+    assert_eq!(said.code, 7, "{said:?}");
+    assert!(said.talk.contains("is in use by"), "{said:?}");
 }
 
 #[test]

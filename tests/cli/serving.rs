@@ -155,6 +155,8 @@ fn a_job_walks_from_request_to_result_and_every_command_sees_it() {
     assert_eq!(heard.code, 4, "{heard:?}");
     assert!(heard.talk.contains("cancelled"), "{heard:?}");
     assert_eq!(home.run(&["jobs", "cancel", &id]).code, 1, "it has ended already");
+    let shown = home.run(&["jobs", "show", &id]);
+    assert!(shown.data.contains("cancelled by the node's owner"), "{shown:?}");
 
     let doctor = home.run(&["doctor", "--offline", "--json"]).json();
     let row = doctor["checks"].as_array().unwrap().iter().find(|c| c["name"] == "node").unwrap().clone();

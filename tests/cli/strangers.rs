@@ -121,12 +121,12 @@ fn requests(keys: &Keys, provider: &PublicKey, repo: &str) -> Vec<Event> {
     let prints = format!(
         ": '{NASTY}'; printf '%s' \"$X\"; printf '%s' \"$X\" >&2; printf '%s' \"$X\" > \"$X\"; exit 3"
     );
-    let of = |kind: u16, rows: &[Vec<String>]| signed(keys, kind, &[&[p.clone()], rows].concat());
+    let of = |kind: u16, rows: &[Vec<String>]| signed(keys, kind, &[std::slice::from_ref(&p), rows].concat());
     let with = |rows: &[&[&str]]| {
         let rows: Vec<_> = rows.iter().map(|words| row(words)).collect();
         of(5000, &[&[input.clone(), run.clone()], &rows[..]].concat())
     };
-    let git_error = format!("# service=git-upload-pack\n");
+    let git_error = "# service=git-upload-pack\n";
     let error = format!("ERR {NASTY}\n");
     let advert = format!("{:04x}{git_error}0000{:04x}{error}", git_error.len() + 4, error.len() + 4);
     let advert = server(http("200 OK", "application/x-git-upload-pack-advertisement", &advert));

@@ -69,6 +69,7 @@ async fn a_job_that_outlasts_the_drain_is_stopped_and_taken_up_at_the_next_start
     let node = home.start();
     nap.wake().await;
     assert_eq!(printed(&buyer.result(&request).await), "again\n");
+    assert!(node.log().contains("attempt=2"), "the same number as `jobs show`: {}", node.log());
     assert!(node.stop().await.success());
     assert_eq!(home.job(&request.id.to_hex()).expect("kept").attempt, 2);
 }

@@ -207,9 +207,6 @@ async fn try_limits(sandbox: Box<dyn Sandbox>, folder: &Path) -> Result<Vec<Chec
         };
         checks.push(check(name, ok, how));
     }
-    let (said, exit) = probe(&*sandbox, &["output", &(policy.output_bytes * 4).to_string()]).await?;
-    let ok = exit == Some(Exit::Limit { limit: Limit::Output }) && said.len() as u64 <= policy.output_bytes;
-    checks.push(check("output_bytes", ok, ended(ok, policy.output_bytes, exit)));
     // What waits in sockets is memory, too.
     let (said, exit) = probe(&*sandbox, &["sockets", &(policy.memory_bytes * 2).to_string()]).await?;
     let got = std::str::from_utf8(&said).ok().and_then(|said| said.trim().parse::<u64>().ok());
@@ -221,6 +218,9 @@ async fn try_limits(sandbox: Box<dyn Sandbox>, folder: &Path) -> Result<Vec<Chec
         None => format!("no answer; it ended with {exit:?}"),
     };
     checks.push(check("sockets", ok, how));
+    let (said, exit) = probe(&*sandbox, &["output", &(policy.output_bytes * 4).to_string()]).await?;
+    let ok = exit == Some(Exit::Limit { limit: Limit::Output }) && said.len() as u64 <= policy.output_bytes;
+    checks.push(check("output_bytes", ok, ended(ok, policy.output_bytes, exit)));
     // The last, as some backends end the sandbox for it.
     let (_, exit) = probe(&*sandbox, &["memory", &(policy.memory_bytes * 2).to_string()]).await?;
     let ok = matches!(exit, Some(Exit::Limit { limit: Limit::Memory } | Exit::Code { code: NO_MEMORY }));

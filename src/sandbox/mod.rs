@@ -75,6 +75,12 @@ impl Policy {
         }
     }
 
+    /// The part of `memory_bytes` that internet sockets may hold where their buffers are counted apart from all other
+    /// memory (cgroup v1); the rest is for everything else. Kept small: a full socket only makes its sender wait.
+    fn socket_bytes(&self) -> u64 {
+        (self.memory_bytes / 16).min(32 << 20)
+    }
+
     /// The same policy with no clause above the ceiling's.
     pub fn capped(&self, ceiling: &Policy) -> Policy {
         Policy {

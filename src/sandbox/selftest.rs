@@ -207,6 +207,17 @@ async fn try_limits(sandbox: Box<dyn Sandbox>, folder: &Path) -> Result<Vec<Chec
         };
         checks.push(check(name, ok, how));
     }
+    // What waits in sockets is memory, too.
+    let (said, exit) = probe(&*sandbox, &["sockets", &(policy.memory_bytes * 2).to_string()]).await?;
+    let got = std::str::from_utf8(&said).ok().and_then(|said| said.trim().parse::<u64>().ok());
+    let limited = exit == Some(Exit::Limit { limit: Limit::Memory });
+    let ok = limited || got.is_some_and(|got| got <= policy.memory_bytes);
+    let how = match got {
+        _ if ok => format!("no more than {}", policy.memory_bytes),
+        Some(got) => format!("{got} bytes instead of at most {}", policy.memory_bytes),
+        None => format!("no answer; it ended with {exit:?}"),
+    };
+    checks.push(check("sockets", ok, how));
     let (said, exit) = probe(&*sandbox, &["output", &(policy.output_bytes * 4).to_string()]).await?;
     let ok = exit == Some(Exit::Limit { limit: Limit::Output }) && said.len() as u64 <= policy.output_bytes;
     checks.push(check("output_bytes", ok, ended(ok, policy.output_bytes, exit)));

@@ -30,11 +30,42 @@ cases!(
         the_kernel_s_settings_cannot_be_written,
         the_kernel_s_memory_and_log_cannot_be_read,
         no_control_group_can_be_changed,
+        a_job_cannot_change_how_soon_it_is_killed_for_memory,
+        localhost_is_a_name,
         limits_and_priorities_cannot_be_raised,
         host_name_and_clock_cannot_be_set,
         no_engine_can_be_reached,
     ],
 );
+
+/// In containers it is among the first, so that process 1 is not.
+async fn a_job_cannot_change_how_soon_it_is_killed_for_memory(on: &Fixture) -> Outcome {
+    let checks = on.backend.checks();
+    if checks.iter().any(|check| check.name == "landlock" && check.how.starts_with("kept from")) {
+        return Err(Unmet::Skipped("this engine keeps Landlock from its containers".to_owned()));
+    }
+    let sandbox = on.sandbox().await;
+    let script = "f=/proc/self/oom_score_adj; read was < $f; for n in -1000 -1 0 1 500; do \
+                  (echo $n > $f) 2>/dev/null && echo written $n; done; read is < $f; echo $was $is";
+    let said = sh(&*sandbox, script).await.ok();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert!(words.len() == 2 && words[0] == words[1], "{said}");
+    Ok(())
+}
+
+async fn localhost_is_a_name(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    let hosts = sh(&*sandbox, "cat /etc/hosts").await.ok();
+    let names = |address: &str| {
+        let line = hosts.lines().find(|line| line.split_whitespace().next() == Some(address));
+        line.is_some_and(|line| line.split_whitespace().skip(1).any(|name| name == "localhost"))
+    };
+    assert!(names("127.0.0.1") && names("::1"), "{hosts}");
+    let resolved = sh(&*sandbox, "command -v getent >/dev/null || exit 0; getent hosts localhost").await;
+    assert_eq!(resolved.exit, Some(Exit::Code { code: 0 }), "{resolved:?}");
+    sh(&*sandbox, "echo 1 > /etc/hosts").await;
+    assert_eq!(sh(&*sandbox, "cat /etc/hosts").await.ok(), hosts, "it cannot be written");
+}
 
 async fn a_job_is_nobody_special(on: &Fixture) {
     let sandbox = on.sandbox().await;

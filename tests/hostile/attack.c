@@ -24,6 +24,7 @@
 #include <sys/timex.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -248,6 +249,109 @@ static int inodes(char **folders, long most) {
     return 0;
 }
 
+/* Attributes of files, as long as a page takes. */
+static int attributes(const char *folder, long most) {
+    static char value[900];
+    long all = 0;
+    for (int n = 0; all < most; n++) {
+        char path[4096], name[32];
+        snprintf(path, sizeof path, "%s/a%d", folder, n / 50);
+        snprintf(name, sizeof name, "user.%d", n % 50);
+        int fd = open(path, O_WRONLY | O_CREAT, 0600);
+        if (fd < 0) break;
+        int set = fsetxattr(fd, name, value, sizeof value, 0);
+        close(fd);
+        if (set < 0) break;
+        all++;
+    }
+    printf("%ld\n", all);
+    fflush(stdout);
+    say("ready");
+    forever();
+    return 0;
+}
+
+/* Bytes that wait in connections of this process to itself, never to be read. */
+static long tcp_here(long most) {
+    static char block[64 * 1024];
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof at;
+    int listening = socket(AF_INET, SOCK_STREAM, 0);
+    if (listening < 0 || bind(listening, (struct sockaddr *)&at, len) || listen(listening, 8)) return 0;
+    getsockname(listening, (struct sockaddr *)&at, &len);
+    long all = 0;
+    while (all < most) {
+        int from = socket(AF_INET, SOCK_STREAM, 0);
+        struct timeval patience = {.tv_sec = 1};
+        if (from < 0) break;
+        setsockopt(from, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+        if (connect(from, (struct sockaddr *)&at, len) || accept(listening, NULL, NULL) < 0) break;
+        for (ssize_t sent; all < most && (sent = send(from, block, sizeof block, MSG_DONTWAIT)) > 0;) all += sent;
+    }
+    return all;
+}
+
+/* The same for datagrams. */
+static long udp_here(long most) {
+    static char block[32 * 1024];
+    long all = 0;
+    while (all < most) {
+        struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t len = sizeof at;
+        int one = socket(AF_INET, SOCK_DGRAM, 0), large = 1 << 30;
+        if (one < 0 || bind(one, (struct sockaddr *)&at, len)) break;
+        setsockopt(one, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
+        getsockname(one, (struct sockaddr *)&at, &len);
+        /* What finds no room is dropped without a word: the kernel is asked what waits. */
+        for (int n = 0; n < 64; n++) sendto(one, block, sizeof block, MSG_DONTWAIT, (struct sockaddr *)&at, len);
+        unsigned memory[9] = {0};
+        socklen_t size = sizeof memory;
+        getsockopt(one, SOL_SOCKET, 55 /* SO_MEMINFO */, memory, &size);
+        if (memory[0] == 0) break;
+        all += memory[0];
+    }
+    return all;
+}
+
+/* Several processes fill what they can; the first says how much it was together. */
+static int sockets(const char *kind, long processes, long megabytes) {
+    int told[2];
+    if (pipe(told)) return 1;
+    long all = 0, got = 0;
+    for (long n = 0; n < processes; n++)
+        if (fork() == 0) {
+            got = (*kind == 't' ? tcp_here : udp_here)(megabytes / processes << 20);
+            if (write(told[1], &got, sizeof got) < 0) _exit(9);
+            forever();
+        }
+    for (long n = 0; n < processes && read(told[0], &got, sizeof got) == sizeof got; n++) all += got;
+    printf("%ld\n", all);
+    fflush(stdout);
+    say("ready");
+    forever();
+    return 0;
+}
+
+/* One inotify instance, and as many files under watch as it is given. */
+static int watches(const char *folder, long most) {
+    int all = inotify_init1(0);
+    long got = 0;
+    while (all >= 0 && got < most) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/w%ld", folder, got);
+        int fd = open(path, O_WRONLY | O_CREAT, 0600);
+        if (fd < 0) break;
+        close(fd);
+        if (inotify_add_watch(all, path, IN_MODIFY) < 0) break;
+        got++;
+    }
+    printf("%ld\n", got);
+    fflush(stdout);
+    say("ready");
+    forever();
+    return 0;
+}
+
 static long hoard_here(long most, int (*get)(void)) {
     long got = 0;
     while (got < most && get() >= 0) got++;
@@ -345,6 +449,7 @@ static int raw(void) {
     told("icmp", socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
     told("uevent", socket(AF_NETLINK, SOCK_RAW, 15));
     told("generic", socket(AF_NETLINK, SOCK_RAW, 16));
+    told("route", socket(AF_NETLINK, SOCK_RAW, 0));
     return 0;
 }
 
@@ -382,6 +487,13 @@ static int dns(int port) {
 static int uring(void) {
     char parameters[256] = {0};
     told("io_uring", (int)syscall(425, 4, parameters));
+    return 0;
+}
+
+/* Requests to the disk ahead of time, of which the whole host has one number. */
+static int aio(void) {
+    unsigned long context = 0;
+    told("aio", (int)syscall(SYS_io_setup, 128, &context));
     return 0;
 }
 
@@ -504,6 +616,10 @@ int main(int argc, char **argv) {
     if (IS("outward")) return outward(a);
     if (IS("dns")) return dns(a);
     if (IS("uring")) return uring();
+    if (IS("aio")) return aio();
+    if (IS("attributes") && argc > 3) return attributes(argv[3], a);
+    if (IS("tcp") || IS("udp")) return sockets(word, a, b);
+    if (IS("watches") && argc > 3) return watches(argv[3], a);
     if (IS("tick")) return tick();
     if (IS("set-clock")) return set_clock();
     if (IS("descriptors")) return descriptors();

@@ -206,6 +206,21 @@ pub async fn collect(mut process: Process) -> (String, Option<Exit>) {
     (String::from_utf8_lossy(&said).into_owned(), exit)
 }
 
+/// What a process said until it said that it is ready, or its exit.
+pub async fn collect_until_ready(mut process: Process) -> (String, Option<Exit>) {
+    let mut said = String::new();
+    while let Some(event) = process.events.recv().await {
+        match event {
+            Event::Stdout(bytes) | Event::Stderr(bytes) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            Event::Exit(how) => return (said, Some(how)),
+        }
+        if said.contains("ready") {
+            break;
+        }
+    }
+    (said, None)
+}
+
 /// Runs an attack to its end.
 pub async fn run(sandbox: &dyn Sandbox, words: &[&str]) -> (String, Option<Exit>) {
     let running = sandbox.exec(attack(words, "unmarked")).await.unwrap();

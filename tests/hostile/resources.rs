@@ -5,8 +5,8 @@ use coinop::sandbox::{Exit, Limit, Policy};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::case::{Outcome, cases};
-use crate::ground::{self, Ground, attack, collect, policy, run};
+use crate::case::{NOT_SHOWN, Outcome, cases};
+use crate::ground::{self, Ground, attack, collect, collect_until_ready, policy, run};
 use crate::host::PATIENCE;
 use crate::plain::{How, MOMENT, Plain};
 use crate::siege::{Siege, hold};
@@ -17,6 +17,10 @@ cases! {
     one_memory_hog_gets_no_more_than_its_limit: "memory", hog_at_large;
     many_memory_hogs_get_no_more_together: "memory", hogs_at_large;
     hogs_one_after_another_leave_the_neighbours_alone: "memory", hog_at_large;
+    what_waits_in_connections_counts_as_memory: "memory", tcp_at_large;
+    what_waits_in_datagrams_counts_as_memory: "memory", udp_at_large;
+    files_without_a_byte_count_as_memory: "memory", empty_files_at_large;
+    attributes_of_files_count_as_memory: "memory", attributes_at_large;
     a_filler_of_disks_gets_its_own_bytes: "disk", filler_at_large;
     a_filler_of_inodes_gets_its_own_files: "inodes", inodes_at_large;
     a_hoarder_of_descriptors_gets_its_own: "descriptors", hoarder_at_large;
@@ -100,6 +104,94 @@ async fn many_memory_hogs_get_no_more_together(ground: &Ground) -> Outcome {
 async fn hogs_one_after_another_leave_the_neighbours_alone(ground: &Ground) -> Outcome {
     let check = async |siege: &Siege| format!("{} processes", siege.family().len());
     Ok(hold(ground, policy(), &["hogs", "160"], check).await)
+}
+
+/// Three times what the policy gives.
+const WANTED_MIB: u64 = 192;
+
+fn sockets_at_large(plain: &Plain, kind: &str) -> Outcome {
+    let how = How { network: Some("ip link set lo up"), root: true, ..How::default() };
+    let mut loose = plain.start(how, &[kind, "8", &WANTED_MIB.to_string()])?;
+    let took: u64 = loose.ready()?[0].parse().unwrap();
+    assert!(took > 2 * policy().memory_bytes, "{took}");
+    Ok(format!("{} MiB wait unread", took >> 20))
+}
+
+fn tcp_at_large(plain: &Plain) -> Outcome {
+    sockets_at_large(plain, "tcp")
+}
+
+fn udp_at_large(plain: &Plain) -> Outcome {
+    sockets_at_large(plain, "udp")
+}
+
+/// What a job keeps in its sockets is within its memory, and its peak tells of it.
+async fn sockets_count(ground: &Ground, kind: &str) -> String {
+    let siege = Siege::lay(ground, policy(), &[kind, "8", &WANTED_MIB.to_string()]).await;
+    let took = siege.number();
+    let peak = siege.sandbox.usage().await.unwrap().peak_memory_bytes;
+    siege.kill().await;
+    if ground.watched {
+        assert_eq!(took, 0, "there are no sockets where nobody counts them");
+        return "no sockets here".to_owned();
+    }
+    assert!(took > 0 && took <= policy().memory_bytes, "{took}");
+    // The docker backend's own process has 4 MiB beside, and the attack program lies in memory there.
+    let most = policy().memory_bytes + if ground.engine.is_some() { 8 << 20 } else { 0 };
+    assert!((took..=most).contains(&peak), "a peak of {peak}, while {took} waited");
+    format!("{} KiB wait unread, a peak of {} MiB", took >> 10, peak >> 20)
+}
+
+async fn what_waits_in_connections_counts_as_memory(ground: &Ground) -> Outcome {
+    Ok(sockets_count(ground, "tcp").await)
+}
+
+async fn what_waits_in_datagrams_counts_as_memory(ground: &Ground) -> Outcome {
+    Ok(sockets_count(ground, "udp").await)
+}
+
+/// As many files, or KiB of attributes, as the policy's memory cannot hold.
+const INODES: u64 = 200_000;
+
+fn empty_files_at_large(plain: &Plain) -> Outcome {
+    let mut loose = plain.start(How::default(), &["inodes", "20000", "."])?;
+    assert_eq!(loose.ready()?, ["20000"]);
+    Ok("20,000, as many as it wanted".to_owned())
+}
+
+fn attributes_at_large(plain: &Plain) -> Outcome {
+    let mut loose = plain.start(How::default(), &["attributes", "200", "."])?;
+    match loose.ready()?[0].parse::<u64>().unwrap() {
+        0 => Err(format!("{NOT_SHOWN}no file here takes attributes")),
+        took => Ok(format!("{took} KiB, on a disk")),
+    }
+}
+
+/// A job that is allowed far more inodes than it has memory for is ended for its memory.
+async fn inodes_count(ground: &Ground, word: &str) -> String {
+    let policy = Policy { inodes: INODES, ..policy() };
+    let sandbox = ground.sandbox(policy.clone()).await;
+    let running = sandbox.exec(attack(&[word, &INODES.to_string(), "/workspace"], "unmarked")).await.unwrap();
+    // It ends, or says that it has all it can get.
+    let (said, exit) = match tokio::time::timeout(PATIENCE, collect_until_ready(running)).await {
+        Ok(ended) => ended,
+        Err(late) => panic!("{late}"),
+    };
+    let peak = sandbox.destroy().await.unwrap().peak_memory_bytes;
+    if said.starts_with("0\n") {
+        return "no file here takes attributes".to_owned();
+    }
+    assert_eq!(exit, Some(Exit::Limit { limit: Limit::Memory }), "{said}");
+    assert!(peak > policy.memory_bytes / 2, "a peak of {peak}");
+    format!("ended at {} MiB", peak >> 20)
+}
+
+async fn files_without_a_byte_count_as_memory(ground: &Ground) -> Outcome {
+    Ok(inodes_count(ground, "inodes").await)
+}
+
+async fn attributes_of_files_count_as_memory(ground: &Ground) -> Outcome {
+    Ok(inodes_count(ground, "attributes").await)
 }
 
 // === files ===

@@ -11,6 +11,8 @@ use crate::siege::Siege;
 cases! {
     a_hoarder_of_watches_leaves_the_host_and_the_neighbours_theirs: "quotas of a user", watches_at_large;
     a_hoarder_of_signals_leaves_the_host_and_the_neighbours_theirs: "quotas of a user", signals_at_large;
+    a_job_watches_no_more_files_than_its_part: "quotas of a user", watched_files_at_large;
+    the_host_s_number_of_requests_ahead_is_not_used_up: "quotas of the host", aio_at_large;
     the_clock_is_not_the_job_s_to_set: "clock", clock_at_large;
 }
 
@@ -64,6 +66,53 @@ async fn a_hoarder_of_watches_leaves_the_host_and_the_neighbours_theirs(ground: 
 
 async fn a_hoarder_of_signals_leaves_the_host_and_the_neighbours_theirs(ground: &Ground) -> Outcome {
     others_get_one(ground, policy(), &["signals", "1000000"], &["signals", "1"]).await
+}
+
+/// What the host gives a user, and the part of it that a sandbox may have.
+fn watches_of_a_user() -> u64 {
+    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap();
+    most.trim().parse().unwrap()
+}
+
+fn watched_files_at_large(plain: &Plain) -> Outcome {
+    let wanted = watches_of_a_user() / 16 + 100;
+    if wanted > 20_000 {
+        return Err(format!("{NOT_SHOWN}a user of this host has too many watches to use up"));
+    }
+    let mut loose = plain.start(How::default(), &["watches", &wanted.to_string(), "."])?;
+    let took = loose.ready()?;
+    assert_eq!(took, [wanted.to_string()]);
+    Ok(format!("{wanted}, as many as it wanted"))
+}
+
+async fn a_job_watches_no_more_files_than_its_part(ground: &Ground) -> Outcome {
+    let part = watches_of_a_user() / 16;
+    let wanted = part + 100;
+    if wanted > 20_000 {
+        return Err(format!("{NOT_SHOWN}a user of this host has too many watches to use up"));
+    }
+    let policy = Policy { inodes: 2 * wanted, memory_bytes: 256 << 20, ..policy() };
+    let siege = Siege::lay(ground, policy, &["watches", &wanted.to_string(), "/workspace"]).await;
+    let took = siege.number();
+    siege.kill().await;
+    if ground.engine.is_some() {
+        return Ok(format!("{took}; its uid is its container's alone"));
+    }
+    assert!(took <= part, "{took} of a user's {}", watches_of_a_user());
+    Ok(format!("{took} of a user's {}", watches_of_a_user()))
+}
+
+fn aio_at_large(plain: &Plain) -> Outcome {
+    let said = plain.run(How::default(), &["aio"])?;
+    if said.contains("ENOSYS") {
+        return Err(format!("{NOT_SHOWN}this host's kernel has none"));
+    }
+    assert_eq!(said, "REACHED aio\n");
+    Ok("128 of the host's were had".to_owned())
+}
+
+async fn the_host_s_number_of_requests_ahead_is_not_used_up(ground: &Ground) -> Outcome {
+    Ok(crate::ways_out::reaches_nothing(ground, &["aio"], 1).await)
 }
 
 // === the clock ===

@@ -25,6 +25,49 @@ os._exit(0)";
     assert_eq!(python(&*sandbox, threads).await.number(), 10);
 }
 
+/// What the kernel counts by user would else be one count for jobs of both.
+#[tokio::test]
+async fn two_root_nodes_on_one_host_have_no_uid_in_common() {
+    let (Some(one), Some(other)) = (bench!(), bench!()) else { return };
+    if !is_root() {
+        return crate::skip::skip("two_root_nodes_on_one_host_have_no_uid_in_common", "not root");
+    }
+    let mut uids = Vec::new();
+    for bench in [&one, &other] {
+        let claimed = bench.local.checks().into_iter().find(|check| check.name == "uids").unwrap();
+        assert!(claimed.how.ends_with("claimed on this host"), "{claimed:?}");
+        for _ in 0..3 {
+            let sandbox = bench.sandbox().await;
+            // As the host's own user namespace calls it.
+            let map = sh(&*sandbox, "read inside outside count < /proc/self/uid_map; echo $outside").await;
+            uids.push((map.number(), sandbox));
+        }
+    }
+    let apart: std::collections::BTreeSet<_> = uids.iter().map(|(uid, _)| *uid).collect();
+    assert_eq!(apart.len(), 6, "{apart:?}");
+}
+
+/// Counted by the kernel for a sandbox's user namespace and for the user who made it.
+#[tokio::test]
+async fn what_the_kernel_counts_by_user_is_limited_for_each_sandbox() {
+    let Some(bench) = bench!() else { return };
+    let sandbox = bench.sandbox().await;
+    let host = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap();
+    let watches = host.trim().parse::<u64>().unwrap() / 16;
+    for (name, most) in [
+        ("max_inotify_instances", 8),
+        ("max_inotify_watches", watches),
+        ("max_fanotify_groups", 2),
+        ("max_fanotify_marks", 128),
+        ("max_user_namespaces", 0),
+    ] {
+        let file = format!("/proc/sys/user/{name}");
+        if std::path::Path::new(&file).exists() {
+            assert_eq!(sh(&*sandbox, &format!("cat {file}")).await.ok(), format!("{most}\n"), "{name}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn zombies_and_orphans_of_one_command_are_gone_before_the_next() {
     let Some(bench) = python_bench!() else { return };

@@ -3,7 +3,10 @@
 
 use std::os::linux::net::SocketAddrExt;
 
-use crate::common::{bench, python, python_bench, sh};
+use coinop::sandbox::{Command, Event};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::common::{bench, python, python_bench, sh, words};
 
 #[tokio::test]
 async fn nothing_else_of_the_host_stands_in_the_root() {
@@ -150,4 +153,45 @@ call('x32_getpid', 0x40000000 + 39)";
     for line in absent {
         assert!(line.ends_with(" 38"), "not ENOSYS: {line}");
     }
+}
+
+/// `/usr` is read by every job and by the host; a lock or a watch there must stay the job's own.
+#[tokio::test]
+async fn what_a_job_locks_and_watches_in_usr_is_not_the_host_s() {
+    let Some(bench) = python_bench!() else { return };
+    let sandbox = bench.sandbox().await;
+    let script = "
+import ctypes, fcntl, os, sys
+held = open('/usr/bin/env', 'rb')
+fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+if watch >= 0:
+    assert libc.inotify_add_watch(watch, b'/usr/bin', 0x20) >= 0
+print('ready', flush=True)
+sys.stdin.readline()
+try:
+    seen = os.read(watch, 65536) if watch >= 0 else b''
+except BlockingIOError:
+    seen = b''
+print('saw' if b'env' in seen else 'blind', flush=True)";
+    let command = Command { stdin: true, ..words(["python3", "-c", script]) };
+    let mut process = sandbox.exec(command).await.unwrap();
+    let mut said = String::new();
+    while !said.contains("ready") {
+        match process.events.recv().await.unwrap() {
+            Event::Stdout(bytes) | Event::Stderr(bytes) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            Event::Exit(how) => panic!("{how:?}: {said}"),
+        }
+    }
+    let file = std::fs::File::open("/usr/bin/env").unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    assert!(lock.is_ok(), "the host cannot lock its own program");
+    process.stdin.take().unwrap().send(b"go\n".to_vec()).await.unwrap();
+    while let Some(event) = process.events.recv().await {
+        if let Event::Stdout(bytes) | Event::Stderr(bytes) = event {
+            said.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+    assert!(said.ends_with("blind\n"), "{said}");
 }

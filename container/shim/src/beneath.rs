@@ -118,6 +118,11 @@ pub fn used_bytes(folder: BorrowedFd<'_>) -> u64 {
     })
 }
 
+/// The inodes in use on the file system that a folder is on.
+pub fn used_inodes(folder: BorrowedFd<'_>) -> u64 {
+    nix::sys::statvfs::fstatvfs(folder).map_or(0, |found| found.files().saturating_sub(found.files_free()))
+}
+
 /// A name from a folder of ours or of the job's.
 pub fn is_dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")

@@ -66,10 +66,20 @@ impl Walls {
         gathered().map(Walls).map_err(|why: RulesetError| io::Error::other(why))
     }
 
+    /// Write in the workspace, too.
+    pub fn with(self, workspace: BorrowedFd<'_>) -> io::Result<Walls> {
+        let rule = PathBeneath::new(workspace, AccessFs::from_all(LEVEL));
+        self.0.add_rule(rule).map(Walls).map_err(io::Error::other)
+    }
+
     /// Closes them around this process and its children.
     pub fn close(self, workspace: BorrowedFd<'_>) -> io::Result<()> {
-        let rule = PathBeneath::new(workspace, AccessFs::from_all(LEVEL));
-        self.0.add_rule(rule).and_then(RulesetCreated::restrict_self).map(drop).map_err(io::Error::other)
+        self.with(workspace)?.0.restrict_self().map(drop).map_err(io::Error::other)
+    }
+
+    /// Closes a copy of them around this process and its children.
+    pub fn close_copy(&self) -> io::Result<()> {
+        self.0.try_clone()?.restrict_self().map(drop).map_err(io::Error::other)
     }
 }
 

@@ -16,7 +16,7 @@ use nix::unistd::{
     setresuid, setsid,
 };
 
-use crate::confine::{self, Limits};
+use crate::confine::{self, Limits, Walls};
 use crate::sys;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,6 +28,8 @@ pub struct Inside<'a> {
     pub limits: &'a Limits,
     /// The user and group to become; none where process 1 is the job's user itself.
     pub user: Option<(u32, u32)>,
+    /// Closed around the command alone, after its last step that they would hinder.
+    pub walls: Option<&'a Walls>,
 }
 
 /// One command, with everything made before the fork that needs memory.
@@ -119,6 +121,9 @@ impl Launch {
             sys::drop_capabilities().map_err(io)?;
             // Process 1 shares the job's processor time, and must be heard in time when it ends the job.
             sys::go_last().map_err(io)?;
+        }
+        if let Some(walls) = inside.walls {
+            walls.close_copy().map_err(io)?;
         }
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how_to = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY).resolve(resolve);

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::net::UdpSocket;
+use std::io::{self, BufRead, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,13 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> io::Result<bool> {
         Some("disk") => disk(number),
         Some("inodes") => inodes(number),
         Some("memory") => memory(number),
+        Some("sockets") => sockets(number),
+        Some("sockets-here") => {
+            let (_held, filled) = sockets_here(number);
+            println!("{filled}");
+            io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+            return Ok(true);
+        }
         Some("output") => return output(number).map(|()| true),
         Some("hold") => io::copy(&mut io::stdin().lock(), &mut io::sink())?,
         Some("sleep") => {
@@ -120,6 +127,50 @@ fn memory(most: u64) -> u64 {
         held.push(std::hint::black_box(piece));
     }
     (held.len() * PIECE) as u64
+}
+
+/// Bytes that wait in sockets of some processes, never to be read, up to a number.
+fn sockets(most: u64) -> u64 {
+    const PROCESSES: u64 = 4;
+    let each = (most / PROCESSES).to_string();
+    let fill = || {
+        std::process::Command::new("/proc/self/exe")
+            .args(["probe", "sockets-here", &each])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+    };
+    let mut children: Vec<_> = (0..PROCESSES).filter_map(|_| fill().ok()).collect();
+    let filled = children.iter_mut().filter_map(|child| {
+        let mut line = String::new();
+        io::BufReader::new(child.stdout.as_mut()?).read_line(&mut line).ok()?;
+        line.trim().parse::<u64>().ok()
+    });
+    let filled = filled.sum();
+    for child in &mut children {
+        // They end by themselves when this process does; a failure here changes nothing of the count.
+        child.kill().unwrap_or_default();
+    }
+    filled
+}
+
+/// As `sockets`, in this process, for as long as they are held.
+fn sockets_here(most: u64) -> (Vec<TcpStream>, u64) {
+    let (mut held, mut filled) = (Vec::new(), 0);
+    let Ok(listener) = TcpListener::bind("127.0.0.1:0") else { return (held, filled) };
+    let Ok(address) = listener.local_addr() else { return (held, filled) };
+    while filled < most {
+        let Ok(mut from) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { break };
+        let Ok((to, _)) = listener.accept() else { break };
+        if from.set_nonblocking(true).is_err() {
+            break;
+        }
+        while let Some(bytes) = from.write(&BLOCK).ok().filter(|_| filled < most) {
+            filled += bytes as u64;
+        }
+        held.extend([from, to]);
+    }
+    (held, filled)
 }
 
 fn output(most: u64) -> io::Result<()> {
@@ -221,6 +272,8 @@ fn allowed_calls() -> Vec<&'static str> {
         ("perf_event_open", libc::SYS_perf_event_open, [0, 0, 0]),
         ("userfaultfd", libc::SYS_userfaultfd, [0, 0, 0]),
         ("clone3", libc::SYS_clone3, [0, 0, 0]),
+        ("io_setup", libc::SYS_io_setup, [0, 0, 0]),
+        ("netlink", libc::SYS_socket, [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0]),
         ("vsock", libc::SYS_socket, [libc::AF_VSOCK.into(), libc::SOCK_STREAM.into(), 0]),
     ]
     .into_iter()

@@ -60,6 +60,9 @@ pub struct StandIns {
     pub memory: bool,
     /// The job is kept to some cores: it may not choose others.
     pub cores: bool,
+    /// Nobody bounds the memory of internet sockets: there are none, then.
+    #[serde(default)]
+    pub sockets: bool,
 }
 
 /// Refuses the calls for the rest of this process's life and of all that it starts.
@@ -135,20 +138,23 @@ fn examined(stand_ins: StandIns) -> Vec<(libc::c_long, Vec<sock_filter>)> {
             libc::SYS_clone,
             vec![load(argument(0)), jump(JUMP_ANY_BIT, NEW_NAMESPACES, 0, 1), no(libc::EPERM), give(ALLOW)],
         ),
-        // A network namespace does not hold back VSOCK, and the rarer families are all attack surface.
+        // A network namespace does not hold back VSOCK, and the rarer families are all attack surface. What waits in a
+        // netlink socket is memory that no cgroup counts, megabytes for each.
         (
             libc::SYS_socket,
-            vec![
-                load(argument(0)),
-                family(libc::AF_UNIX, 6),
-                family(libc::AF_INET, 5),
-                family(libc::AF_INET6, 4),
-                jump(JUMP_EQ, libc::AF_NETLINK as u32, 0, 2),
-                load(argument(2)),
-                jump(JUMP_EQ, libc::NETLINK_ROUTE as u32, 1, 0),
-                no(libc::EAFNOSUPPORT),
-                give(ALLOW),
-            ],
+            match stand_ins.sockets {
+                false => vec![
+                    load(argument(0)),
+                    family(libc::AF_UNIX, 3),
+                    family(libc::AF_INET, 2),
+                    family(libc::AF_INET6, 1),
+                    no(libc::EAFNOSUPPORT),
+                    give(ALLOW),
+                ],
+                true => {
+                    vec![load(argument(0)), family(libc::AF_UNIX, 1), no(libc::EAFNOSUPPORT), give(ALLOW)]
+                }
+            },
         ),
         (
             libc::SYS_socketpair,
@@ -357,13 +363,15 @@ fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
     #[cfg(not(target_arch = "x86_64"))]
     const HERE_ONLY: &[libc::c_long] = &[];
     /// Answered as by a kernel without them, so that libraries fall back: clone3 hides its flags from a filter,
-    /// io_uring makes calls that no filter sees, memfd_secret is memory that nobody can count.
+    /// io_uring makes calls that no filter sees, memfd_secret is memory that nobody can count, and the kernel has one
+    /// number of io_setup's requests for the whole host.
     const ENOSYS: &[libc::c_long] = &[
         libc::SYS_clone3,
         libc::SYS_io_uring_setup,
         libc::SYS_io_uring_enter,
         libc::SYS_io_uring_register,
         libc::SYS_memfd_secret,
+        libc::SYS_io_setup,
     ];
     let mut calls: BTreeMap<libc::c_long, i32> = BTreeMap::new();
     calls.extend(EPERM.iter().chain(HERE_ONLY).map(|call| (*call, libc::EPERM)));
@@ -415,7 +423,7 @@ mod tests {
 
     #[test]
     fn each_listed_call_gets_its_errno_and_all_others_pass() {
-        for stand_ins in [StandIns::default(), StandIns { memory: true, cores: true }] {
+        for stand_ins in [StandIns::default(), StandIns { memory: true, cores: true, sockets: true }] {
             let (code, refused) = (program(stand_ins), refused(stand_ins));
             let examined: Vec<_> = examined(stand_ins).into_iter().map(|(call, _)| call).collect();
             for call in (0..500).filter(|call| !examined.contains(call)) {
@@ -480,7 +488,7 @@ mod tests {
 
     #[test]
     fn without_a_memory_cgroup_only_what_can_be_counted_passes() {
-        let code = program(StandIns { memory: true, cores: false });
+        let code = program(StandIns { memory: true, ..StandIns::default() });
         let ask = |call, arguments| verdict(&code, ARCH, call, arguments);
         let no = |errno: i32| ERRNO | errno as u32;
         let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
@@ -515,14 +523,25 @@ mod tests {
         let socket = |family: i32, protocol: i32| {
             ask(libc::SYS_socket, [family as u32, libc::SOCK_STREAM as u32, protocol as u32, 0, 0, 0])
         };
-        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
+        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
             assert_eq!(socket(family, 0), ALLOW, "family {family}");
         }
         let no = ERRNO | libc::EAFNOSUPPORT as u32;
-        for family in [libc::AF_VSOCK, libc::AF_ALG, libc::AF_PACKET, libc::AF_KEY] {
+        for family in [libc::AF_VSOCK, libc::AF_ALG, libc::AF_PACKET, libc::AF_KEY, libc::AF_NETLINK] {
             assert_eq!(socket(family, 0), no, "family {family}");
         }
-        assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_NETFILTER), no);
+    }
+
+    #[test]
+    fn where_nobody_bounds_internet_sockets_there_are_none() {
+        let code = program(StandIns { sockets: true, ..StandIns::default() });
+        let socket = |family: i32| {
+            verdict(&code, ARCH, libc::SYS_socket, [family as u32, libc::SOCK_STREAM as u32, 0, 0, 0, 0])
+        };
+        assert_eq!(socket(libc::AF_UNIX), ALLOW);
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
+            assert_eq!(socket(family), ERRNO | libc::EAFNOSUPPORT as u32, "family {family}");
+        }
     }
 
     #[test]

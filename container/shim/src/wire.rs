@@ -101,6 +101,9 @@ pub struct Ready {
     pub open_files: u64,
     /// Whether its host has swap.
     pub swap: bool,
+    /// Whether a limit holds for the buffers of internet sockets; the job has none otherwise.
+    #[serde(default)]
+    pub sockets: bool,
     /// How large the writable places really are: not every runtime keeps to what a mount asks for.
     pub rooms: Vec<Room>,
 }

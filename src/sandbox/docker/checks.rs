@@ -152,7 +152,14 @@ impl Inner {
             let how = if ok { format!("{how}, cgroup v{cgroup}") } else { "the engine cannot".to_owned() };
             clause(name, ok, how, "give the engine this cgroup controller");
         };
-        by("memory_bytes", info.memory_limit, "by the kernel");
+        // What the shim found there, not what the engine says.
+        let memory = match tried {
+            Ok(ready) if !ready.sockets => {
+                "by the kernel; no internet sockets, as nothing bounds their buffers here"
+            }
+            _ => "by the kernel",
+        };
+        by("memory_bytes", info.memory_limit, memory);
         by("pids", info.pids_limit, "by the kernel");
         by("cpu_milli", info.cpu_cfs_quota, "by the kernel");
         let swap =

@@ -52,8 +52,9 @@ pub struct Engine {
     pub node: String,
     pub run: String,
     pub runtime: Option<String>,
-    /// Where the shim lies.
+    /// Where the shim lies, and the path of that on the engine's host; not known before it was carried there.
     pub volume: String,
+    pub volume_path: OnceLock<String>,
     /// As many files as the engine lets a process open; not known before a first container has told.
     pub most_files: OnceLock<u64>,
 }
@@ -177,7 +178,8 @@ impl Engine {
     ) -> Result<Engine, Error> {
         let docker = dial(host).await?;
         let volume = shim::volume(&node);
-        Ok(Engine { docker, node, run, runtime, volume, most_files: OnceLock::new() })
+        let (volume_path, most_files) = (OnceLock::new(), OnceLock::new());
+        Ok(Engine { docker, node, run, runtime, volume, volume_path, most_files })
     }
 
     pub async fn info(&self) -> Result<SystemInfo, Error> {
@@ -275,6 +277,13 @@ impl Engine {
         let attached = attached.map_err(failed("attach to its container"))?;
         self.docker.start_container(container, None).await.map_err(failed("start its container"))?;
         Ok(attached)
+    }
+
+    /// The process 1 of a container that runs, by its number on the engine's host.
+    pub async fn pid(&self, container: &str) -> Result<Option<i64>, Error> {
+        let found = self.docker.inspect_container(container, None).await;
+        let found = found.map_err(failed("look for its container's process"))?;
+        Ok(found.state.and_then(|state| state.pid).filter(|pid| *pid > 0))
     }
 
     /// Sets the memory of a container that runs, and the swap beyond it.

@@ -24,15 +24,24 @@ const PAGE: u64 = 4096;
 const TASKS: u64 = 32_768;
 /// The shim's own two processes.
 const SHIM_TASKS: i64 = 2;
+/// Connections that nobody has accepted, for each listening socket: no cgroup counts them.
+const BACKLOG: &str = "128";
 /// As many processes as the kernel can number; it takes no larger limit.
 const MOST_PIDS: i64 = 4 << 20;
 /// More than any host has, and no more than a tmpfs takes.
 const MOST_BYTES: u64 = 1 << 60;
 const MOST_INODES: u64 = 1 << 50;
 
-/// The memory of a whole container: the job's, the shim's, and a base's in its workspace.
-pub fn memory_bytes(policy: &Policy, base: Size) -> u64 {
-    policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes).min(MOST_BYTES)
+/// The memory of a whole container: the job's, the shim's, and a base's in its workspace; without what its internet sockets
+/// may hold, where that is counted apart.
+pub fn memory_bytes(policy: &Policy, base: Size, ways: Ways) -> u64 {
+    let all = policy.memory_bytes.saturating_add(SHIM_MEMORY).saturating_add(base.bytes);
+    all.saturating_sub(socket_bytes(policy, ways).unwrap_or(0)).min(MOST_BYTES)
+}
+
+/// What its internet sockets may hold; none where the limit on memory is one for all.
+pub fn socket_bytes(policy: &Policy, ways: Ways) -> Option<u64> {
+    ways.sockets_apart.then(|| policy.socket_bytes())
 }
 
 /// How this engine is asked, where engines differ.
@@ -44,6 +53,8 @@ pub struct Ways {
     pub own_rlimits: bool,
     /// Nothing starts under a limit on processes; only tried, to know why.
     pub no_pids: bool,
+    /// Its kernel counts the buffers of internet sockets apart from all other memory, as cgroup v1 does.
+    pub sockets_apart: bool,
 }
 
 /// What a container is made of for one job, with these places.
@@ -57,7 +68,7 @@ pub fn body(
 ) -> ContainerCreateBody {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
-    let memory = number(memory_bytes(policy, base));
+    let memory = memory_bytes(policy, base, ways);
     let ulimit = |name: &str, value: u64| ResourcesUlimits {
         name: Some(name.to_owned()),
         soft: Some(number(value)),
@@ -86,10 +97,11 @@ pub fn body(
         security_opt: words(&["no-new-privileges"]),
         readonly_rootfs: Some(true),
         tmpfs: Some(tmpfs(image, places, ways)),
-        mounts: Some(vec![shim::mount(engine, true)]),
-        memory: Some(memory),
+        mounts: Some([shim::mount(engine, true)].into_iter().chain(shim::hosts_mount(engine)).collect()),
+        memory: Some(number(memory)),
         // Memory and swap together.
-        memory_swap: Some(number(memory_bytes(policy, base).saturating_add(policy.swap_bytes))),
+        memory_swap: Some(number(memory.saturating_add(policy.swap_bytes))),
+        sysctls: Some(HashMap::from([("net.core.somaxconn".to_owned(), BACKLOG.to_owned())])),
         nano_cpus: Some(number(policy.cpu_milli.into()) * 1_000_000),
         pids_limit: (!ways.no_pids).then(|| (i64::from(policy.pids) + SHIM_TASKS).min(MOST_PIDS)),
         ulimits: Some(ulimits),

@@ -11,6 +11,7 @@ mod hardened;
 mod line;
 mod running;
 mod shim;
+mod sockets;
 mod tree;
 mod uids;
 
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use bollard::models::SystemInfo;
+use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum};
 use coinop_shim::wire::{FromShim, Hello, Ready, ToShim, VERSION};
 
 use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
@@ -123,13 +124,15 @@ impl Docker {
         let uids = Uids::new(options.first_uid, options.uids, has_uids_apart(&info), &engine.run);
         let image = engine.image(&options.image).await?;
         shim::carry(&engine, &image, 0).await?;
+        let sockets_apart = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_1);
+        let ways = Ways { sockets_apart, ..Ways::default() };
         let mut inner = Inner {
             engine,
             image,
             info,
             tried: Err(Unmet { clause: "container", why: "not tried yet".to_owned() }),
             counts_cpu: OnceLock::new(),
-            ways: Ways::default(),
+            ways,
             numbers: AtomicU64::new(1),
             uids,
             warm: options.warm,
@@ -189,7 +192,14 @@ impl Inner {
                 return Err(why);
             }
         };
-        let started = Started { container, line, memory_bytes: hardened::memory_bytes(policy, base) };
+        let memory_bytes = hardened::memory_bytes(policy, base, self.ways);
+        if let Some(bytes) = hardened::socket_bytes(policy, self.ways) {
+            // The shim looks whether it holds, and else gives the job no internet sockets.
+            if let Err(why) = sockets::bound(&self.engine, container.id(), bytes).await {
+                tracing::debug!(container = container.id(), %why, "no limit on its sockets, so it has none");
+            }
+        }
+        let started = Started { container, line, memory_bytes };
         let doing = "greet the shim in its container";
         let host = |source| Error::Host { doing, source };
         let greeted = tokio::time::timeout(GREETING, started.line.ask(&ToShim::Hello(hello))).await;
@@ -210,7 +220,7 @@ impl Inner {
         let starting = tokio::spawn(async move {
             let started = match inner.start(&policy, base).await {
                 // Somebody has tidied up on the engine, or another node of this name is just writing it.
-                Err(why) if why.to_string().contains(&shim::program()) => {
+                Err(why) if shim::is_missing(&inner.engine, &why) => {
                     tracing::warn!(%why, "the shim is carried to the engine again");
                     {
                         let _alone = inner.carrying.lock().await;

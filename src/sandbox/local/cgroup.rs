@@ -77,9 +77,16 @@ pub struct Layout {
     found: Vec<(Controller, Version, PathBuf)>,
     /// Whether swap is counted where memory is.
     pub swap: bool,
+    /// Whether buffers of internet sockets are.
+    pub sockets: bool,
+    /// Whether other memory of the kernel is.
+    pub kernel: bool,
 }
 
 const PERIOD_US: u64 = 100_000;
+/// Version 1 counts the buffers of internet sockets apart from all other memory, and only once it is told a limit.
+const SOCKETS: &str = "memory.kmem.tcp.limit_in_bytes";
+const SOCKETS_PEAK: &str = "memory.kmem.tcp.max_usage_in_bytes";
 /// As many processes as the kernel can number (`PID_MAX_LIMIT` of 64 bits).
 const MOST_PIDS: u64 = 4 << 20;
 
@@ -100,7 +107,13 @@ impl Layout {
         }
         let memory = found.iter().find(|(controller, ..)| *controller == Controller::Memory);
         let swap = memory.is_some_and(|(_, version, parent)| counts_swap(*version, parent, probe, change));
-        Layout { found, swap }
+        let booted = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let sockets = memory.is_some_and(|(_, version, parent)| match version {
+            Version::V1 => has_file(parent, probe, SOCKETS),
+            Version::V2 => !turned_off(&booted, "nosocket"),
+        });
+        let kernel = memory.is_some() && !turned_off(&booted, "nokmem");
+        Layout { found, swap, sockets, kernel }
     }
 
     pub fn version(&self, controller: Controller) -> Option<Version> {
@@ -123,6 +136,7 @@ impl Layout {
         let mut group = Group {
             places: self.found.iter().map(|(c, v, parent)| (*c, *v, parent.join(name))).collect(),
             folders: Vec::new(),
+            sockets: self.sockets,
         };
         for parent in self.parents() {
             let folder = parent.join(name);
@@ -188,12 +202,23 @@ fn counts_swap(version: Version, parent: &Path, probe: &str, change: bool) -> bo
         // It cannot be seen before it is done, and kernels of that age count.
         return true;
     }
+    has_file(parent, probe, version.swap())
+}
+
+/// Whether a group below this one has such a file.
+fn has_file(parent: &Path, probe: &str, file: &str) -> bool {
     let folder = parent.join(probe);
     if fs::create_dir(&folder).is_err() {
         return false;
     }
-    let counts = folder.join(version.swap()).exists();
-    fs::remove_dir(&folder).is_ok() && counts
+    let has = folder.join(file).exists();
+    fs::remove_dir(&folder).is_ok() && has
+}
+
+/// Whether the kernel was booted with this kind of memory left out of its counts.
+fn turned_off(booted: &str, kind: &str) -> bool {
+    let mut options = booted.split_whitespace().filter_map(|option| option.strip_prefix("cgroup.memory="));
+    options.any(|kinds| kinds.split(',').any(|one| one == kind))
 }
 
 fn lists(parent: &Path, file: &str, name: &str) -> bool {
@@ -248,6 +273,8 @@ fn delegate(parent: &Path) {
 pub struct Group {
     places: Vec<(Controller, Version, PathBuf)>,
     folders: Vec<PathBuf>,
+    /// As the layout's.
+    sockets: bool,
 }
 
 impl Group {
@@ -279,9 +306,15 @@ impl Group {
         let write = |place: &Path, file: &str, text: String| set(&place.join(file), &text);
         match self.place(Controller::Memory) {
             Some((Version::V1, place)) => {
-                write(place, "memory.limit_in_bytes", policy.memory_bytes.to_string())?;
+                // Both together are what the policy says.
+                let sockets = if self.sockets { policy.socket_bytes() } else { 0 };
+                if self.sockets {
+                    write(place, SOCKETS, sockets.to_string())?;
+                }
+                let memory = policy.memory_bytes.saturating_sub(sockets);
+                write(place, "memory.limit_in_bytes", memory.to_string())?;
                 // Counted together with memory. Where it is not counted the file is not there, and the host has none.
-                let both = policy.memory_bytes.saturating_add(policy.swap_bytes);
+                let both = memory.saturating_add(policy.swap_bytes);
                 optional(write(place, Version::V1.swap(), both.to_string()))?;
                 if policy.swap_bytes == 0 {
                     // So that the kernel, short of memory, does not come to this group for it.
@@ -333,7 +366,10 @@ impl Group {
 
     pub fn peak_memory_bytes(&self) -> Option<u64> {
         match self.place(Controller::Memory)? {
-            (Version::V1, place) => number(&place.join("memory.max_usage_in_bytes")),
+            (Version::V1, place) => {
+                let sockets = number(&place.join(SOCKETS_PEAK)).unwrap_or(0);
+                Some(number(&place.join("memory.max_usage_in_bytes"))?.saturating_add(sockets))
+            }
             (Version::V2, place) => {
                 number(&place.join("memory.peak")).or_else(|| number(&place.join("memory.current")))
             }
@@ -498,6 +534,7 @@ mod tests {
             let group = Group {
                 places: vec![(Controller::Memory, version, dir.path().to_owned())],
                 folders: Vec::new(),
+                sockets: files.contains(&SOCKETS),
             };
             files.iter().for_each(|file| fs::write(dir.path().join(file), "").unwrap());
             group.limit(policy).unwrap();
@@ -513,10 +550,26 @@ mod tests {
         let most = u64::MAX.to_string();
         assert_eq!(limited(Version::V1, &policy(1000, u64::MAX), &v1), ["1000", &most, ""]);
         assert_eq!(limited(Version::V1, &policy(1000, 0), &v1[..1]), ["1000"]);
+        let with_sockets = [v1[0], v1[1], SOCKETS];
+        assert_eq!(limited(Version::V1, &policy(1600, 50), &with_sockets), ["1500", "1550", "100"]);
         let v2 = ["memory.max", "memory.swap.max"];
         assert_eq!(limited(Version::V2, &policy(1000, 0), &v2), ["1000", "0"]);
         assert_eq!(limited(Version::V2, &policy(1000, 50), &v2), ["1000", "50"]);
         assert_eq!(limited(Version::V2, &policy(1000, 50), &v2[..1]), ["1000"]);
+    }
+
+    #[test]
+    fn memory_that_the_kernel_was_booted_not_to_count_is_known() {
+        for (booted, kind, off) in [
+            ("quiet cgroup.memory=nosocket,nokmem ro", "nosocket", true),
+            ("quiet cgroup.memory=nosocket,nokmem ro", "nokmem", true),
+            ("cgroup.memory=nokmem cgroup.memory=nosocket", "nosocket", true),
+            ("cgroup.memory=nokmem", "nosocket", false),
+            ("xcgroup.memory=nosocket", "nosocket", false),
+            ("", "nokmem", false),
+        ] {
+            assert_eq!(turned_off(booted, kind), off, "{booted}: {kind}");
+        }
     }
 
     #[test]

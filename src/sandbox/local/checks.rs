@@ -15,6 +15,8 @@ use super::{Inner, Strike, watch};
 const BACKEND: &str = "local";
 const NO_SOCKETS: &str = "this node counts memory without a cgroup: its jobs can open no sockets, not even on their own \
                           loopback, and map no anonymous shared memory; programs built with AddressSanitizer do not start";
+const KERNEL_UNCOUNTED: &str =
+    "this kernel was booted with cgroup.memory=nokmem: what it keeps for a job is not counted";
 const UNCOUNTED: &str = "this host has swap, and its kernel counts none by cgroup";
 
 /// What was found out once, at the start.
@@ -25,6 +27,9 @@ pub struct Host {
     pub memory_cgroup: bool,
     /// Whether its group counts swap, too.
     pub swap_cgroup: bool,
+    /// Whether it counts what the kernel keeps for a job, and the buffers of its internet sockets.
+    pub kernel_memory: bool,
+    pub sockets: bool,
     /// Whether the host has any.
     pub swap: bool,
     pub pids_cgroup: bool,
@@ -45,6 +50,8 @@ pub fn look(inner: &Inner) -> Result<Host, Error> {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_cgroup: layout.version(Controller::Memory).is_some(),
         swap_cgroup: layout.swap,
+        kernel_memory: layout.kernel,
+        sockets: layout.sockets,
         swap: has_swap(),
         pids_cgroup: layout.version(Controller::Pids).is_some(),
         cpu_cgroup: layout.version(Controller::Cpu).is_some(),
@@ -161,6 +168,9 @@ impl Host {
         if policy.network == Network::Egress {
             return refuse("network", "there is no egress gateway yet".to_owned());
         }
+        if self.memory_cgroup && !self.kernel_memory {
+            return refuse("memory_bytes", KERNEL_UNCOUNTED.to_owned());
+        }
         if self.memory_cgroup && !self.swap_cgroup && self.swap {
             return refuse("swap_bytes", UNCOUNTED.to_owned());
         }
@@ -232,14 +242,21 @@ impl Host {
             None,
         ));
         all.push(match by(Controller::Memory) {
-            Some(how) => check("memory_bytes", true, how, None),
+            Some(_) if !self.kernel_memory => {
+                check("memory_bytes", false, KERNEL_UNCOUNTED.to_owned(), Some("boot without cgroup.memory=nokmem"))
+            }
+            Some(how) if self.sockets => check("memory_bytes", true, how, None),
+            Some(how) => {
+                let how = format!("{how}; no internet sockets, as nothing here counts their buffers");
+                check("memory_bytes", true, how, Some("boot without cgroup.memory=nosocket"))
+            }
             None => check(
                 "memory_bytes",
                 true,
                 format!(
-                    "watched every {} ms (processes, files, page tables, pipes, pairs of sockets), and RLIMIT_DATA on \
-                     each process; no other sockets, not even on the job's own loopback, and no shared memory but \
-                     files; not counted: the kernel's own lists of file locks and memory maps",
+                    "watched every {} ms (processes, files and their inodes, page tables, pipes, pairs of sockets), and \
+                     RLIMIT_DATA on each process; no other sockets, not even on the job's own loopback, and no shared \
+                     memory but files; not counted: the kernel's own lists of file locks, memory maps and epoll",
                     watch::INTERVAL.as_millis()
                 ),
                 Some(delegate),
@@ -273,7 +290,7 @@ impl Host {
             ("open_files", "RLIMIT_NOFILE on each process"),
             ("output_bytes", "counted by the node as it drains"),
             ("output_bytes_per_s", "the node drains no faster"),
-            ("network", "an empty network namespace; no other family than unix, inet, netlink route"),
+            ("network", "an empty network namespace; no other family than unix and inet"),
         ] {
             let how = if name == "network" && !self.memory_cgroup {
                 "an empty network namespace; no sockets but pairs, as nothing here counts their memory"
@@ -338,6 +355,8 @@ mod tests {
         let able = Host {
             cores: 2,
             memory_cgroup: true,
+            kernel_memory: true,
+            sockets: true,
             pids_cgroup: true,
             cpu_cgroup: true,
             counts_by_namespace: true,
@@ -363,6 +382,7 @@ mod tests {
     fn swap_that_nobody_counts_is_refused_and_a_host_without_any_is_none_to_refuse() {
         let able = Host {
             memory_cgroup: true,
+            kernel_memory: true,
             swap_cgroup: true,
             pids_cgroup: true,
             cpu_cgroup: true,
@@ -384,6 +404,13 @@ mod tests {
                 "{check:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_kernel_keeps_for_a_job_is_counted_or_its_memory_is_refused() {
+        let able = Host { memory_cgroup: true, pids_cgroup: true, cpu_cgroup: true, ..Host::default() };
+        assert_eq!(refused(&able), Some("memory_bytes"));
+        assert_eq!(refused(&Host { kernel_memory: true, ..able }), None);
     }
 
     #[test]

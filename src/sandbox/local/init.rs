@@ -117,18 +117,35 @@ fn live(
 }
 
 /// The kernel counts some things by user, and those of a sandbox as well for the user who made it: root, or the node's.
-/// What one sandbox takes must leave enough for that one. Usual tools want one or two of each.
-const QUOTAS: [(&str, &str); 2] = [("max_inotify_instances", "8"), ("max_fanotify_groups", "2")];
+/// What one sandbox takes must leave enough for that one. Usual tools want one or two of each; of user namespaces, which
+/// the filter refuses as well, none.
+const QUOTAS: [(&str, u64); 4] = [
+    ("max_inotify_instances", 8),
+    ("max_fanotify_groups", 2),
+    ("max_fanotify_marks", 128),
+    ("max_user_namespaces", 0),
+];
+const BACKLOG: u64 = 128;
+/// Of inotify watches, which tools want by the thousand, one part in so many of what the host gives a user.
+const WATCHES: &str = "max_inotify_watches";
+const WATCHES_PART: u64 = 16;
 
 fn keep_to_quotas() -> io::Result<()> {
-    for (name, most) in QUOTAS {
-        match fs::write(format!("/proc/sys/user/{name}"), most) {
-            // A kernel that does not count it, or a container in which nobody may change it.
-            Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
-            other => other?,
-        }
+    let of_host = fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap_or_default();
+    let watches = of_host.trim().parse::<u64>().unwrap_or_default() / WATCHES_PART;
+    for (name, most) in QUOTAS.into_iter().chain([(WATCHES, watches)]) {
+        set(&format!("/proc/sys/user/{name}"), most)?;
     }
-    Ok(())
+    // Connections that nobody has accepted are memory that no cgroup counts; this many for each listening socket.
+    set("/proc/sys/net/core/somaxconn", BACKLOG)
+}
+
+fn set(file: &str, most: u64) -> io::Result<()> {
+    match fs::write(file, most.to_string()) {
+        // A kernel that does not count it, or a container in which nobody may change it.
+        Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => Ok(()),
+        other => other,
+    }
 }
 
 /// The mover: a process of its own, which still may mount. It waits for the policy, mounts the workspace, answers
@@ -219,7 +236,8 @@ impl Init<'_> {
                 let tasks = Some(u64::from(self.how.pids) + 1);
                 let (open_files, data_bytes) = (self.how.open_files, self.how.data_bytes);
                 let limits = Limits { tasks, open_files, data_bytes };
-                let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user: None };
+                let inside =
+                    Inside { workspace: self.workspace.as_fd(), limits: &limits, user: None, walls: None };
                 let started =
                     Launch::prepare(argv, env, cwd, stdin, beside).and_then(|launch| launch.start(&inside));
                 match started {

@@ -13,11 +13,8 @@ use tokio::sync::watch;
 
 use super::super::{Error, Limit, Usage};
 use super::cgroup::Group;
+use super::claim::{BLOCKS, FIRST_UID, SLOTS};
 
-/// The first of the uids that sandboxes of a root node run as, one each; far from people, services and subuids.
-const FIRST_UID: u32 = 1_879_100_000;
-/// As many sandboxes as may live at once.
-const SLOTS: u32 = 1024;
 /// The kernel needs milliseconds to end a sandbox; a host that needs this long is broken.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -37,12 +34,16 @@ fn covers_slots(line: &str) -> bool {
     let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next()) else {
         return false;
     };
-    first <= FIRST_UID.into() && first.saturating_add(count) >= u64::from(FIRST_UID) + u64::from(SLOTS)
+    let last = u64::from(FIRST_UID) + u64::from(SLOTS * BLOCKS);
+    first <= FIRST_UID.into() && first.saturating_add(count) >= last
 }
 
-/// The free slots; each stands for a uid.
+/// The free slots; each stands for a uid of the node's block.
 #[derive(Debug, Clone)]
-pub struct Slots(Arc<Mutex<BTreeSet<u32>>>);
+pub struct Slots {
+    free: Arc<Mutex<BTreeSet<u32>>>,
+    first_uid: u32,
+}
 
 /// A slot in use, given back when dropped.
 #[derive(Debug)]
@@ -52,12 +53,13 @@ pub struct Slot {
 }
 
 impl Slots {
-    pub fn new() -> Slots {
-        Slots(Arc::new(Mutex::new((0..SLOTS).collect())))
+    pub fn new(block: u32) -> Slots {
+        let free = Arc::new(Mutex::new((0..SLOTS).collect()));
+        Slots { free, first_uid: FIRST_UID + block * SLOTS }
     }
 
     pub fn take(&self) -> Result<Slot, Error> {
-        let number = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+        let number = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
         let number = number.ok_or(Error::Host {
             doing: "find a free slot: too many live at once",
             source: std::io::Error::from_raw_os_error(libc::EAGAIN),
@@ -68,7 +70,7 @@ impl Slots {
 
 impl Slot {
     pub fn uid(&self) -> u32 {
-        FIRST_UID + self.number
+        self.all.first_uid + self.number
     }
 
     pub fn number(&self) -> u32 {
@@ -78,7 +80,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number);
+        self.all.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number);
     }
 }
 

@@ -6,6 +6,7 @@ mod cell;
 mod cgroup;
 mod changes;
 mod checks;
+mod claim;
 mod exec;
 mod files;
 mod init;
@@ -37,7 +38,8 @@ use super::{Backend, Check, Error, Identity, Policy, Sandbox, Spec};
 use cell::Cell;
 use cgroup::{Controller, Layout};
 use checks::Host;
-use life::{Life, Slots};
+use claim::Claim;
+use life::{Life, Slots, is_root_with_slots};
 use shared::{Control, Folders};
 use spawn::Nursery;
 use wire::{Configure, FromInit, MESSAGE_BYTES, Start, ToInit};
@@ -86,6 +88,8 @@ struct Inner {
     nursery: Mutex<Option<Arc<Nursery>>>,
     landlock: AtomicBool,
     slots: Slots,
+    /// Of a root node: its block of uids, which the nursery holds, too.
+    claim: Option<Claim>,
     numbers: AtomicU64,
     pool: Mutex<Vec<PreBuilt>>,
     filling: tokio::sync::Mutex<()>,
@@ -150,6 +154,9 @@ impl Local {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let run = format!("{prefix}{:x}-", started ^ u128::from(std::process::id()));
         let layout = Layout::detect(&format!("{run}probe"), options.delegate);
+        // Nodes begin at different blocks, so that those that do not share the folder seldom meet.
+        let start = u32::from_str_radix(hash.get(..7).unwrap_or_default(), 16).unwrap_or_default();
+        let claim = is_root_with_slots().then(|| Claim::new(Path::new(claim::FOLDER), start));
         let mut inner = Inner {
             host: Host::default(),
             layout,
@@ -157,7 +164,8 @@ impl Local {
             run,
             nursery: Mutex::new(None),
             landlock: AtomicBool::new(false),
-            slots: Slots::new(),
+            slots: Slots::new(claim.as_ref().map_or(0, |claim| claim.block)),
+            claim,
             numbers: AtomicU64::new(1),
             pool: Mutex::new(Vec::new()),
             filling: tokio::sync::Mutex::new(()),
@@ -194,10 +202,15 @@ impl Inner {
             stand_ins: StandIns {
                 memory: self.layout.version(Controller::Memory).is_none(),
                 cores: self.layout.version(Controller::Cpu).is_none(),
+                sockets: !self.layout.sockets,
             },
         };
         let helper = self.options.helper.as_deref().unwrap_or(Path::new("/proc/self/exe"));
-        let (nursery, hello) = Nursery::start(helper, start).map_err(host_error("start its helper"))?;
+        let claim =
+            self.claim.as_ref().and_then(|claim| claim.lock.as_ref().ok()).map(|lock| lock.try_clone());
+        let claim = claim.transpose().map_err(host_error("pass on its claim of uids"))?;
+        let (nursery, hello) =
+            Nursery::start(helper, start, claim).map_err(host_error("start its helper"))?;
         if let Some((step, errno)) = hello.failed {
             return Err(broken(&step, io::Error::from_raw_os_error(errno)));
         }
@@ -398,7 +411,11 @@ impl Backend for Local {
     }
 
     fn checks(&self) -> Vec<Check> {
-        self.inner.host.checks(&self.inner.layout)
+        let mut all = self.inner.host.checks(&self.inner.layout);
+        if let (Some(claim), None) = (&self.inner.claim, &self.inner.host.broken) {
+            all.push(claim.check());
+        }
+        all
     }
 
     fn caveats(&self) -> Vec<String> {

@@ -151,7 +151,7 @@ pub fn build_root(zero: bool) -> Step<()> {
     }
     symlink("/run", stage.join("var/run")).step("make the root's folders")?;
     let read_only = sys::RDONLY | sys::NOSUID | sys::NODEV;
-    graft(Path::new("/usr"), &stage.join("usr"), read_only).step("bind /usr")?;
+    share(Path::new("/usr"), &stage.join("usr"), read_only).step("bind /usr")?;
     for name in SYSTEM {
         let (from, to) = (Path::new("/").join(name), stage.join(name));
         match fs::symlink_metadata(&from) {
@@ -161,7 +161,7 @@ pub fn build_root(zero: bool) -> Step<()> {
             }
             Ok(found) if found.is_dir() => {
                 fs::create_dir(&to).step("make the root's folders")?;
-                graft(&from, &to, read_only).step("bind the base system")?;
+                share(&from, &to, read_only).step("bind the base system")?;
             }
             _ => {}
         }
@@ -230,7 +230,7 @@ fn build_etc(etc: &Path) -> Step<()> {
         if found.is_dir() {
             fs::create_dir(&to).step("make /etc")?;
             let attributes = sys::RDONLY | sys::NOSUID | sys::NODEV | sys::NOEXEC;
-            graft(&from, &to, attributes).step("bind a part of /etc")?;
+            share(&from, &to, attributes).step("bind a part of /etc")?;
         } else if found.is_file() && found.len() < 1024 * 1024 {
             // One that this user may not read is none that a job needs.
             if let Ok(bytes) = fs::read(&from) {
@@ -239,6 +239,30 @@ fn build_etc(etc: &Path) -> Step<()> {
         }
     }
     Ok(())
+}
+
+/// A read-only folder of the host's, with inodes of its own where that can be: what a job locks or watches there is then
+/// nothing that the host's programs use. An overlay has nothing of file systems mounted below, so such a folder is bound.
+fn share(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {
+    if !has_mounts_below(from) && overlay_alone(from, to, attributes).is_ok() {
+        return Ok(());
+    }
+    graft(from, to, attributes)
+}
+
+/// Whether something is mounted below a folder; whoever cannot see it says yes.
+fn has_mounts_below(folder: &Path) -> bool {
+    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return true };
+    let mut points = mounts.lines().filter_map(|mount| mount.split(' ').nth(4)).map(Path::new);
+    points.any(|point| point != folder && point.starts_with(folder))
+}
+
+/// An overlay of this folder and an empty one: the kernel takes no fewer than two to read from.
+fn overlay_alone(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {
+    let layers = format!("lowerdir={}:{STAGE}/void", from.display());
+    let mut flags = INERT | MsFlags::MS_RDONLY;
+    flags.set(MsFlags::MS_NOEXEC, attributes & sys::NOEXEC != 0);
+    Ok(mount(Some("base"), to, Some("overlay"), flags, Some(layers.as_str()))?)
 }
 
 fn graft(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {

@@ -63,7 +63,8 @@ pub fn main() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None)?;
     let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut buffer = vec![0; MESSAGE_BYTES];
-    let Some((start, _)) = wire::receive::<Start>(socket, &mut buffer)? else { return Ok(()) };
+    // Held to the end: the node's uids are claimed as long as its sandboxes may live.
+    let Some((start, _claim)) = wire::receive::<Start>(socket, &mut buffer)? else { return Ok(()) };
     let mut nursery = match open(start.stand_ins) {
         Ok(nursery) => nursery,
         Err((step, why)) => {

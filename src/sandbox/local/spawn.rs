@@ -36,8 +36,12 @@ struct Known {
 }
 
 impl Nursery {
-    /// Starts it and waits for its greeting.
-    pub fn start(helper: &Path, start: Start) -> Result<(Arc<Nursery>, Hello), io::Error> {
+    /// Starts it and waits for its greeting. It holds the claim of uids for as long as it lives.
+    pub fn start(
+        helper: &Path,
+        start: Start,
+        claim: Option<std::fs::File>,
+    ) -> Result<(Arc<Nursery>, Hello), io::Error> {
         let (ours, theirs) = wire::pair()?;
         let nursery = Arc::new(Nursery {
             socket: ours,
@@ -66,7 +70,9 @@ impl Nursery {
                     return;
                 }
             };
-            let read = wire::send(reader.socket.as_fd(), &start, &[]).and_then(|()| reader.read(&tell));
+            let beside: Vec<_> = claim.iter().map(AsFd::as_fd).collect();
+            let sent = wire::send(reader.socket.as_fd(), &start, &beside);
+            let read = sent.and_then(|()| reader.read(&tell));
             if let Err(why) = &read {
                 tracing::error!(%why, "the nursery cannot be read");
             }

@@ -65,15 +65,20 @@ pub fn serve() -> io::Result<()> {
         open(places::WORKSPACE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     // A command takes its place among those that are killed for memory when it has been started within the walls.
     let walls = Walls::gather(&["/proc"])?;
+    // From then on it may not: these are closed around each command, within the others.
+    let inner_walls = Walls::gather(&[])?;
     let counts = Counts::open();
     let swap = usage::has_swap();
-    confine::bar(StandIns::default())?;
+    let sockets = usage::bounds_sockets();
+    confine::bar(StandIns { sockets: !sockets, ..StandIns::default() })?;
     let landlock = sys::has_landlock() && walls.close(workspace.as_fd()).is_ok();
+    let walls = if landlock { Some(inner_walls.with(workspace.as_fd())?) } else { None };
     let (running, killing) = (BTreeMap::new(), Vec::new());
     let (pace, began) = (Pace::new(hello.output_bytes_per_s), Instant::now());
     let mut shim = Shim {
         hello,
         workspace,
+        walls,
         places,
         counts,
         worker,
@@ -86,7 +91,7 @@ pub fn serve() -> io::Result<()> {
         killing,
     };
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, swap, rooms }))?;
+    tell(n, &FromShim::Ready(Ready { version: wire::VERSION, landlock, open_files, swap, sockets, rooms }))?;
     shim.run(&mut decoder, &ended)
 }
 
@@ -128,6 +133,8 @@ fn receive(decoder: &mut Decoder) -> io::Result<bool> {
 struct Shim {
     hello: Hello,
     workspace: OwnedFd,
+    /// Of each command; none where there is no Landlock.
+    walls: Option<Walls>,
     places: Vec<OwnedFd>,
     counts: Counts,
     worker: Worker,
@@ -238,7 +245,8 @@ impl Shim {
             ToShim::Run(Run::Command { argv, env, cwd, stdin }) => {
                 let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
                 let user = Some((self.hello.uid, self.hello.gid));
-                let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user };
+                let walls = self.walls.as_ref();
+                let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user, walls };
                 match Running::start(argv, env, cwd, stdin, &inside, &mut self.counts) {
                     Ok(run) => {
                         self.running.insert(n, run);

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use coinop_shim::beneath::used_bytes;
@@ -13,6 +14,11 @@ use coinop_shim::wire::Usage;
 const CPU_STAT: [&str; 1] = ["/sys/fs/cgroup/cpu.stat"];
 const CPU: [&str; 2] = ["/sys/fs/cgroup/cpuacct/cpuacct.usage", "/sys/fs/cgroup/cpu,cpuacct/cpuacct.usage"];
 const PEAK: [&str; 2] = ["/sys/fs/cgroup/memory.peak", "/sys/fs/cgroup/memory/memory.max_usage_in_bytes"];
+/// The buffers of internet sockets, which version 1 counts apart, and the limit on them.
+const SOCKETS_PEAK: [&str; 1] = ["/sys/fs/cgroup/memory/memory.kmem.tcp.max_usage_in_bytes"];
+const SOCKETS_MOST: [&str; 1] = ["/sys/fs/cgroup/memory/memory.kmem.tcp.limit_in_bytes"];
+/// No machine has as much; version 1 says so where there is no limit.
+const UNBOUNDED: u64 = 1 << 60;
 const KILLS: [&str; 2] = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
 const NOW: [&str; 2] = ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"];
 const MOST: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
@@ -30,6 +36,7 @@ pub struct Counts {
     cpu_stat: Option<Count>,
     cpu: Option<Count>,
     peak: Option<Count>,
+    sockets_peak: Option<Count>,
     kills: Option<Count>,
     now: Option<Count>,
     most: Option<Count>,
@@ -44,6 +51,7 @@ impl Counts {
             cpu_stat: Count::open(&CPU_STAT),
             cpu: Count::open(&CPU),
             peak: Count::open(&PEAK),
+            sockets_peak: Count::open(&SOCKETS_PEAK),
             kills: Count::open(&KILLS),
             now: Count::open(&NOW),
             most: Count::open(&MOST),
@@ -72,9 +80,14 @@ impl Counts {
     /// The counts now; `places` are folders of the job's writable mounts.
     pub fn usage<'a>(&self, places: impl Iterator<Item = BorrowedFd<'a>>) -> Usage {
         let cpu_us = self.cpu_stat.as_ref().and_then(|count| count.field("usage_usec"));
+        let sockets = self.sockets_peak.as_ref().and_then(Count::number).unwrap_or_default();
         Usage {
             cpu_us: cpu_us.or_else(|| Some(self.cpu.as_ref()?.number()? / 1000)),
-            peak_memory_bytes: self.peak.as_ref().and_then(Count::number),
+            peak_memory_bytes: self
+                .peak
+                .as_ref()
+                .and_then(Count::number)
+                .map(|peak| peak.saturating_add(sockets)),
             disk_bytes: places.map(used_bytes).sum(),
         }
     }
@@ -111,6 +124,13 @@ impl Count {
         let mut fields = text.lines().filter_map(|line| line.split_once(' '));
         fields.find(|(found, _)| *found == name)?.1.trim().parse().ok()
     }
+}
+
+/// Whether a limit holds for the buffers of internet sockets: that of version 2 is the one on all memory.
+pub fn bounds_sockets() -> bool {
+    let [version_2, _] = MOST;
+    let apart = Count::open(&SOCKETS_MOST).and_then(|most| most.number());
+    Path::new(version_2).exists() || apart.is_some_and(|most| most < UNBOUNDED)
 }
 
 /// Whether the host has swap: its list has a line of heads. Who does not see it says yes.

@@ -31,6 +31,8 @@ pub struct CommandRun {
     pub command: String,
     pub exit: Exit,
     pub duration: Duration,
+    /// How long it had printed nothing when it ended.
+    pub silent: Duration,
     pub output: Output,
 }
 
@@ -44,17 +46,26 @@ pub enum Stream {
 pub enum Error {
     #[error("the order cannot be carried out: {0}")]
     BadOrder(String),
+    #[error("{0} does not fit the job's disk limit")]
+    NoRoom(String),
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
 }
 
 impl Work {
-    /// The limit of the policy that ended the work, if one did.
-    pub fn limit(&self) -> Option<Limit> {
-        self.commands.iter().find_map(|c| match c.exit {
-            Exit::Limit { limit } => Some(limit),
+    /// The limit of the policy that ended the work, and the command that it ended, if one did.
+    pub fn limit(&self) -> Option<(Limit, &CommandRun)> {
+        self.commands.iter().find_map(|run| match run.exit {
+            Exit::Limit { limit } => Some((limit, run)),
             _ => None,
         })
+    }
+
+    /// Bytes that all commands printed.
+    pub fn printed_bytes(&self) -> u64 {
+        let streams = [Stream::Stdout, Stream::Stderr];
+        let printed = self.commands.iter().flat_map(|run| streams.map(|stream| run.printed(stream).len()));
+        printed.map(|len| len as u64).sum()
     }
 
     /// The exit code of the first command that failed, or 0.

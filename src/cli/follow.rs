@@ -68,8 +68,10 @@ pub struct Paid {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     Result,
-    /// A provider's last word was an error.
+    /// No provider took the request.
     Refused,
+    /// A provider took the request, and ended the job with an error.
+    Failed,
     /// Time was up while a provider waited for money.
     Unpaid,
     Timeout,
@@ -127,7 +129,7 @@ impl Follow<'_> {
                     feedback.push((provider, said));
                     until = self.deadline.min(self.patience(&feedback));
                     if is_final(self.customer, &feedback) {
-                        break Why::Refused;
+                        break why_none(&feedback);
                     }
                 }
                 Heard::Result(answer) if answer.is_good() || is_asked(self.customer, &answer) => {
@@ -153,7 +155,7 @@ impl Follow<'_> {
         let gave_up = match why {
             Why::Timeout | Why::Interrupted | Why::Unpaid => true,
             // Somebody slower may still be at work on a request that anybody could take.
-            Why::Refused => self.customer.provider().is_none(),
+            Why::Refused | Why::Failed => self.customer.provider().is_none(),
             Why::Result | Why::Lost => false,
         };
         if self.cancel && gave_up {
@@ -186,7 +188,7 @@ impl Follow<'_> {
 
     fn out_of_time(&self, feedback: &[(PublicKey, Feedback)]) -> Why {
         if all_said_no(feedback) {
-            return Why::Refused;
+            return why_none(feedback);
         }
         let unpaid = feedback.last().is_some_and(|(_, said)| said.status == Status::PaymentRequired);
         if unpaid { Why::Unpaid } else { Why::Timeout }
@@ -217,6 +219,23 @@ fn all_said_no(feedback: &[(PublicKey, Feedback)]) -> bool {
     !feedback.is_empty() && feedback.iter().all(|(who, _)| last_of(who) == Some(Status::Error))
 }
 
+/// Of providers that all said no: whether one had taken the job before.
+fn why_none(feedback: &[(PublicKey, Feedback)]) -> Why {
+    let took = |said: &Feedback| said.status == Status::Processing || failed_job(said).is_some();
+    if feedback.iter().any(|(_, said)| took(said)) { Why::Failed } else { Why::Refused }
+}
+
+/// The report of a job that was run and ended with an error, where that brings one.
+fn failed_job(said: &Feedback) -> Option<serde_json::Value> {
+    let report: serde_json::Value = serde_json::from_str(&said.content).ok()?;
+    (said.status == Status::Error && report["error"].is_object()).then_some(report)
+}
+
+/// The last error, and who said it.
+fn last_error(end: &End) -> Option<&(PublicKey, Feedback)> {
+    end.feedback.iter().rev().find(|(_, said)| said.status == Status::Error)
+}
+
 /// The one provider asked said no: nobody else can say yes.
 fn is_final(customer: &Customer, feedback: &[(PublicKey, Feedback)]) -> bool {
     customer.provider().is_some() && all_said_no(feedback)
@@ -238,7 +257,8 @@ fn line(provider: &PublicKey, said: &Feedback) -> String {
             line.push_str(&format!(", invoice {}", output::tame(invoice, 2_000)));
         }
     }
-    if !said.content.is_empty() {
+    // A report is data, and is printed at the end.
+    if !said.content.is_empty() && failed_job(said).is_none() {
         line.push_str(&format!("\n{}", output::tame_lines(&said.content)));
     }
     line
@@ -268,9 +288,16 @@ pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
     if let Some(answer) = &end.answer {
         print(answer)?;
     }
+    let error = last_error(end).map(|(_, said)| said);
     match end.why {
         Why::Result => Ok(exit),
-        Why::Refused => Err(Failure::say(exit, format!("job refused: {}", refusal(end)))),
+        Why::Refused => Err(Failure::say(exit, format!("job refused: {}", reason(end)))),
+        Why::Failed => {
+            if let Some(said) = error.filter(|said| failed_job(said).is_some()) {
+                print_content(&said.content)?;
+            }
+            Err(Failure::say(exit, format!("job failed: {}", reason(end))))
+        }
         Why::Unpaid => Err(Failure::say(exit, "Timed out waiting for payment")),
         Why::Timeout => Err(Failure::say(
             exit,
@@ -282,10 +309,9 @@ pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
 }
 
 /// Why the last provider to refuse did so.
-fn refusal(end: &End) -> String {
-    let last = end.feedback.iter().rev().find(|(_, said)| said.status == Status::Error);
-    let why = last.and_then(|(_, said)| said.extra.as_deref()).filter(|why| !why.is_empty());
-    output::tame(why.unwrap_or("no reason was given"), 300)
+fn reason(end: &End) -> String {
+    let why = last_error(end).and_then(|(_, said)| said.extra.as_deref()).filter(|why| !why.is_empty());
+    output::tame(why.unwrap_or("no reason was given"), 1_000)
 }
 
 fn exit_of(end: &End) -> Exit {
@@ -295,7 +321,7 @@ fn exit_of(end: &End) -> Exit {
             Exit::CommandsFailed
         }
         (Why::Result, _) => Exit::Ok,
-        (Why::Refused | Why::Unpaid, _) => Exit::Refused,
+        (Why::Refused | Why::Failed | Why::Unpaid, _) => Exit::Refused,
         (Why::Timeout, _) => Exit::Timeout,
         (Why::Interrupted, _) => Exit::Failure,
         (Why::Lost, _) => Exit::Unreachable,
@@ -303,7 +329,6 @@ fn exit_of(end: &End) -> Exit {
 }
 
 fn print(answer: &Answer) -> Result<(), Failure> {
-    use std::io::IsTerminal;
     let reply = &answer.reply;
     let paint = Paint::stderr();
     let mut told = Vec::new();
@@ -317,7 +342,7 @@ fn print(answer: &Answer) -> Result<(), Failure> {
         told.push(format!(
             "{} wall, {} CPU, peak memory {}",
             output::span(proof.wall_ms),
-            output::span(proof.cpu_ms),
+            proof.cpu_ms.map_or_else(|| "uncounted".to_owned(), output::span),
             output::bytes(proof.peak_memory_bytes)
         ));
     }
@@ -339,11 +364,18 @@ fn print(answer: &Answer) -> Result<(), Failure> {
     }
     if reply.content.is_empty() {
         output::talk("           the result is empty: nothing was changed or printed");
-    } else if std::io::stdout().is_terminal() {
-        output::data(output::tame_lines(&reply.content).trim_end_matches('\n'))?;
+        return Ok(());
+    }
+    print_content(&reply.content)
+}
+
+fn print_content(content: &str) -> Result<(), Failure> {
+    use std::io::IsTerminal;
+    if std::io::stdout().is_terminal() {
+        output::data(output::tame_lines(content).trim_end_matches('\n'))?;
     } else {
-        output::raw(reply.content.as_bytes())?;
-        if !reply.content.ends_with('\n') {
+        output::raw(content.as_bytes())?;
+        if !content.ends_with('\n') {
             output::raw(b"\n")?;
         }
     }
@@ -365,6 +397,7 @@ fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
     let status = match end.why {
         Why::Result => "result",
         Why::Refused => "refused",
+        Why::Failed => "failed",
         Why::Unpaid => "payment-required",
         Why::Timeout => "timeout",
         Why::Interrupted => "interrupted",
@@ -381,6 +414,17 @@ fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
             "fee_msat": paid.fee_msat,
         })),
     });
+    if let (Why::Refused | Why::Failed, Some((provider, said)), Some(fields)) =
+        (end.why, last_error(end), object.as_object_mut())
+    {
+        let report = failed_job(said);
+        let code = said.code().map(|code| code.as_str());
+        // What a report says of the error: code and reason, and of a limit its name, figures and command.
+        let error = report.as_ref().map(|report| report["error"].clone());
+        fields.insert("provider".into(), npub(provider).into());
+        fields.insert("error".into(), error.unwrap_or_else(|| json!({ "code": code, "reason": said.extra })));
+        fields.insert("report".into(), report.into());
+    }
     let (Some(answer), Some(fields)) = (&end.answer, object.as_object_mut()) else { return object };
     let reply = &answer.reply;
     let add = json!({

@@ -221,7 +221,8 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
     }
     if let Some(used) = &row.summary {
         pair("wall time", output::span(used.wall_ms).into());
-        pair("CPU time", output::span(used.cpu_ms).into());
+        let cpu = used.cpu_ms.map_or_else(|| "not counted".to_owned(), output::span);
+        pair("CPU time", cpu.into());
         pair("memory", output::bytes(used.peak_memory_bytes).into());
         pair("price", output::sats(used.price_msat).into());
     }

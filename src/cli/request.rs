@@ -56,6 +56,9 @@ pub struct Args {
     /// Any further param; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub param: Vec<(String, String)>,
+    /// Let processes that a command leaves running go on under the next commands; else they end with it
+    #[arg(long)]
+    pub keep_background: bool,
     /// Ask for this much wall time
     #[arg(long, value_name = "N")]
     pub time_secs: Option<u64>,
@@ -172,7 +175,7 @@ impl Args {
             memory_mb: self.memory_mb,
             disk_mb: self.disk_mb,
             cpu_milli: None,
-            params: self.param.clone(),
+            params: self.params(),
             bid_msat: self.bid,
             output: self.output.clone(),
             relays: relays.to_vec(),
@@ -183,6 +186,11 @@ impl Args {
             }),
             expiration: None,
         }
+    }
+
+    fn params(&self) -> Vec<(String, String)> {
+        let kept = self.keep_background.then(|| ("keep_background".to_owned(), "true".to_owned()));
+        self.param.iter().cloned().chain(kept).collect()
     }
 
     fn payer(&self, config: &Config) -> Result<Option<Payer>, Failure> {

@@ -25,7 +25,7 @@ impl Span {
         let bad = |words: String| Failure::say(Exit::Usage, words);
         let zone = match &self.tz {
             Some(name) => TimeZone::get(name).map_err(|e| bad(format!("--tz {name}: {e}")))?,
-            None => TimeZone::try_system().unwrap_or(TimeZone::UTC),
+            None => this_machines()?,
         };
         let at = |flag: &str, text: &Option<String>, otherwise: u64| {
             match text {
@@ -41,6 +41,21 @@ impl Span {
         }
         Ok(Window { from_ms, to_ms, zone })
     }
+}
+
+/// The zone that `TZ` names, or else `/etc/localtime`; a machine without either keeps UTC.
+fn this_machines() -> Result<TimeZone, Failure> {
+    const SET: &str = "/etc/localtime";
+    TimeZone::try_system().or_else(|error| {
+        let named = match std::env::var_os("TZ") {
+            Some(name) => format!("TZ={}", name.to_string_lossy()),
+            None if std::path::Path::new(SET).exists() => SET.to_owned(),
+            None => return Ok(TimeZone::UTC),
+        };
+        let words =
+            format!("{named} is not a time zone that this machine knows ({error}): set TZ, or give --tz");
+        Err(Failure::say(Exit::Config, words))
+    })
 }
 
 /// Unix milliseconds. A date is its first moment in the zone.

@@ -64,14 +64,15 @@ pub struct Rent {
 }
 
 impl Rent {
-    /// Nano-dollars for one sandbox.
-    pub fn of(&self, wall_ms: u64, cpu_ms: u64, memory_bytes: u64) -> u64 {
+    /// Nano-dollars for one sandbox; `None` where they hang on a processor time that was not counted.
+    pub fn of(&self, wall_ms: u64, cpu_ms: Option<u64>, memory_bytes: u64) -> Option<u64> {
+        let cpu_ms = cpu_ms.or((self.per_cpu_second == 0).then_some(0))?;
         let per = |figure: u64, amount: u128, unit: u128| u128::from(figure).saturating_mul(amount) / unit;
         let memory = u128::from(memory_bytes) * u128::from(wall_ms);
         let sum = per(self.per_second, wall_ms.into(), 1_000)
             .saturating_add(per(self.per_cpu_second, cpu_ms.into(), 1_000))
             .saturating_add(per(self.per_gib_second, memory, 1_000 << 30));
-        u64::try_from(sum).unwrap_or(u64::MAX)
+        Some(u64::try_from(sum).unwrap_or(u64::MAX))
     }
 }
 

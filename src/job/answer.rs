@@ -3,7 +3,7 @@
 
 use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 
-use super::content::Content;
+use super::content::{self, Content, Ran, longest};
 use super::till::is_test_network;
 use super::{Failure, Rooms};
 use crate::ledger;
@@ -50,7 +50,7 @@ pub fn refusal(
     relay: &str,
     refusal: &Failure,
 ) -> Result<Vec<Record>, Failure> {
-    let event = sign_error(rooms, request, relay, refusal)?;
+    let event = sign_error(rooms, request, relay, refusal, String::new())?;
     let refused = Record::Refused {
         request: request.id.to_hex(),
         customer: request.customer.to_hex(),
@@ -116,15 +116,27 @@ pub fn unreadable(
     Ok(vec![refused, queued])
 }
 
-/// The terminal `error` feedback of an accepted job, in one batch with its end and the way back of its hold.
+/// The terminal `error` feedback of an accepted job, in one batch with its end and the way back of its hold; with the
+/// report of what it did, as much as fits, where its customer gets one.
 pub fn failed(
     rooms: &Rooms,
     request: &Request,
     relay: &str,
     failure: &Failure,
+    ran: Option<&Ran>,
     summary: Summary,
 ) -> Result<Vec<Record>, Failure> {
-    let event = sign_error(rooms, request, relay, failure)?;
+    let bare = || sign_error(rooms, request, relay, failure, String::new());
+    let event = match ran {
+        None => bare()?,
+        Some(ran) => {
+            let told = longest(feedback::MAX_BYTES, |stream_bytes| {
+                let report = content::report(ran, Some(failure), stream_bytes)?;
+                sign_error(rooms, request, relay, failure, report.text)
+            });
+            told.or_else(|_| bare())?
+        }
+    };
     let verdict = match failure.code {
         Code::Cancelled => Verdict::Cancelled,
         code => Verdict::Failed { code: code.to_string(), reason: failure.reason.clone() },
@@ -157,10 +169,7 @@ pub fn done(
         now_s,
         rooms.options.max_event_bytes,
     )
-    .map_err(|e| match e {
-        protocol::Error::TooLarge { .. } => Failure::new(Code::ResultTooLarge, e.to_string()),
-        e => internal(e),
-    })?;
+    .map_err(unmade)?;
     let event = sign(rooms, unsigned)?;
     Ok(close(rooms, request, relay, &event, Verdict::Done, summary))
 }
@@ -215,11 +224,17 @@ fn add(all: &mut Vec<String>, relay: &str) {
     }
 }
 
-fn sign_error(rooms: &Rooms, request: &Request, relay: &str, failure: &Failure) -> Result<Event, Failure> {
-    let reason = super::content::cut(failure.reason.as_bytes(), 900);
+fn sign_error(
+    rooms: &Rooms,
+    request: &Request,
+    relay: &str,
+    failure: &Failure,
+    content: String,
+) -> Result<Event, Failure> {
+    let reason = content::cut(failure.reason.as_bytes(), 900);
     let feedback = match failure.quote_msat {
         Some(msat) => Feedback::payment_required(msat, None, &format!("{}: {reason}", failure.code)),
-        None => Feedback::error(failure.code, &reason),
+        None => Feedback { content, ..Feedback::error(failure.code, &reason) },
     };
     sign_feedback(rooms, request, relay, &feedback)
 }
@@ -231,9 +246,19 @@ fn sign_feedback(
     feedback: &Feedback,
 ) -> Result<Event, Failure> {
     let now_s = rooms.now_ms() / 1000;
-    let unsigned =
-        feedback::unsigned(request, feedback, &rooms.keys, hint(relay), now_s).map_err(internal)?;
+    let unsigned = feedback::unsigned(request, feedback, &rooms.keys, hint(relay), now_s).map_err(unmade)?;
     sign(rooms, unsigned)
+}
+
+fn unmade(error: protocol::Error) -> Failure {
+    use protocol::Error as E;
+    use protocol::encryption::Error as Cipher;
+    match error {
+        E::TooLarge { .. } | E::Encryption(Cipher::TooLarge { .. }) => {
+            Failure::new(Code::ResultTooLarge, error.to_string())
+        }
+        error => internal(error),
+    }
 }
 
 fn sign(rooms: &Rooms, unsigned: UnsignedEvent) -> Result<Event, Failure> {

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::Failure;
+use super::reached::Reached;
 use crate::agent::{Stream, Work, exit_code};
 use crate::market::Code;
 use crate::repo::Patch;
@@ -29,16 +30,39 @@ pub struct Content {
     pub tags: Vec<(String, String)>,
 }
 
+/// What a run leaves for its report.
+#[derive(Debug, Default)]
+pub struct Ran {
+    pub work: Work,
+    pub artifacts: Vec<Artifact>,
+    pub warnings: Vec<String>,
+    pub usage: Usage,
+    /// The limit that ended it, if one did.
+    pub reached: Option<Reached>,
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Ended<'a>>,
     exit_code: i32,
-    stdout: String,
-    stderr: String,
+    /// For readers of the 5930 profile, which has both names twice. What was printed stands with its command.
+    stdout: &'static str,
+    stderr: &'static str,
     command_results: Vec<CommandResult<'a>>,
     artifacts: &'a [Artifact],
     usage: UsageOut,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     warnings: &'a [String],
+}
+
+/// Why there is no result.
+#[derive(Serialize)]
+struct Ended<'a> {
+    code: Code,
+    reason: &'a str,
+    #[serde(flatten)]
+    reached: Option<&'a Reached>,
 }
 
 #[derive(Serialize)]
@@ -53,68 +77,81 @@ struct CommandResult<'a> {
     duration_ms: u64,
 }
 
+/// `None` is what is not known.
 #[derive(Serialize)]
 struct UsageOut {
-    cpu_time_ms: u64,
+    cpu_time_ms: Option<u64>,
     peak_memory_bytes: u64,
-    disk_writes_bytes: u64,
+    disk_writes_bytes: Option<u64>,
     network_bytes: u64,
 }
 
-/// The report of all commands, with the longest outputs that `cap_bytes` allows.
+/// The report of all commands, with at most about so many bytes of each stream; of a job that failed, with the reason.
 ///
 /// # Errors
-/// `result_too_large` when it does not fit even with all output left out.
-pub fn report(
-    work: &Work,
-    artifacts: &[Artifact],
-    usage: Usage,
-    warnings: &[String],
-    cap_bytes: usize,
-) -> Result<Content, Failure> {
-    let runs: Vec<_> =
-        work.commands.iter().map(|c| (c, c.printed(Stream::Stdout), c.printed(Stream::Stderr))).collect();
-    let mut each = cap_bytes / 2;
-    loop {
-        let mut all = [Vec::new(), Vec::new()];
-        for (_, stdout, stderr) in &runs {
-            all[0].extend_from_slice(stdout);
-            all[1].extend_from_slice(stderr);
+/// `internal`, when it cannot be written as JSON.
+pub fn report(ran: &Ran, failure: Option<&Failure>, stream_bytes: usize) -> Result<Content, Failure> {
+    let command_results = ran.work.commands.iter().map(|run| {
+        let (stdout, stderr) = (run.printed(Stream::Stdout), run.printed(Stream::Stderr));
+        CommandResult {
+            command: &run.command,
+            exit_code: exit_code(run.exit),
+            stdout: cut(stdout, stream_bytes),
+            stderr: cut(stderr, stream_bytes),
+            stdout_bytes: stdout.len(),
+            stderr_bytes: stderr.len(),
+            duration_ms: run.duration.as_millis().try_into().unwrap_or(u64::MAX),
         }
-        let report = Report {
-            exit_code: work.exit_code(),
-            stdout: cut(&all[0], each),
-            stderr: cut(&all[1], each),
-            command_results: runs
-                .iter()
-                .map(|(run, stdout, stderr)| CommandResult {
-                    command: &run.command,
-                    exit_code: exit_code(run.exit),
-                    stdout: cut(stdout, each),
-                    stderr: cut(stderr, each),
-                    stdout_bytes: stdout.len(),
-                    stderr_bytes: stderr.len(),
-                    duration_ms: run.duration.as_millis().try_into().unwrap_or(u64::MAX),
-                })
-                .collect(),
-            artifacts,
-            usage: UsageOut {
-                cpu_time_ms: usage.cpu_ms,
-                peak_memory_bytes: usage.peak_memory_bytes,
-                disk_writes_bytes: usage.disk_written_bytes,
-                network_bytes: 0,
-            },
-            warnings,
-        };
-        let text = serde_json::to_string(&report).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
-        if text.len() <= cap_bytes {
-            return Ok(Content { text, tags: Vec::new() });
-        }
-        if each == 0 {
-            return Err(too_large("the report", text.len(), cap_bytes));
-        }
-        each = if each < 64 { 0 } else { each / 2 };
+    });
+    let reached = ran.reached.as_ref();
+    let report = Report {
+        error: failure.map(|why| Ended { code: why.code, reason: &why.reason, reached }),
+        exit_code: ran.work.exit_code(),
+        stdout: "",
+        stderr: "",
+        command_results: command_results.collect(),
+        artifacts: &ran.artifacts,
+        usage: UsageOut {
+            cpu_time_ms: ran.usage.whole_cpu_ms(),
+            peak_memory_bytes: ran.usage.peak_memory_bytes,
+            // No kernel counts what is written to files in memory.
+            disk_writes_bytes: None,
+            network_bytes: 0,
+        },
+        warnings: &ran.warnings,
+    };
+    let text = serde_json::to_string(&report).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+    Ok(Content { text, tags: Vec::new() })
+}
+
+/// How near to the most that fits `longest` comes.
+const STEP: usize = 16;
+
+/// What `make` makes of the largest number up to `most` that it does not call `result_too_large`, within `STEP`.
+///
+/// # Errors
+/// Any other of `make`'s; `result_too_large` when even 0 is.
+pub(super) fn longest<T>(
+    most: usize,
+    mut make: impl FnMut(usize) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let too_large =
+        |made: &Result<T, Failure>| made.as_ref().is_err_and(|failure| failure.code == Code::ResultTooLarge);
+    let whole = make(most);
+    if !too_large(&whole) {
+        return whole;
     }
+    let (mut best, mut fits, mut over) = (None, 0, most);
+    while over - fits > STEP {
+        let half = fits + (over - fits) / 2;
+        let made = make(half);
+        if too_large(&made) {
+            over = half;
+        } else {
+            (best, fits) = (Some(made?), half);
+        }
+    }
+    best.map_or_else(|| make(0), Ok)
 }
 
 /// The diff, with the figures of the 5932 profile.
@@ -222,24 +259,63 @@ mod tests {
                 command: "x".into(),
                 exit: Exit::Code { code },
                 duration: Duration::from_millis(5),
+                silent: Duration::ZERO,
                 output,
             }],
         }
     }
 
+    fn ran(stdout: &[u8]) -> Ran {
+        Ran { work: work(stdout, 0), ..Ran::default() }
+    }
+
+    /// The longest report of at most so many bytes.
+    fn within(ran: &Ran, cap_bytes: usize) -> Result<String, Failure> {
+        longest(cap_bytes, |each| match report(ran, None, each)?.text {
+            long if long.len() > cap_bytes => Err(too_large("the report", long.len(), cap_bytes)),
+            text => Ok(text),
+        })
+    }
+
     #[test]
-    fn a_report_fits_its_cap_however_much_was_printed() {
-        let noisy = work(&[1u8; 1_000_000], 0);
-        let content = report(&noisy, &[], Usage::default(), &[], 8_192).unwrap();
-        assert!(content.text.len() <= 8_192);
-        let value: serde_json::Value = serde_json::from_str(&content.text).unwrap();
-        assert_eq!(value["command_results"][0]["stdout_bytes"], 1_000_000);
+    fn a_report_takes_all_the_room_there_is_and_no_more_whatever_was_printed() {
+        for stdout in [&[1u8; 1_000_000][..], &[b'x'; 8_193], &[b'"'; 9_000], &[0xff; 50_000]] {
+            let text = within(&ran(stdout), 8_192).unwrap();
+            assert!(text.len() <= 8_192 && text.len() > 8_192 - 6 * STEP - 40, "{}", text.len());
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["command_results"][0]["stdout_bytes"], stdout.len());
+        }
+        assert!(within(&ran(&[b'x'; 7_000]), 8_192).unwrap().contains(&"x".repeat(7_000)), "it fits whole");
+    }
+
+    #[test]
+    fn each_stream_stands_in_a_report_once() {
+        let text = report(&ran(b"only-once"), None, 100).unwrap().text;
+        assert_eq!(text.matches("only-once").count(), 1, "{text}");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&value["stdout"], &value["stderr"]),
+            (&"".into(), &"".into()),
+            "the profile's names stay"
+        );
+    }
+
+    #[test]
+    fn what_was_not_counted_is_null_in_a_report_and_never_zero() {
+        let usage = Usage { cpu_ms: 7, cpu_is_partial: true, ..Usage::default() };
+        let report_of = |usage| -> serde_json::Value {
+            let ran = Ran { usage, ..ran(b"") };
+            serde_json::from_str(&report(&ran, None, 0).unwrap().text).unwrap()
+        };
+        assert!(report_of(usage)["usage"]["cpu_time_ms"].is_null());
+        assert!(report_of(usage)["usage"]["disk_writes_bytes"].is_null());
+        assert_eq!(report_of(Usage { cpu_is_partial: false, ..usage })["usage"]["cpu_time_ms"], 7);
     }
 
     #[test]
     fn a_report_that_cannot_fit_says_so() {
         let many = Work { commands: vec![work(b"", 0).commands[0].clone(); 500] };
-        let failure = report(&many, &[], Usage::default(), &[], 8_192).unwrap_err();
+        let failure = within(&Ran { work: many, ..Ran::default() }, 8_192).unwrap_err();
         assert_eq!(failure.code, Code::ResultTooLarge);
     }
 

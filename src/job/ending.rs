@@ -1,11 +1,10 @@
 //! The end of a job, written down: the result with its proof, or the error, and what the run used and printed for the
 //! node's owner. How it came to that end is `runner`'s business, the signing `answer`'s.
 
-use super::content::{self, Artifact, Content};
+use super::content::{self, Content, Ran};
 use super::locks::Took;
 use super::ticket::{End, Stopped, Ticket};
 use super::{Failure, Rooms, after, answer, locks, settle};
-use crate::agent::Work;
 use crate::market::Code;
 use crate::protocol::{self, Proof, Request, proof};
 use crate::sandbox::Usage;
@@ -14,23 +13,10 @@ use crate::store::record::{Invoice, Record, Summary};
 
 /// What a run that ended well leaves for the answer.
 pub(super) struct Finished {
-    pub(super) content: Content,
+    /// `None`: the report of what ran, as long as fits its event.
+    pub(super) content: Option<Content>,
     pub(super) commit: Option<String>,
     pub(super) ran: Ran,
-    /// What a report is made of, so that a shorter one can be.
-    pub(super) report: Option<Report>,
-}
-
-/// What every run leaves for its owner, however it ended.
-pub(super) struct Ran {
-    pub(super) usage: Usage,
-    pub(super) log: Vec<u8>,
-}
-
-pub(super) struct Report {
-    pub(super) work: Work,
-    pub(super) artifacts: Vec<Artifact>,
-    pub(super) warnings: Vec<String>,
 }
 
 /// Ends an accepted job without running it (further).
@@ -45,7 +31,7 @@ pub(super) async fn end(
     relay: &str,
     failure: &Failure,
 ) -> Result<End, store::Error> {
-    end_having_used(rooms, request, relay, failure, Summary::default()).await
+    end_having_used(rooms, request, relay, failure, None, Summary::default()).await
 }
 
 /// As [`fail`], for a job that was run to its end.
@@ -55,8 +41,10 @@ pub(super) async fn fail_after(
     failure: &Failure,
     ran: Ran,
 ) -> Result<End, store::Error> {
-    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
-    end_having_used(rooms, &ticket.request, &ticket.relay, failure, used).await
+    let used = used(ran.usage, keep_log(rooms, ran.work.log()).await?);
+    // What a limit cut short is told as far as it came.
+    let told = Some(&ran).filter(|_| matches!(failure.code, Code::Timeout | Code::ResourceLimit));
+    end_having_used(rooms, &ticket.request, &ticket.relay, failure, told, used).await
 }
 
 async fn end_having_used(
@@ -64,10 +52,11 @@ async fn end_having_used(
     request: &Request,
     relay: &str,
     failure: &Failure,
+    told: Option<&Ran>,
     used: Summary,
 ) -> Result<End, store::Error> {
     tracing::info!(job = %request.id, code = %failure.code, reason = %failure.reason, "job failed");
-    match answer::failed(rooms, request, relay, failure, used.clone()) {
+    match answer::failed(rooms, request, relay, failure, told, used.clone()) {
         Ok(mut records) => {
             let job = request.id.to_hex();
             records.extend(settle::failed(rooms, request, failure, &used)?);
@@ -91,19 +80,26 @@ pub(super) async fn deliver(
     finished: Finished,
     stop: &mut Stopped,
 ) -> Result<End, store::Error> {
-    let Finished { mut content, commit, ran, report } = finished;
-    let used = used(ran.usage, keep_log(rooms, ran.log).await?);
+    let Finished { content, commit, ran } = finished;
+    let used = used(ran.usage, keep_log(rooms, ran.work.log()).await?);
     let charge = settle::charge(rooms, ticket, &used)?;
     let invoice = after::invoice(rooms, ticket, charge.as_ref()).await?;
-    let mut cap_bytes = rooms.options.max_content_bytes;
-    let failure = loop {
-        let failure = match answer_with(rooms, ticket, &content, commit.as_deref(), &used, invoice.as_ref()) {
-            Ok(mut records) => {
-                match locks::take(rooms, ticket, stop).await? {
-                    Took::Nothing => {}
-                    Took::Settled(taken) => records.extend(taken),
-                    Took::Failed(failure) => break failure,
-                    Took::Later => return Ok(End::LeftOpen),
+    let answer =
+        |content: &Content| answer_with(rooms, ticket, content, commit.as_deref(), &used, invoice.as_ref());
+    let answered = match &content {
+        Some(content) => answer(content),
+        // How much the event's own escapes and encryption add is known only when it is made.
+        None => content::longest(rooms.options.max_event_bytes, |stream_bytes| {
+            answer(&content::report(&ran, None, stream_bytes)?)
+        }),
+    };
+    let failure = match answered {
+        Ok(mut records) => match locks::take(rooms, ticket, stop).await? {
+            Took::Later => return Ok(End::LeftOpen),
+            Took::Failed(failure) => failure,
+            took => {
+                if let Took::Settled(taken) = took {
+                    records.extend(taken);
                 }
                 records.extend(settle::delivered(rooms, ticket, charge.as_ref(), &used));
                 records.extend(invoice.clone().map(Record::Invoiced));
@@ -114,20 +110,10 @@ pub(super) async fn deliver(
                 tracing::info!(job = %ticket.request.id, wall_ms = used.wall_ms, "job done");
                 return Ok(end);
             }
-            Err(failure) => failure,
-        };
-        // How much the event's own escapes and encryption add is known only when it is made.
-        cap_bytes /= 2;
-        let Some(report) = report.as_ref().filter(|_| failure.code == Code::ResultTooLarge) else {
-            break failure;
-        };
-        content =
-            match content::report(&report.work, &report.artifacts, ran.usage, &report.warnings, cap_bytes) {
-                Ok(shorter) => shorter,
-                Err(_) => break failure,
-            };
+        },
+        Err(failure) => failure,
     };
-    end_having_used(rooms, &ticket.request, &ticket.relay, &failure, used).await
+    end_having_used(rooms, &ticket.request, &ticket.relay, &failure, None, used).await
 }
 
 /// The result, signed, with what proves it.
@@ -163,7 +149,7 @@ fn answer_with(
 fn used(usage: Usage, log_blob: Option<String>) -> Summary {
     Summary {
         wall_ms: usage.wall_ms,
-        cpu_ms: usage.cpu_ms,
+        cpu_ms: usage.whole_cpu_ms(),
         peak_memory_bytes: usage.peak_memory_bytes,
         log_blob,
         ..Summary::default()

@@ -14,6 +14,7 @@ mod locks;
 mod paying;
 pub mod queue;
 mod quota;
+mod reached;
 mod recovery;
 pub mod runner;
 mod settle;
@@ -80,7 +81,7 @@ pub struct Options {
     pub repo_ms: u64,
     /// How often a job is begun before it is given up as `interrupted`.
     pub max_attempts: u32,
-    /// Most bytes of a result's content before encryption.
+    /// Most bytes of a patch or a text before it is put into an event, which may still be too large for it.
     pub max_content_bytes: usize,
     /// Most bytes of a result event as JSON.
     pub max_event_bytes: usize,

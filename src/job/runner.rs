@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::content::{self, Artifact};
-use super::ending::{self, Finished, Ran, Report};
+use super::content::{self, Artifact, Ran};
+use super::ending::{self, Finished};
+use super::reached::Reached;
 use super::ticket::{End, Stop, Stopped, Ticket};
 use super::{Failure, Rooms, repo_failure};
 use crate::agent::{self, Task, Work};
@@ -15,7 +16,7 @@ use crate::market::Code;
 use crate::market::job_type::Output;
 use crate::protocol;
 use crate::repo::{Base, Pin};
-use crate::sandbox::{self, Limit, Sandbox, Spec, Tree};
+use crate::sandbox::{self, Sandbox, Spec, Tree};
 use crate::store;
 use crate::store::record::Record;
 
@@ -166,39 +167,54 @@ async fn once(
         Err(error) => return or_again(error),
     };
     let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order };
-    let work = match agent::script::run(&*sandbox, task).await {
-        Ok(work) => work,
+    let mut work = Work::default();
+    let done = agent::script::run(&*sandbox, task, &mut work).await;
+    let limit = match done {
+        Ok(()) => work.limit().map(|(limit, _)| limit),
         Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why).into())),
-        Err(agent::Error::Sandbox(error)) => return or_again(error),
+        Err(error @ agent::Error::NoRoom(_)) => {
+            return Ok(Err(Failure::new(Code::ResourceLimit, error.to_string()).into()));
+        }
+        // It may end before the first command begins.
+        Err(agent::Error::Sandbox(error)) => match sandbox.limit() {
+            None => return or_again(error),
+            limit => limit,
+        },
     };
-    let taken = take(rooms, ticket, &*sandbox, &work, pinned.map(|(pin, _)| pin)).await;
+    let taken = match limit {
+        None => take(rooms, ticket, &*sandbox, pinned.map(|(pin, _)| pin)).await,
+        Some(_) => Ok(Taken::default()),
+    };
     let usage = sandbox.destroy().await.map_err(Again)?;
-    let ran = Ran { usage, log: work.log() };
-    let taken = match taken {
-        Ok(taken) => taken,
-        Err(trouble) => return Ok(Err(trouble.after(ran))),
-    };
     let of_base = pinned.iter().flat_map(|(_, base)| base.warnings()).map(ToString::to_string);
     let warnings: Vec<String> = rooms.backend.caveats().into_iter().chain(of_base).collect();
-    let cap = rooms.options.max_content_bytes;
-    let output = ticket.admission.job_type.manifest.output;
-    let content = match (output, taken.patch) {
-        (Output::Patch, Some(patch)) => content::patch(&work, patch, &warnings, cap),
+    let reached = limit.map(|limit| Reached::new(limit, &work, &ticket.admission.policy, &usage));
+    let failure = reached.as_ref().map(Reached::failure);
+    let mut ran = Ran { work, artifacts: Vec::new(), warnings, usage, reached };
+    let taken = match (failure, taken) {
+        (None, Ok(taken)) => taken,
+        (Some(failure), _) => return Ok(Err(Trouble::from(failure).after(ran))),
+        (None, Err(trouble)) => return Ok(Err(trouble.after(ran))),
+    };
+    ran.artifacts = taken.artifacts;
+    let (work, warnings, cap) = (&ran.work, &ran.warnings, rooms.options.max_content_bytes);
+    let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
+        (Output::Patch, Some(patch)) => content::patch(work, patch, warnings, cap).map(Some),
         (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
-        (Output::Report, _) => content::report(&work, &taken.artifacts, usage, &warnings, cap),
-        (Output::Json, _) => content::printed(&work, true, &warnings, cap),
-        (Output::Text, _) => content::printed(&work, false, &warnings, cap),
+        (Output::Report, _) => Ok(None),
+        (Output::Json, _) => content::printed(work, true, warnings, cap).map(Some),
+        (Output::Text, _) => content::printed(work, false, warnings, cap).map(Some),
     };
     let content = match content {
         Ok(content) => content,
         Err(failure) => return Ok(Err(Trouble::from(failure).after(ran))),
     };
     let commit = pinned.map(|(pin, _)| pin.commit.clone());
-    let report = (output == Output::Report).then_some(Report { work, artifacts: taken.artifacts, warnings });
-    Ok(Ok(Finished { content, commit, ran, report }))
+    Ok(Ok(Finished { content, commit, ran }))
 }
 
 /// What is taken out of the sandbox before it is destroyed.
+#[derive(Default)]
 struct Taken {
     patch: Option<crate::repo::Patch>,
     artifacts: Vec<Artifact>,
@@ -208,17 +224,13 @@ async fn take(
     rooms: &Rooms,
     ticket: &Ticket,
     sandbox: &dyn Sandbox,
-    work: &Work,
     pin: Option<&Pin>,
 ) -> Result<Taken, Trouble> {
-    if let Some(limit) = work.limit() {
-        return Err(limit_failure(limit).into());
-    }
     // Nothing that is still running may change what is read now.
     sandbox.kill().await.map_err(|e| sandbox_failure(&e))?;
     let mut artifacts = Vec::new();
     for path in &ticket.admission.order.artifacts {
-        artifacts.push(artifact(rooms, sandbox, path).await?);
+        artifacts.push(artifact(rooms, ticket, sandbox, path).await);
     }
     let patch = match pin {
         Some(pin) if ticket.admission.job_type.manifest.output == Output::Patch => {
@@ -231,22 +243,22 @@ async fn take(
     Ok(Taken { patch, artifacts })
 }
 
-async fn artifact(rooms: &Rooms, sandbox: &dyn Sandbox, path: &str) -> Result<Artifact, Trouble> {
-    let missing =
-        |error: String| Artifact { path: path.into(), sha256: None, size: None, error: Some(error) };
-    match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
-        Ok(bytes) => {
-            // Only told of, never kept: nobody could fetch it, and a stranger would fill our disk.
-            let size = bytes.len() as u64;
-            let hashed = tokio::task::spawn_blocking(move || protocol::sha256_hex(&bytes)).await;
-            let sha256 = Some(hashed.map_err(internal)?);
-            Ok(Artifact { path: path.into(), sha256, size: Some(size), error: None })
+/// Whatever the job did to this path, and whatever fails about it, is told of this artifact alone.
+async fn artifact(rooms: &Rooms, ticket: &Ticket, sandbox: &dyn Sandbox, path: &str) -> Artifact {
+    let bytes = match sandbox.read_file(path, rooms.options.max_artifact_bytes).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            if matches!(error, sandbox::Error::Host { .. } | sandbox::Error::Gone(_)) {
+                tracing::warn!(job = %ticket.request.id, %error, "an artifact could not be read");
+            }
+            return Artifact { path: path.into(), sha256: None, size: None, error: Some(error.to_string()) };
         }
-        Err(error @ (sandbox::Error::NotFound(_) | sandbox::Error::BadPath(_))) => {
-            Ok(missing(error.to_string()))
-        }
-        Err(error @ sandbox::Error::TooLarge { .. }) => Ok(missing(error.to_string())),
-        Err(error) => Err(sandbox_failure(&error).into()),
+    };
+    // Only told of, never kept: nobody could fetch it, and a stranger would fill our disk.
+    let size = Some(bytes.len() as u64);
+    match tokio::task::spawn_blocking(move || protocol::sha256_hex(&bytes)).await {
+        Ok(hash) => Artifact { path: path.into(), sha256: Some(hash), size, error: None },
+        Err(error) => Artifact { path: path.into(), sha256: None, size, error: Some(error.to_string()) },
     }
 }
 
@@ -266,17 +278,4 @@ fn sandbox_failure(error: &sandbox::Error) -> Failure {
         E::Gone(_) | E::Host { .. } | E::Full { .. } => Code::Internal,
     };
     Failure::new(code, error.to_string())
-}
-
-fn limit_failure(limit: Limit) -> Failure {
-    match limit {
-        Limit::Wall => Failure::new(Code::Timeout, "the job's time was up"),
-        Limit::Idle => Failure::new(Code::Timeout, "the job did nothing for longer than it may"),
-        Limit::Memory => Failure::new(Code::ResourceLimit, "the job used more memory than it may"),
-        Limit::Output => Failure::new(Code::ResourceLimit, "the job printed more than it may"),
-    }
-}
-
-fn internal(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Code::Internal, error.to_string())
 }

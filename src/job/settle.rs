@@ -93,7 +93,10 @@ fn about(rooms: &Rooms, request: &Request, skill: &str) -> About {
 
 fn cost(rooms: &Rooms, job: &str, about: About, used: &Summary) -> Option<Transfer> {
     let rented = rooms.options.rent.as_ref()?;
-    let nano = rented.rent.of(used.wall_ms, used.cpu_ms, used.peak_memory_bytes);
+    let Some(nano) = rented.rent.of(used.wall_ms, used.cpu_ms, used.peak_memory_bytes) else {
+        tracing::warn!(%job, "no cost is booked: processor time has a price, and it was not counted");
+        return None;
+    };
     let msat = msat_of(nano, rented.msat_per_usd);
     let account = Account::ContainerCost(about.backend.clone());
     let usd = Usd { nano, msat_per_usd: rented.msat_per_usd, source: rented.rate_source.clone() };

@@ -172,8 +172,8 @@ pub(super) fn engine_options(config: &Config) -> job::Options {
         max_wait_ms: config.queue.max_wait_ms,
         repo_ms: config.repo.fetch_timeout_ms,
         max_attempts: config.queue.max_attempts,
-        // Encryption adds a third (base64), JSON escapes of the event up to as much again.
-        max_content_bytes: max_event_bytes / 2,
+        // Whether it fits with its escapes and encryption is seen when the event is made.
+        max_content_bytes: max_event_bytes,
         max_event_bytes,
         max_artifact_bytes: config.limits.artifact_bytes,
         max_changes_bytes: config.limits.changes_bytes,

@@ -44,6 +44,8 @@ pub struct Order {
     /// Thousandths of a core, at least 1.
     pub cpu_milli: Option<u32>,
     pub network: bool,
+    /// Whether what a command leaves running may go on under the next ones.
+    pub keep_background: bool,
     /// There is an input that orders nothing here: an event, another job's result, or a URL without a marker.
     pub unread: bool,
     /// Every other param by key, and every other marked input by marker (`diff`, `pr`), for job types to
@@ -156,9 +158,8 @@ impl Order {
             "max_memory_mb" | "memory_mb" => self.memory_mb = self.memory_mb.or_else(number),
             "max_disk_mb" | "disk_mb" => self.disk_mb = self.disk_mb.or_else(number),
             "max_cpu_cores" | "cpu_cores" => self.cpu_milli = self.cpu_milli.or_else(|| milli(value)),
-            "allow_network" | "network" => {
-                self.network |= ["true", "1", "yes"].contains(&value.trim().to_ascii_lowercase().as_str());
-            }
+            "allow_network" | "network" => self.network |= is_yes(value),
+            "keep_background" => self.keep_background |= is_yes(value),
             _ => drop(self.extra.entry(key.to_owned()).or_insert_with(|| value.to_owned())),
         }
     }
@@ -263,6 +264,10 @@ fn milli(cores: &str) -> Option<u32> {
     let cores: f64 = cores.trim().parse().ok()?;
     // Within u32 after the clamp; a NaN fails the comparison.
     (cores > 0.0).then(|| (cores * 1000.0).clamp(1.0, MOST).round() as u32)
+}
+
+fn is_yes(value: &str) -> bool {
+    ["true", "1", "yes"].contains(&value.trim().to_ascii_lowercase().as_str())
 }
 
 fn no_nul(what: &str, value: &str) -> Result<(), Error> {

@@ -25,7 +25,8 @@ pub struct Proof {
     /// sha256 (hex) of the plain content.
     pub output_sha256: String,
     pub wall_ms: u64,
-    pub cpu_ms: u64,
+    /// `None` where the provider cannot count it.
+    pub cpu_ms: Option<u64>,
     pub peak_memory_bytes: u64,
     pub price_msat: u64,
 }
@@ -45,10 +46,10 @@ impl Proof {
     /// `["proof", key, value]` for every fact, in a fixed order.
     pub(super) fn rows(&self) -> Vec<Row> {
         let numbers = [
-            ("wall_ms", self.wall_ms),
+            ("wall_ms", Some(self.wall_ms)),
             ("cpu_ms", self.cpu_ms),
-            ("peak_memory_bytes", self.peak_memory_bytes),
-            ("price_msat", self.price_msat),
+            ("peak_memory_bytes", Some(self.peak_memory_bytes)),
+            ("price_msat", Some(self.price_msat)),
         ];
         let texts = [
             ("backend", &self.backend),
@@ -59,7 +60,8 @@ impl Proof {
         let commit = self.commit.iter().map(|commit| row(&["proof", "commit", commit]));
         let policy = self.policy.iter().map(|policy| row(&["proof", "policy", policy]));
         let texts = texts.into_iter().map(|(key, text)| row(&["proof", key, text]));
-        let numbers = numbers.into_iter().map(|(key, n)| row(&["proof", key, &n.to_string()]));
+        let known = numbers.into_iter().filter_map(|(key, n)| Some((key, n?)));
+        let numbers = known.map(|(key, n)| row(&["proof", key, &n.to_string()]));
         commit.chain(policy).chain(texts).chain(numbers).collect()
     }
 
@@ -90,11 +92,11 @@ impl Proof {
             is_hex(value, &[64]).then(|| value.to_owned()).ok_or_else(|| malformed(key, value))
         };
         // Our own encoder writes plain digits; anything else was not written by it.
-        let number = |key| {
-            let value = text(key)?;
+        let digits = |key, value: &str| {
             let plain = value.bytes().all(|b| b.is_ascii_digit());
             value.parse().ok().filter(|_| plain).ok_or_else(|| malformed(key, value))
         };
+        let number = |key| digits(key, text(key)?);
         let commit = optional("commit")?;
         if let Some(commit) = commit.filter(|commit| !is_hex(commit, &[40, 64])) {
             return Err(malformed("commit", commit));
@@ -111,7 +113,7 @@ impl Proof {
             policy_sha256: hash("policy_sha256")?,
             output_sha256: hash("output_sha256")?,
             wall_ms: number("wall_ms")?,
-            cpu_ms: number("cpu_ms")?,
+            cpu_ms: optional("cpu_ms")?.map(|value| digits("cpu_ms", value)).transpose()?,
             peak_memory_bytes: number("peak_memory_bytes")?,
             price_msat: number("price_msat")?,
         }))

@@ -148,6 +148,9 @@ pub struct Command {
     pub timeout: Option<Duration>,
     /// Whether stdin is a pipe (`Process::stdin`) or empty.
     pub stdin: bool,
+    /// Whether processes that it leaves running may go on. Otherwise they are ended before its exit is told: all that
+    /// run inside where no other command does, else those of its session and their descendants.
+    pub keep_background: bool,
 }
 
 /// A running command.
@@ -201,9 +204,21 @@ pub enum Limit {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub wall_ms: u64,
+    /// Processor time that was counted.
     pub cpu_ms: u64,
+    /// It may have used more: no cgroup counts it, and the time of processes that nobody waited for is lost.
+    pub cpu_is_partial: bool,
     pub peak_memory_bytes: u64,
+    /// The most that was seen in its files. What was written and deleted between two looks is not in it: no kernel
+    /// counts what is written to a tmpfs.
     pub disk_written_bytes: u64,
+}
+
+impl Usage {
+    /// Processor time, where all of it was counted.
+    pub fn whole_cpu_ms(&self) -> Option<u64> {
+        (!self.cpu_is_partial).then_some(self.cpu_ms)
+    }
 }
 
 /// One path under `/workspace` that differs from the base.
@@ -298,6 +313,8 @@ pub trait Backend: Send + Sync {
 #[async_trait]
 pub trait Sandbox: Send + Sync {
     fn id(&self) -> &str;
+    /// The limit of the policy that ended the whole sandbox, if one did.
+    fn limit(&self) -> Option<Limit>;
     /// Starts a command. Several may run at once.
     async fn exec(&self, command: Command) -> Result<Process, Error>;
     /// Reads a plain file under `/workspace`, at most `cap_bytes` long.

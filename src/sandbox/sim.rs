@@ -296,6 +296,10 @@ impl Sandbox for Scripted {
         &self.spec.id
     }
 
+    fn limit(&self) -> Option<Limit> {
+        *locked(&self.state.limit)
+    }
+
     async fn exec(&self, command: Command) -> Result<Process, Error> {
         self.alive()?;
         if !is_inside(&command.cwd) {

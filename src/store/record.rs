@@ -124,7 +124,9 @@ pub enum Verdict {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub wall_ms: u64,
-    pub cpu_ms: u64,
+    /// `None` where it was not counted; a number in the logs of the first builds.
+    #[serde(default)]
+    pub cpu_ms: Option<u64>,
     pub peak_memory_bytes: u64,
     pub price_msat: u64,
     /// sha256 (hex) of the result's plain content, when there is one.

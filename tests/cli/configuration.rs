@@ -24,6 +24,27 @@ fn show_says_where_each_value_came_from() {
 }
 
 #[test]
+fn a_time_zone_that_is_none_is_refused_wherever_days_are_counted() {
+    let home = Home::new();
+    let with = |zone: &str, args: &[&str]| {
+        let mut command = home.coinop(args);
+        command.env("TZ", zone);
+        Said::of(command)
+    };
+    for args in [&["earnings"][..], &["ledger", "export", "--format", "csv"], &["ledger", "reconcile"]] {
+        for zone in ["bogus/zone", ":bogus/zone", "/no/such/file", "Europe/Berlin2"] {
+            let said = with(zone, args);
+            assert_eq!(said.code, 3, "{zone} {said:?}");
+            assert!(said.talk.contains(&format!("TZ={zone} is not a time zone")), "{said:?}");
+            assert!(said.data.is_empty(), "{said:?}");
+        }
+        for zone in ["", "UTC", ":Europe/Berlin", "CET-1CEST,M3.5.0,M10.5.0/3"] {
+            assert!(!with(zone, args).talk.contains("time zone"), "{zone}");
+        }
+    }
+}
+
+#[test]
 fn check_names_every_problem_with_its_line_and_ends_with_3() {
     let home = Home::new();
     std::fs::write(home.path().join("bad.toml"), "relay = []\n[limits]\nwall_ms = 1\n").unwrap();

@@ -69,7 +69,7 @@ pub(super) fn proof(content: &str) -> Proof {
         policy_sha256: sha256_hex(b"{}"),
         output_sha256: sha256_hex(content.as_bytes()),
         wall_ms: 12,
-        cpu_ms: 3,
+        cpu_ms: Some(3),
         peak_memory_bytes: 4096,
         price_msat: 0,
     }
@@ -155,6 +155,37 @@ fn an_error_of_the_provider_asked_ends_with_4_and_says_why() {
     assert_eq!(said.code, 4, "{said:?}");
     assert!(said.talk.contains("error – repo_refused: not\\u{1b}[2J here"), "{said:?}");
     assert!(said.data.is_empty());
+}
+
+#[test]
+fn a_job_that_a_limit_ended_has_failed_and_brings_its_report_while_a_refusal_is_told_as_one() {
+    const REPORT: &str = r#"{"error":{"code":"timeout","reason":"why","limit":"wall_ms","allowed":1000,"used":1004,"command":"true"},"command_results":[{"stdout":"so far"}]}"#;
+    let (market, home, keys) = (Market::new(), Home::new(), Keys::generate());
+    let ends: Arc<Answers> = Arc::new(|request, keys| {
+        let took = Feedback::new(Status::Processing, "");
+        let failed = Feedback { content: REPORT.into(), ..Feedback::new(Status::Error, "timeout: why") };
+        vec![says(request, keys, &took), says(request, keys, &failed)]
+    });
+    market.provider(keys.clone(), ends);
+    let provider = npub(keys.public_key());
+    let said = market.request(&home, &["--provider", &provider, "--json"]);
+    let told = said.json();
+    assert_eq!((said.code, &told["status"], &told["provider"]), (4, &"failed".into(), &provider.into()));
+    let figures = ["limit", "allowed", "used", "command"].map(|key| told["error"][key].clone());
+    assert_eq!(serde_json::json!(figures), serde_json::json!(["wall_ms", 1000, 1004, "true"]), "{told}");
+    assert_eq!(told["report"]["command_results"][0]["stdout"], "so far");
+    let plain = market.request(&home, &["--provider", &npub(keys.public_key())]);
+    assert_eq!((plain.code, plain.data.trim_end()), (4, REPORT), "what there is, is data");
+    assert!(plain.talk.contains("job failed: timeout: why"), "{plain:?}");
+
+    let (market, keys) = (Market::new(), Keys::generate());
+    let refuses: Arc<Answers> = Arc::new(|request, keys| {
+        vec![says(request, keys, &Feedback::new(Status::Error, "resource_limit: too much asked for"))]
+    });
+    market.provider(keys.clone(), refuses);
+    let told = market.request(&home, &["--provider", &npub(keys.public_key()), "--json"]).json();
+    assert_eq!((&told["status"], &told["error"]["code"]), (&"refused".into(), &"resource_limit".into()));
+    assert!(told["report"].is_null(), "{told}");
 }
 
 #[test]

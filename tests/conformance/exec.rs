@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use coinop::sandbox::sim::Step;
-use coinop::sandbox::{Command, Error, Exit};
+use coinop::sandbox::{Command, Error, Exit, Sandbox};
 
 use futures_util::future::join_all;
 
@@ -34,6 +34,9 @@ cases!(
         a_command_that_closes_its_stdin_ends_as_it_likes,
         a_command_that_closes_its_output_is_waited_for_all_the_same,
         a_daemon_does_not_hold_its_command_open,
+        what_a_command_leaves_is_gone_before_its_exit_is_told,
+        what_a_command_leaves_neither_writes_into_the_next_one_nor_kills_it,
+        what_a_command_leaves_is_gone_while_another_runs_which_goes_on,
         orphans_that_end_are_reaped,
         one_command_killed_by_another_says_so,
     ],
@@ -258,11 +261,69 @@ async fn a_daemon_does_not_hold_its_command_open(on: &Fixture) -> Outcome {
     let start = Instant::now();
     assert_eq!(sh(&*sandbox, &format!("{sleep} & echo started")).await.ok(), "started\n");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    // It is left to run: the sandbox goes on.
+    // With `keep_background` it is left to run.
     on.until_processes(&sleep, |many| many == 1).await?;
     sh(&*sandbox, "true").await.ok();
     assert_eq!(on.processes(&sleep)?, 1);
     Ok(())
+}
+
+/// A command whose background goes with it.
+fn alone(script: &str) -> Command {
+    Command { keep_background: false, ..words(["sh", "-c", script]) }
+}
+
+/// How many processes of the sandbox have this in their command line, as a command inside counts them.
+async fn inside(sandbox: &dyn Sandbox, text: &str) -> u64 {
+    // In brackets, so that the line that looks is not found.
+    let look = format!(
+        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c '[{}]{}'",
+        &text[..1],
+        &text[1..]
+    );
+    let ran = sh(sandbox, &look).await;
+    ran.out.trim().parse().unwrap_or_else(|_| panic!("{ran:?}"))
+}
+
+async fn what_a_command_leaves_is_gone_before_its_exit_is_told(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    for _ in 0..3 {
+        let seconds = unique_sleep();
+        // In the background, in a session of its own, orphaned twice over, stopped, deaf, with the output still open.
+        let leave = format!(
+            "sleep {seconds} & setsid sleep {seconds} & (setsid sh -c '(sleep {seconds} &)' &); \
+             sleep {seconds} & kill -STOP $!; (trap '' TERM HUP INT; exec sleep {seconds}) & echo left; exit 3"
+        );
+        let started = Instant::now();
+        let ran = run(&*sandbox, alone(&leave)).await;
+        assert_eq!((ran.out.as_str(), ran.exit), ("left\n", Some(Exit::Code { code: 3 })));
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        assert_eq!(inside(&*sandbox, &seconds).await, 0, "nothing of it runs, nor is dead and not reaped");
+    }
+    assert_eq!(run(&*sandbox, alone("echo on")).await.ok(), "on\n");
+}
+
+async fn what_a_command_leaves_neither_writes_into_the_next_one_nor_kills_it(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    let work = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; echo clean";
+    let intrude = "while :; do for p in /proc/[0-9]*; do echo INTRUDER > $p/fd/1; done; done";
+    run(&*sandbox, alone(&format!("({intrude}) >/dev/null 2>&1 & exit 0"))).await.ok();
+    assert_eq!(run(&*sandbox, alone(work)).await.ok(), "clean\n");
+    // All but itself: the command that left it is the first.
+    run(&*sandbox, alone("(while :; do kill -9 -1; done) >/dev/null 2>&1 & wait")).await;
+    assert_eq!(run(&*sandbox, alone(work)).await.ok(), "clean\n");
+}
+
+async fn what_a_command_leaves_is_gone_while_another_runs_which_goes_on(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    let mut other = sandbox.exec(Command { stdin: true, ..alone("cat") }).await.unwrap();
+    let stdin = other.stdin.take().unwrap();
+    let seconds = unique_sleep();
+    run(&*sandbox, alone(&format!("sleep {seconds} & (sleep {seconds} &); exit 0"))).await.ok();
+    until("what it left is gone", async || (inside(&*sandbox, &seconds).await == 0).then_some(())).await;
+    stdin.send(b"goes on".to_vec()).await.unwrap();
+    drop(stdin);
+    assert_eq!(collect(other).await.ok(), "goes on");
 }
 
 async fn orphans_that_end_are_reaped(on: &Fixture) {

@@ -18,6 +18,7 @@ cases!(
         a_file_may_be_exactly_as_long_as_the_cap,
         a_file_longer_than_the_cap_is_refused,
         what_is_not_there_is_not_found,
+        a_name_longer_than_names_can_be_is_not_found,
         a_path_that_leaves_the_workspace_is_not_read,
         a_path_that_leaves_the_workspace_is_not_written,
         files_of_the_job_folder_are_read_and_are_no_change,
@@ -32,6 +33,7 @@ cases!(
         no_folder_on_the_way_may_be_a_link,
         a_huge_file_is_refused_and_not_loaded,
         a_closed_file_is_read_all_the_same,
+        a_closed_workspace_is_read_all_the_same,
         a_write_beyond_the_disk_limit_fails_and_says_so,
     ],
 );
@@ -307,6 +309,28 @@ async fn a_closed_file_is_read_all_the_same(on: &Fixture) {
     assert_eq!(sandbox.read_file("d/f", 10).await.unwrap(), b"x\n");
     let changes = sandbox.changes(1000).await.unwrap();
     assert!(changes.iter().any(|change| change.path == b"d/f"), "{changes:?}");
+}
+
+async fn a_closed_workspace_is_read_all_the_same(on: &Fixture) {
+    let sandbox = on.over(on.base(|base| std::fs::write(base.join("old"), "old").unwrap())).await;
+    sh(&*sandbox, "mkdir d; echo x > d/f; chmod 0 d .").await.ok();
+    sandbox.kill().await.unwrap();
+    for (path, bytes) in [("old", &b"old"[..]), ("d/f", b"x\n")] {
+        assert_eq!(sandbox.read_file(path, 10).await.unwrap(), bytes, "{path}");
+    }
+    assert!(matches!(sandbox.read_file("none", 10).await, Err(Error::NotFound(_))));
+    let changes = sandbox.changes(1000).await.unwrap();
+    assert!(changes.len() == 1 && changes[0].path == b"d/f", "{changes:?}");
+}
+
+/// 255 bytes are the most that a file system here takes.
+async fn a_name_longer_than_names_can_be_is_not_found(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    let long = "n".repeat(300);
+    for path in [long.clone(), format!("a/{long}/b"), format!("/job/{long}")] {
+        let read = sandbox.read_file(&path, 10).await;
+        assert!(matches!(&read, Err(Error::NotFound(said)) if *said == path), "{read:?}");
+    }
 }
 
 async fn a_write_beyond_the_disk_limit_fails_and_says_so(on: &Fixture) -> crate::case::Outcome {

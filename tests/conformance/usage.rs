@@ -18,6 +18,7 @@ cases!(
     programs: [
         processor_time_is_measured,
         processor_time_of_children_and_orphans_counts,
+        processor_time_of_children_that_nobody_waits_for_counts_or_is_said_to_be_missing,
         an_idle_sandbox_uses_next_to_nothing,
         the_peak_of_memory_is_kept,
         written_bytes_are_measured,
@@ -107,6 +108,21 @@ async fn processor_time_of_children_and_orphans_counts(on: &Fixture) {
     until_used(&*sandbox, "two children and an orphan are counted", |usage| usage.cpu_ms >= before + 700)
         .await;
     assert!(sandbox.destroy().await.unwrap().cpu_ms >= before + 700);
+}
+
+async fn processor_time_of_children_that_nobody_waits_for_counts_or_is_said_to_be_missing(on: &Fixture) {
+    let sandbox = on.sandbox().await;
+    let before = sandbox.usage().await.unwrap().cpu_ms;
+    // The kernel adds the time of a child to its parent's when it is waited for, and of these nobody is told.
+    let work = "while :; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; read -r s < /proc/self/stat; set -- ${s##*) }; \
+                [ ${12} -ge 40 ] && : > done && exit 0; done";
+    let script = format!("trap '' CHLD; sh -c '{work}' & while [ ! -e done ]; do sleep 1; done");
+    sh(&*sandbox, &script).await.ok();
+    let usage = sandbox.destroy().await.unwrap();
+    match usage.whole_cpu_ms() {
+        Some(counted) => assert!(counted >= before + 400, "{usage:?}"),
+        None => assert!(usage.cpu_is_partial),
+    }
 }
 
 async fn an_idle_sandbox_uses_next_to_nothing(on: &Fixture) {

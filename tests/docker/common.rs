@@ -53,7 +53,8 @@ pub async fn sandbox(backend: &Docker) -> Box<dyn Sandbox> {
 
 pub async fn run(sandbox: &dyn Sandbox, argv: &[&str]) -> (String, Option<Exit>) {
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-    let mut process = sandbox.exec(Command { argv, ..Command::default() }).await.unwrap();
+    let command = Command { argv, keep_background: true, ..Command::default() };
+    let mut process = sandbox.exec(command).await.unwrap();
     let (mut out, mut exit) = (Vec::new(), None);
     while let Some(event) = process.events.recv().await {
         match event {
@@ -105,7 +106,7 @@ pub async fn sandbox_with(backend: &Docker, policy: Policy, base: Option<Base>) 
 /// A command of a shell, started.
 pub async fn start(sandbox: &dyn Sandbox, script: &str, timeout: Option<Duration>, stdin: bool) -> Process {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-    sandbox.exec(Command { argv, timeout, stdin, ..Command::default() }).await.unwrap()
+    sandbox.exec(Command { argv, timeout, stdin, keep_background: true, ..Command::default() }).await.unwrap()
 }
 
 /// Everything it still has to say, and its end; at most 30 s.

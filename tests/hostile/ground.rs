@@ -191,7 +191,7 @@ pub fn attack(words: &[&str], mark: &str) -> Command {
     let argv = std::iter::once(format!("/workspace/{}", program.name))
         .chain(words.iter().map(|word| (*word).to_owned()))
         .chain(std::iter::once(mark.to_owned()));
-    Command { argv: argv.collect(), ..Command::default() }
+    Command { argv: argv.collect(), keep_background: true, ..Command::default() }
 }
 
 /// All that a process said, and its exit.

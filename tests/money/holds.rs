@@ -410,7 +410,7 @@ async fn a_customer_whose_payment_comes_back_has_lost_nothing_and_is_told_so() {
     let counter = Counter::open().await;
     let node = counter.stage.start_on(Backstage::new(&[Step::Dies])).await;
     let (told, said, exit) = ordered(&counter, &[]).await;
-    assert_eq!((told["status"].as_str(), exit), (Some("refused"), Some(4)), "{said}");
+    assert_eq!((told["status"].as_str(), exit), (Some("failed"), Some(4)), "{said}");
     assert_eq!(told["paid"], Value::Null, "{said}");
     assert!(said.contains("not paid: "), "{said}");
     assert_eq!(counter.vault.customer_msat(), FUNDS_MSAT);

@@ -7,6 +7,7 @@ mod support;
 
 mod account;
 mod cancels;
+mod commands;
 mod engine;
 mod events;
 mod limits;

@@ -134,6 +134,10 @@ impl Sandbox for Cell {
         &self.id
     }
 
+    fn limit(&self) -> Option<coinop::sandbox::Limit> {
+        None
+    }
+
     async fn exec(&self, _: Command) -> Result<Process, Error> {
         let (say, events) = mpsc::channel(4);
         let (step, mut held) = (self.step, self.shared.held.subscribe());

@@ -81,8 +81,10 @@ pub async fn collect_bytes(mut process: Process) -> (Vec<u8>, Vec<u8>, Option<Ex
     (out, err, exit)
 }
 
+/// What it leaves running goes on: cases look at what a sandbox does with it.
 pub fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
-    Command { argv: words.into_iter().map(str::to_owned).collect(), ..Command::default() }
+    let argv = words.into_iter().map(str::to_owned).collect();
+    Command { argv, keep_background: true, ..Command::default() }
 }
 
 pub async fn run(sandbox: &dyn Sandbox, command: Command) -> Ran {

@@ -30,6 +30,7 @@ fn a_draft_reads_back_as_the_order_it_was_made_from() {
             disk_mb: wanted.disk_mb,
             cpu_milli: wanted.cpu_milli,
             network: false,
+            keep_background: false,
             unread: false,
             extra: wanted.params.into_iter().collect(),
         };

@@ -74,7 +74,7 @@ fn a_proof(content: &str) -> Proof {
         policy_sha256: sha256_hex(br#"{"wall_ms":1}"#),
         output_sha256: sha256_hex(content.as_bytes()),
         wall_ms: 1_200,
-        cpu_ms: 800,
+        cpu_ms: Some(800),
         peak_memory_bytes: 1 << 20,
         price_msat: 20_000,
     }

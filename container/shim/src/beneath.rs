@@ -22,8 +22,8 @@ pub fn how(flags: OFlag) -> OpenHow {
     OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | no_terminal).resolve(beneath)
 }
 
-/// Opens beneath `folder`. What its owner, the job, has closed to itself is opened again, step by step: a closed
-/// folder shows nothing of what is in it.
+/// Opens beneath `folder`. What its owner, the job, has closed to itself is opened again, step by step from `folder`
+/// itself on: a closed folder shows nothing of what is in it.
 pub fn open_beneath<P: ?Sized + nix::NixPath>(
     folder: BorrowedFd<'_>,
     path: &P,
@@ -33,6 +33,7 @@ pub fn open_beneath<P: ?Sized + nix::NixPath>(
         Err(Errno::EACCES) => {}
         other => return other,
     }
+    open_up(folder, 0o700)?;
     let path = path.with_nix_path(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())))?;
     let mut at: Option<OwnedFd> = None;
     let mut parts = path.components().peekable();
@@ -51,17 +52,24 @@ fn open_closed(folder: BorrowedFd<'_>, name: &OsStr, flags: OFlag) -> nix::Resul
         other => return other,
     }
     let handle = openat2(folder, name, how(OFlag::O_PATH))?;
-    let mode = fstat(&handle)?.st_mode;
     // Never the right to execute a file: that would read as a change of the job's.
-    let opened = match kind(mode) {
+    let opened = match kind(fstat(&handle)?.st_mode) {
         SFlag::S_IFREG => 0o600,
         SFlag::S_IFDIR => 0o700,
         _ => return Err(Errno::EACCES),
     };
-    let exactly = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    fs::set_permissions(&exactly, Permissions::from_mode(mode & 0o7777 | opened))
-        .map_err(|_| Errno::EACCES)?;
+    open_up(handle.as_fd(), opened)?;
     openat2(folder, name, how(flags))
+}
+
+/// Gives its owner these rights, where they lack.
+fn open_up(handle: BorrowedFd<'_>, rights: u32) -> nix::Result<()> {
+    let mode = fstat(handle)?.st_mode;
+    if mode & rights == rights {
+        return Ok(());
+    }
+    let exactly = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    fs::set_permissions(&exactly, Permissions::from_mode(mode & 0o7777 | rights)).map_err(|_| Errno::EACCES)
 }
 
 pub fn kind(mode: u32) -> SFlag {

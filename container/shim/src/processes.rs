@@ -8,10 +8,21 @@ use nix::unistd::Pid;
 
 /// Kills what descends from `root` or is of its session; a daemon that left both stays until the sandbox goes.
 pub fn kill_family(root: i32) {
-    // First all are stopped: a child of one that has ended is nobody's family any more. Again until no new one is
-    // found: one may fork while the list is read.
-    let mut doomed = BTreeSet::from([root]);
     signal(root, Signal::SIGSTOP);
+    stop_family(root).into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+}
+
+/// Kills what a command left that was reaped: of its session, or a descendant of such.
+pub fn kill_left_by(root: i32) {
+    // Not itself: its number may be another's by now.
+    let left = stop_family(root).into_iter().filter(|pid| *pid != root);
+    left.for_each(|pid| signal(pid, Signal::SIGKILL));
+}
+
+/// Stops the family before any of it is killed: a child of one that has ended is nobody's family any more. Again until
+/// no new one is found: one may fork while the list is read. `root` is in what is returned, and is left alone.
+fn stop_family(root: i32) -> BTreeSet<i32> {
+    let mut doomed = BTreeSet::from([root]);
     for _ in 0..64 {
         let found = family(&doomed);
         if found.is_empty() {
@@ -20,7 +31,7 @@ pub fn kill_family(root: i32) {
         found.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
         doomed.extend(found);
     }
-    doomed.into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+    doomed
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -28,10 +39,10 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap_or_default();
 }
 
-/// Kills every process that this user may, process 1 and the caller excepted.
-pub fn kill_all() {
-    // ESRCH: all had ended.
-    kill(Pid::from_raw(-1), Signal::SIGKILL).unwrap_or_default();
+/// Kills every process that this user may, process 1 and the caller excepted. False when there was none, not even one
+/// that has ended and was not reaped.
+pub fn kill_all() -> bool {
+    kill(Pid::from_raw(-1), Signal::SIGKILL).is_ok()
 }
 
 /// The pids that /proc shows.

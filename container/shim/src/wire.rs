@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides speak exactly this; the node refuses another, and the shim another node.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Kind (1), number (4), length of the payload (4), big-endian.
 pub const HEADER_BYTES: usize = 9;
 /// The longest payload. A command line with its environment must fit.
@@ -131,6 +131,8 @@ pub enum Run {
         /// Relative to the workspace.
         cwd: String,
         stdin: bool,
+        /// Whether what it leaves running may go on.
+        keep_background: bool,
     },
     /// Sends one plain file as stdout, at most `cap_bytes` of it, or ends with EFBIG.
     Read { place: Place, path: String, cap_bytes: u64 },
@@ -345,6 +347,7 @@ mod tests {
                 env: vec!["A=b".to_owned()],
                 cwd: "a/b".to_owned(),
                 stdin: true,
+                keep_background: true,
             }),
             ToShim::Run(Run::Read { place: Place::Job, path: "x".to_owned(), cap_bytes: u64::MAX }),
             ToShim::Run(Run::Write { place: Place::Workspace, path: "y".to_owned() }),

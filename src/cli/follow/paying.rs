@@ -100,7 +100,7 @@ impl Follow<'_> {
     /// The job has ended: a payment that was locked for it is taken or given back by now, or soon.
     pub(super) async fn end_payment(&self, why: Why, paying: &mut Option<Paying>, paid: &mut Option<Paid>) {
         let patience = match why {
-            Why::Result | Why::Refused | Why::Unpaid | Why::Timeout => PAYMENT_PATIENCE,
+            Why::Result | Why::Refused | Why::Failed | Why::Unpaid | Why::Timeout => PAYMENT_PATIENCE,
             // Somebody waits at the keyboard.
             Why::Interrupted => PAYMENT_PATIENCE / 4,
             Why::Lost => Duration::ZERO,

@@ -236,6 +236,7 @@ impl Shared {
         Usage {
             wall_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             cpu_ms: counted.cpu_us.unwrap_or_default() / 1000,
+            cpu_is_partial: counted.cpu_us.is_none(),
             peak_memory_bytes: counted.peak_memory_bytes.unwrap_or_default(),
             disk_written_bytes: written.max(before),
         }
@@ -246,6 +247,10 @@ impl Shared {
 impl Sandbox for Cell {
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn limit(&self) -> Option<Limit> {
+        self.shared.limit()
     }
 
     async fn exec(&self, command: Command) -> Result<Process, Error> {
@@ -260,6 +265,7 @@ impl Sandbox for Cell {
             env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
             cwd,
             stdin: command.stdin,
+            keep_background: command.keep_background,
         };
         let busy = self.shared.activity.begin();
         let open = self.shared.line.open(run).await.map_err(|why| match why.kind() {

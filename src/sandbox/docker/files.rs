@@ -42,10 +42,16 @@ fn file_error(path: &str, cap_bytes: u64, doing: &'static str) -> impl FnOnce(io
     let path = path.to_owned();
     move |why| match why.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => Error::NotFound(path),
-        Some(Errno::ENOTDIR) if doing == READ => Error::NotFound(path),
-        Some(Errno::ELOOP | Errno::EXDEV | Errno::ENXIO | Errno::ENODEV | Errno::EISDIR | Errno::ENOTDIR) => {
-            Error::BadPath(path)
-        }
+        Some(Errno::ENOTDIR | Errno::ENAMETOOLONG) if doing == READ => Error::NotFound(path),
+        Some(
+            Errno::ELOOP
+            | Errno::EXDEV
+            | Errno::ENXIO
+            | Errno::ENODEV
+            | Errno::EISDIR
+            | Errno::ENOTDIR
+            | Errno::ENAMETOOLONG,
+        ) => Error::BadPath(path),
         Some(Errno::EFBIG) if doing == READ => Error::TooLarge { what: path, cap_bytes },
         _ => host(doing)(why),
     }

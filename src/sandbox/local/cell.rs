@@ -120,6 +120,10 @@ impl Sandbox for Cell {
         &self.shared.id
     }
 
+    fn limit(&self) -> Option<Limit> {
+        self.shared.life.limit()
+    }
+
     async fn exec(&self, command: Command) -> Result<Process, Error> {
         self.alive()?;
         let cwd = folder(&command)?;
@@ -138,6 +142,7 @@ impl Sandbox for Cell {
             env: command.env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
             cwd,
             stdin: command.stdin,
+            keep_background: command.keep_background,
         };
         let mut beside = vec![out.as_fd(), err.as_fd()];
         beside.extend(input.iter().map(|(theirs, _)| theirs.as_fd()));

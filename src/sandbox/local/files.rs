@@ -19,7 +19,7 @@ use super::super::{Error, Tree};
 pub fn read(folder: BorrowedFd<'_>, path: &Path, shown: &str, cap_bytes: u64) -> Result<Vec<u8>, Error> {
     let host = |source: io::Error| Error::Host { doing: "read a file", source };
     let opened = open_plain(folder, path).map_err(|errno| match errno {
-        Errno::ENOENT | Errno::ENOTDIR => Error::NotFound(shown.to_owned()),
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG => Error::NotFound(shown.to_owned()),
         other => host(other.into()),
     })?;
     let Some((file, _)) = opened else { return Err(Error::BadPath(shown.to_owned())) };
@@ -30,9 +30,9 @@ pub fn read(folder: BorrowedFd<'_>, path: &Path, shown: &str, cap_bytes: u64) ->
 /// Writes one plain file, making its folders.
 pub fn write(folder: BorrowedFd<'_>, path: &Path, shown: &str, bytes: &[u8]) -> Result<(), Error> {
     let host = |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ELOOP | Errno::EXDEV | Errno::ENXIO | Errno::EISDIR | Errno::ENOTDIR) => {
-            Error::BadPath(shown.to_owned())
-        }
+        Some(
+            Errno::ELOOP | Errno::EXDEV | Errno::ENXIO | Errno::EISDIR | Errno::ENOTDIR | Errno::ENAMETOOLONG,
+        ) => Error::BadPath(shown.to_owned()),
         _ => Error::Host { doing: "write a file", source },
     };
     let created = beneath::create(folder, path).map_err(host)?;

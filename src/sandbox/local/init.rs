@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use coinop_shim::confine::{self, Limits, Walls};
 use coinop_shim::launch::{Inside, Launch};
@@ -188,9 +189,20 @@ struct Init<'a> {
     control: &'a OwnedFd,
     how: Configure,
     workspace: OwnedFd,
-    /// Commands by pid: their number, and where an errno comes if they could not be started.
-    running: HashMap<i32, (u64, PipeReader)>,
+    /// Commands by pid.
+    running: HashMap<i32, Running>,
 }
+
+struct Running {
+    n: u64,
+    /// Where an errno comes if it could not be started.
+    told: PipeReader,
+    keep_background: bool,
+}
+
+/// How long what a command left may take to end; it has been killed by then.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_micros(200);
 
 impl Init<'_> {
     fn serve(&mut self) -> io::Result<()> {
@@ -231,7 +243,7 @@ impl Init<'_> {
                 self.kill(n);
                 Ok(())
             }
-            ToInit::Exec { n, argv, env, cwd, stdin } => {
+            ToInit::Exec { n, argv, env, cwd, stdin, keep_background } => {
                 // The kernel counts this uid's tasks in this user namespace: init is one of them.
                 let tasks = Some(u64::from(self.how.pids) + 1);
                 let (open_files, data_bytes) = (self.how.open_files, self.how.data_bytes);
@@ -242,7 +254,7 @@ impl Init<'_> {
                     Launch::prepare(argv, env, cwd, stdin, beside).and_then(|launch| launch.start(&inside));
                 match started {
                     Ok((pid, told)) => {
-                        self.running.insert(pid, (n, told));
+                        self.running.insert(pid, Running { n, told, keep_background });
                         Ok(())
                     }
                     Err(errno) => self.tell(&FromInit::NotStarted { n, errno: errno as i32 }),
@@ -253,7 +265,12 @@ impl Init<'_> {
 
     fn reap(&mut self) -> io::Result<()> {
         while let Some(ended) = sys::reap_one() {
-            let Some((n, mut told)) = self.running.remove(&ended.pid) else { continue };
+            let Some(Running { n, mut told, keep_background }) = self.running.remove(&ended.pid) else {
+                continue;
+            };
+            if !keep_background {
+                self.end_leftovers(ended.pid);
+            }
             let mut errno = [0; 4];
             // Every copy of the other end closed at exec or with the child: this read does not wait.
             let report = if told.read(&mut errno)? == errno.len() {
@@ -275,10 +292,24 @@ impl Init<'_> {
         wire::send(self.control.as_fd(), report, &[])
     }
 
+    /// Ends what a command left that has ended itself: everything inside where no other runs, and then returns when it
+    /// is gone.
+    fn end_leftovers(&self, root: i32) {
+        if !self.running.is_empty() {
+            return processes::kill_left_by(root);
+        }
+        let late = Instant::now() + LEFTOVERS;
+        while processes::kill_all() && Instant::now() < late {
+            if sys::reap_one().is_none() {
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
     /// With one command running, everything inside is its work. With several, what descends from it or is of its
     /// session.
     fn kill(&self, n: u64) {
-        let Some(root) = self.running.iter().find(|(_, (of, _))| *of == n).map(|(pid, _)| *pid) else {
+        let Some(root) = self.running.iter().find(|(_, run)| run.n == n).map(|(pid, _)| *pid) else {
             return;
         };
         if self.running.len() == 1 {

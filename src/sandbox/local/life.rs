@@ -165,9 +165,11 @@ impl Life {
         if self.group.memory_kills() > 0 && self.limit.set(Limit::Memory).is_err() {
             tracing::debug!(n = self.n, "memory was short, too");
         }
+        let counted_us = self.group.cpu_us();
         let usage = Usage {
             wall_ms: millis(self.wall()),
-            cpu_ms: self.group.cpu_us().unwrap_or(cpu_us) / 1000,
+            cpu_ms: counted_us.unwrap_or(cpu_us) / 1000,
+            cpu_is_partial: counted_us.is_none(),
             peak_memory_bytes: self
                 .group
                 .peak_memory_bytes()
@@ -185,6 +187,7 @@ impl Life {
         *seen = Usage {
             wall_ms: now.wall_ms,
             cpu_ms: now.cpu_ms.max(seen.cpu_ms),
+            cpu_is_partial: now.cpu_is_partial,
             peak_memory_bytes: now.peak_memory_bytes.max(seen.peak_memory_bytes),
             disk_written_bytes: now.disk_written_bytes.max(seen.disk_written_bytes),
         };

@@ -245,10 +245,11 @@ fn ticked_us(sandbox: &Shared) -> u64 {
 
 fn live_usage(sandbox: &Shared) -> Usage {
     let life = &sandbox.life;
-    let cpu_us = life.group.cpu_us().unwrap_or_else(|| ticked_us(sandbox));
+    let counted_us = life.group.cpu_us();
     Usage {
         wall_ms: millis(life.wall()),
-        cpu_ms: cpu_us / 1000,
+        cpu_ms: counted_us.unwrap_or_else(|| ticked_us(sandbox)) / 1000,
+        cpu_is_partial: counted_us.is_none(),
         peak_memory_bytes: life
             .group
             .peak_memory_bytes()

@@ -77,7 +77,7 @@ pub enum ToInit {
     /// Mounts the rest and locks the door. Beside it: the base's mount, unless init was born with it.
     Configure(Configure),
     /// Starts a command. Beside it: stdout, stderr and, with `stdin`, stdin.
-    Exec { n: u64, argv: Vec<String>, env: Vec<String>, cwd: String, stdin: bool },
+    Exec { n: u64, argv: Vec<String>, env: Vec<String>, cwd: String, stdin: bool, keep_background: bool },
     /// Ends a command and all that it started.
     Kill { n: u64 },
 }

@@ -14,6 +14,8 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use super::streams::{Outbox, Output, Window};
 use super::usage::Counts;
 
+/// How long what a command left may take to end; it has been killed by then.
+const LEFTOVERS: Duration = Duration::from_secs(1);
 /// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
 const AFTERMATH: Duration = Duration::from_millis(50);
 
@@ -40,6 +42,9 @@ pub struct Running {
     pub window: Window,
     /// It is to be killed.
     pub doomed: bool,
+    keep_background: bool,
+    /// Until when what it left is ended and waited for.
+    leftovers: Option<Instant>,
     memory_kills_before: u64,
     pub ended: Option<(Ended, Instant)>,
 }
@@ -51,7 +56,7 @@ impl Running {
         argv: Vec<String>,
         env: Vec<String>,
         cwd: String,
-        stdin: bool,
+        (stdin, keep_background): (bool, bool),
         inside: &Inside<'_>,
         counts: &mut Counts,
     ) -> Result<Running, Errno> {
@@ -77,6 +82,8 @@ impl Running {
             stderr: Output::new(err.into()).map_err(errno)?,
             window: Window::new(),
             doomed: false,
+            keep_background,
+            leftovers: None,
             memory_kills_before,
             ended: None,
         })
@@ -100,8 +107,20 @@ impl Running {
         };
         self.stdout.owe();
         self.stderr.owe();
-        self.ended = Some((how, Instant::now() + AFTERMATH));
+        let now = Instant::now();
+        self.ended = Some((how, now + AFTERMATH));
+        self.leftovers = (!self.keep_background).then_some(now + LEFTOVERS);
         Ok(())
+    }
+
+    /// It has ended, and what it left has not.
+    pub fn leaves(&self) -> bool {
+        self.leftovers.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// What it left is gone.
+    pub fn left_nothing(&mut self) {
+        self.leftovers = None;
     }
 
     /// Killed, and not dead yet.

@@ -173,8 +173,7 @@ impl Shim {
                 match turn {
                     Turn::Node => {
                         if !receive(decoder)? {
-                            self.as_job(processes::kill_all)?;
-                            return Ok(());
+                            return self.as_job(processes::kill_all).map(drop);
                         }
                     }
                     Turn::Signals => self.signalled(ended)?,
@@ -187,6 +186,7 @@ impl Shim {
             }
             self.count_terminals()?;
             self.kill_again()?;
+            self.end_leftovers()?;
             self.finish()?;
         }
     }
@@ -199,8 +199,9 @@ impl Shim {
             (self.worker.from(), PollFlags::POLLIN, Turn::FromWorker),
         ];
         asked.extend(self.worker.wants().map(|pipe| (pipe, PollFlags::POLLOUT, Turn::ToWorker)));
-        let again = (!self.killing.is_empty() || self.running.values().any(Running::lives_on))
-            .then(|| Instant::now() + AGAIN);
+        let waits = |run: &Running| run.lives_on() || run.leaves();
+        let again =
+            (!self.killing.is_empty() || self.running.values().any(waits)).then(|| Instant::now() + AGAIN);
         let counting = (!self.running.is_empty()).then_some(self.terminals_counted + COUNT_PTYS);
         let mut until =
             self.running.values().filter_map(Running::patience).chain(again).chain(counting).min();
@@ -242,12 +243,12 @@ impl Shim {
         match order {
             // Only the first frame greets.
             ToShim::Hello(_) => Ok(()),
-            ToShim::Run(Run::Command { argv, env, cwd, stdin }) => {
+            ToShim::Run(Run::Command { argv, env, cwd, stdin, keep_background }) => {
                 let limits = Limits { tasks: None, open_files: self.hello.open_files, data_bytes: None };
                 let user = Some((self.hello.uid, self.hello.gid));
                 let walls = self.walls.as_ref();
                 let inside = Inside { workspace: self.workspace.as_fd(), limits: &limits, user, walls };
-                match Running::start(argv, env, cwd, stdin, &inside, &mut self.counts) {
+                match Running::start(argv, env, cwd, (stdin, keep_background), &inside, &mut self.counts) {
                     Ok(run) => {
                         self.running.insert(n, run);
                         Ok(())
@@ -260,7 +261,7 @@ impl Shim {
             }
             ToShim::KillAll => {
                 self.killing.push(n);
-                self.as_job(processes::kill_all)
+                self.as_job(processes::kill_all).map(drop)
             }
             ToShim::Usage => {
                 let usage = self.counts.usage(self.places.iter().map(AsFd::as_fd));
@@ -309,7 +310,28 @@ impl Shim {
         };
         // With one command running, everything inside is its work.
         let alone = self.running.len() == 1;
-        self.as_job(|| if alone { processes::kill_all() } else { processes::kill_family(root) })
+        self.as_job(|| if alone { drop(processes::kill_all()) } else { processes::kill_family(root) })
+    }
+
+    /// Ends what commands left that have ended themselves: everything of the job's where no other runs. Their ends are
+    /// told when it is gone.
+    fn end_leftovers(&mut self) -> io::Result<()> {
+        let alone = self.running.values().all(|run| run.ended.is_some());
+        let roots: Vec<i32> = self.running.values().filter(|run| run.leaves()).map(|run| run.pid).collect();
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let left = self.as_job(|| {
+            if alone {
+                return processes::kill_all();
+            }
+            roots.iter().for_each(|root| processes::kill_left_by(*root));
+            false
+        })?;
+        if !left {
+            self.running.values_mut().filter(|run| run.leaves()).for_each(Running::left_nothing);
+        }
+        Ok(())
     }
 
     /// A command that is not the job's user yet, being started, cannot be killed by it.
@@ -323,7 +345,7 @@ impl Shim {
         }
         let ours = |pid: i32| pid == 1 || self.worker.is(pid);
         if !processes::all().is_ok_and(|all| all.into_iter().all(ours)) {
-            return self.as_job(processes::kill_all);
+            return self.as_job(processes::kill_all).map(drop);
         }
         let killed = FromShim::Killed { starved: self.counts.memory_kills() > 0 };
         std::mem::take(&mut self.killing).into_iter().try_for_each(|n| tell(n, &killed))
@@ -370,7 +392,7 @@ impl Shim {
         }
         let now = Instant::now();
         let over = self.running.iter().filter_map(|(n, run)| {
-            let (how, _) = run.ended?;
+            let (how, _) = run.ended.filter(|_| !run.leaves())?;
             let silent = run.stdout.pipe().is_none() && run.stderr.pipe().is_none();
             (silent || run.patience().is_some_and(|until| now >= until)).then_some((*n, how))
         });
@@ -409,7 +431,7 @@ impl Shim {
         tell(n, &FromShim::Took(u32::try_from(left).unwrap_or(u32::MAX)))
     }
 
-    fn as_job(&self, act: impl FnOnce()) -> io::Result<()> {
+    fn as_job<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
         as_job(&self.hello, act)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::content::{self, Artifact};
+use super::delivered;
 use super::ending::{self, Finished, Ran, Report};
 use super::ticket::{End, Stop, Stopped, Ticket};
 use super::{Failure, Rooms, repo_failure};
@@ -134,7 +135,12 @@ async fn pin(
     let order = &ticket.admission.order;
     let Some(url) = &order.repo else { return Ok(None) };
     let fetch = async {
-        let pin = rooms.repos.pin(url, commit.or(order.git_ref.as_deref())).await?;
+        let pin = match commit {
+            Some(commit) => rooms.repos.pin_again(url, commit)?,
+            None => {
+                rooms.repos.pin_for(&ticket.request.customer.to_hex(), url, order.git_ref.as_deref()).await?
+            }
+        };
         let base = rooms.repos.base(&pin).await?;
         Ok::<_, crate::repo::Error>((pin, base))
     };
@@ -171,7 +177,7 @@ async fn once(
         Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why).into())),
         Err(agent::Error::Sandbox(error)) => return or_again(error),
     };
-    let taken = take(rooms, ticket, &*sandbox, &work, pinned.map(|(pin, _)| pin)).await;
+    let taken = take(rooms, ticket, &*sandbox, &work, pinned).await;
     let usage = sandbox.destroy().await.map_err(Again)?;
     let ran = Ran { usage, log: work.log() };
     let taken = match taken {
@@ -183,7 +189,7 @@ async fn once(
     let cap = rooms.options.max_content_bytes;
     let output = ticket.admission.job_type.manifest.output;
     let content = match (output, taken.patch) {
-        (Output::Patch, Some(patch)) => content::patch(&work, patch, &warnings, cap),
+        (Output::Patch, Some((patch, ignored))) => content::patch(&work, patch, ignored, &warnings, cap),
         (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
         (Output::Report, _) => content::report(&work, &taken.artifacts, usage, &warnings, cap),
         (Output::Json, _) => content::printed(&work, true, &warnings, cap),
@@ -200,7 +206,8 @@ async fn once(
 
 /// What is taken out of the sandbox before it is destroyed.
 struct Taken {
-    patch: Option<crate::repo::Patch>,
+    /// With the number of ignored files that are not in it.
+    patch: Option<(crate::repo::Patch, u64)>,
     artifacts: Vec<Artifact>,
 }
 
@@ -209,7 +216,7 @@ async fn take(
     ticket: &Ticket,
     sandbox: &dyn Sandbox,
     work: &Work,
-    pin: Option<&Pin>,
+    pinned: Option<&(Pin, Arc<Base>)>,
 ) -> Result<Taken, Trouble> {
     if let Some(limit) = work.limit() {
         return Err(limit_failure(limit).into());
@@ -220,11 +227,12 @@ async fn take(
     for path in &ticket.admission.order.artifacts {
         artifacts.push(artifact(rooms, sandbox, path).await?);
     }
-    let patch = match pin {
-        Some(pin) if ticket.admission.job_type.manifest.output == Output::Patch => {
+    let patch = match pinned {
+        Some((pin, base)) if ticket.admission.job_type.manifest.output == Output::Patch => {
             let cap = rooms.options.max_changes_bytes;
-            let changes = sandbox.changes(cap).await.map_err(|e| sandbox_failure(&e))?;
-            Some(rooms.repos.patch(pin, changes).await.map_err(|e| repo_failure(&e))?)
+            let changes = delivered::changes(sandbox, base, cap).await?;
+            let patch = rooms.repos.patch(pin, changes.delivered).await.map_err(|e| repo_failure(&e))?;
+            Some((patch, changes.left_out))
         }
         _ => None,
     };
@@ -257,7 +265,7 @@ fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Trouble>, Again> {
     }
 }
 
-fn sandbox_failure(error: &sandbox::Error) -> Failure {
+pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
     use sandbox::Error as E;
     let code = match error {
         E::Unenforceable { .. } => Code::Unsupported,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use git2::{Odb, Oid};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{symlinkat, write};
@@ -38,6 +38,9 @@ pub(super) struct Meta {
     pub files: u64,
     /// Bytes of their contents.
     pub bytes: u64,
+    /// Bytes of its `.git` (`dot_git`); none where an older version made the base.
+    #[serde(default)]
+    pub git_bytes: Option<u64>,
     pub warnings: Vec<Warning>,
     /// Paths of the `.gitignore` files, `ignore::MAX_FILES` and one more at most.
     pub ignores: Vec<Vec<u8>>,
@@ -146,6 +149,11 @@ pub(super) fn write_tree(
         set_time(&work.top, path).map_err(|e| made(e, &one.path, b""))?;
     }
     Ok((work.bytes.into_inner(), work.found.into_inner().unwrap_or_default()))
+}
+
+/// Gives what stands at this path the time that all of a base has.
+pub(super) fn reset_time(path: &Path) -> io::Result<()> {
+    utimensat(AT_FDCWD, path, &TIME, &TIME, UtimensatFlags::NoFollowSymlink).map_err(io::Error::from)
 }
 
 fn set_time(folder: impl AsFd, name: &[u8]) -> Result<(), Errno> {

@@ -19,7 +19,7 @@ use super::base::{self, Base, Meta};
 use super::budget::Budget;
 use super::fetch::{Fetch, Name};
 use super::mirror::{self, Mirror};
-use super::{Error, Location, Options, tree, warn};
+use super::{Error, Location, Options, dot_git, tree, warn};
 
 /// What a file takes on disk beyond its bytes, on average.
 const FILE_OVERHEAD: u64 = 4096;
@@ -69,7 +69,8 @@ struct Kept {
 
 impl Kept {
     fn disk(&self) -> u64 {
-        self.meta.bytes.saturating_add(self.meta.files.saturating_mul(FILE_OVERHEAD))
+        let bytes = self.meta.bytes.saturating_add(self.meta.git_bytes.unwrap_or(0));
+        bytes.saturating_add(self.meta.files.saturating_mul(FILE_OVERHEAD))
     }
 }
 
@@ -186,8 +187,10 @@ impl Cache {
         let folder = made.path.join("tree");
         fs::create_dir(&folder).map_err(host("make a base's folder"))?;
         let (bytes, found) = base::write_tree(&plan, &mirror.objects(), &folder, limits, budget)?;
+        let git_bytes = Some(dot_git::make(&mirror, commit, &folder, budget)?);
+        base::reset_time(&folder).map_err(host("set a base's time"))?;
         let warnings = warn::settle(warn::paths(&plan).into_iter().chain(found).collect());
-        let meta = Meta { files: plan.files, bytes, warnings, ignores: plan.ignores() };
+        let meta = Meta { files: plan.files, bytes, git_bytes, warnings, ignores: plan.ignores() };
         let json =
             serde_json::to_vec(&meta).map_err(|e| Error::Host { doing: "note a base", source: e.into() })?;
         fs::write(made.path.join("base.json"), json).map_err(host("note a base"))?;
@@ -365,10 +368,11 @@ fn known(repositories: &Path) -> Result<HashMap<String, Arc<Slot>>, Error> {
         if let Ok(bases) = fs::read_dir(entry.path().join("bases")) {
             for base in bases.flatten() {
                 let id = base.file_name().to_str().and_then(super::remote::full_id);
-                let meta = fs::read(base.path().join("base.json"))
+                let meta: Option<Meta> = fs::read(base.path().join("base.json"))
                     .ok()
                     .and_then(|b| serde_json::from_slice(&b).ok());
-                if let (Some(id), Some(meta)) = (id, meta) {
+                // One that an older version made has no `.git`; what a job sees may not depend on that.
+                if let (Some(id), Some(meta)) = (id, meta.filter(|meta| meta.git_bytes.is_some())) {
                     lock(&slot.bases).insert(id, Kept { meta, live: Weak::new(), used: 0 });
                 }
             }

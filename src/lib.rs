@@ -1,6 +1,6 @@
 //! Coinop, a NIP-90 provider node, as a library: the rooms of the house, each below naming what it does.
 //!
-//! A room imports only rooms below it: `backoff`, `clock`, `escape`, `net`, `price`, `protocol`, `store` and `wallet` are the ground; `ledger`,
+//! A room imports only rooms below it: `backoff`, `canonical`, `clock`, `escape`, `net`, `price`, `protocol`, `store` and `wallet` are the ground; `ledger`,
 //! `repo` and `sandbox` stand on them; then `agent` and `market`; then `job`; then `relay`, `node` and `cli`. The binary in `main.rs` only
 //! parses arguments and hands over to `cli`.
 
@@ -8,6 +8,7 @@ pub mod agent;
 mod announcer;
 pub mod backoff;
 pub mod bench;
+mod canonical;
 pub mod cli;
 pub mod clock;
 pub mod config;

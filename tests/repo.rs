@@ -108,7 +108,7 @@ async fn branches_tags_and_commits_full_or_abbreviated_are_found_over_http_and_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_commit_shares_unchanged_files_with_the_base_before_it_and_both_stay_right() {
+async fn a_new_commit_stands_beside_the_base_before_it_and_shares_nothing_that_a_job_could_see() {
     use std::os::unix::fs::MetadataExt;
     let (house, _) =
         house(&[("same", "s"), ("d/same", "s2"), ("d/other", "1"), ("gone", "x"), ("mode", "m")]).await;
@@ -116,25 +116,54 @@ async fn a_new_commit_shares_unchanged_files_with_the_base_before_it_and_both_st
     let one = house.repos.base(&house.repos.pin(&url, None).await.unwrap()).await.unwrap();
     commit_more(&house, &[("same", "s"), ("d/same", "s2"), ("d/other", "2"), ("new", "y"), ("mode*", "m")]);
     let two = house.repos.base(&house.repos.pin(&url, None).await.unwrap()).await.unwrap();
-    let inode = |b: &dyn Tree, p: &str| std::fs::metadata(b.path().join(p)).unwrap().ino();
-    assert_eq!(inode(&*one, "d/same"), inode(&*two, "d/same"));
-    assert_ne!(inode(&*one, "mode"), inode(&*two, "mode"), "a mode is the inode's, so it is not shared");
+    let of = |b: &dyn Tree, p: &str| std::fs::symlink_metadata(b.path().join(p)).unwrap();
+    assert_ne!(of(&*one, "d/same").ino(), of(&*two, "d/same").ino());
+    for base in [&one, &two] {
+        for path in ["same", "d", "d/same", "mode", "."] {
+            let found = of(&**base, path);
+            let times = (found.mtime(), found.mtime_nsec(), found.atime(), found.atime_nsec());
+            assert_eq!(times, (946_684_800, 0, 946_684_800, 0), "{path}");
+            assert!(found.is_dir() || found.nlink() == 1, "{path}");
+        }
+    }
     assert_eq!((read(&*one, "d/other"), read(&*two, "d/other")), ("1".into(), "2".into()));
     assert!(!two.path().join("gone").exists() && one.path().join("gone").exists());
     assert_eq!((two.files(), two.bytes()), (5, 1 + 2 + 1 + 1 + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_cached_needs_no_server_and_survives_a_restart() {
+async fn the_warnings_of_a_tree_with_too_many_are_the_same_ones_whatever_thread_finds_them() {
+    let names: Vec<String> = (0..200).map(|n| format!("d{}/f{n:03}", n % 7)).collect();
+    let token = "aws = AKIAABCDEFGHIJKLMNOP";
+    let files: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), token)).collect();
+    let (house, _) = house(&files).await;
+    let mut expected: Vec<String> = names.iter().map(|n| format!("{n}: ")).collect();
+    expected.sort();
+    for _ in 0..5 {
+        let cache = tempfile::tempdir().unwrap();
+        let repos = Repos::open(cache.path(), open_options()).unwrap();
+        let base = repos.base(&repos.pin(&house.server.url(), None).await.unwrap()).await.unwrap();
+        let told: Vec<String> = base.warnings().iter().map(|w| format!("{}: ", w.path)).collect();
+        assert_eq!(told, expected[..50]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cached_survives_a_restart_and_a_job_let_in_before_it_needs_no_server() {
     let (house, commit) = house(&[("a", "1")]).await;
     let url = house.server.url();
     house.repos.base(&house.repos.pin(&url, None).await.unwrap()).await.unwrap();
     let House { dir, repos, server, .. } = house;
     server.shutdown();
+    let pin = repos.pin(&url, Some(&commit)).await.unwrap();
+    assert_eq!(read(&*repos.base(&pin).await.unwrap(), "a"), "1", "within the grace of the same customer");
     drop(repos);
     let repos = Repos::open(&dir.path().join("cache"), open_options()).unwrap();
-    let pin = repos.pin(&url, Some(&commit)).await.unwrap();
+    let pin = repos.pin_again(&url, &commit).unwrap();
     assert_eq!(read(&*repos.base(&pin).await.unwrap(), "a"), "1");
+    let error = repos.pin(&url, Some(&commit)).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "a new job asks: {error}");
+    assert_eq!(read(&*repos.base(&pin).await.unwrap(), "a"), "1", "a server that is down takes nothing back");
     let busy = Repos::open(&dir.path().join("cache"), open_options()).unwrap_err();
     assert!(matches!(busy, Error::Busy { .. }), "{busy}");
 }

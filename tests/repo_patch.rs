@@ -247,6 +247,94 @@ fn changes_that_a_patch_cannot_carry_are_left_out_by_name() {
     assert_eq!(patch.skipped[0].why, "a name that some system takes for .git");
 }
 
+#[test]
+fn symlinks_of_a_patch_that_lead_out_of_the_repository_are_warned_of_by_name_and_no_others() {
+    let link = |target: &str| Content::Symlink { target: target.as_bytes().to_vec() };
+    let house = House::new();
+    let before = files(&[
+        ("d/e/file", file("x\n")),
+        ("d/up", link("..")),
+        ("old-out", link("/etc/passwd")),
+        ("changed", link("d/e/file")),
+    ]);
+    let pin = house.pin("r", &before);
+    let patch = house.patch(
+        &pin,
+        vec![
+            change("absolute", link("/etc/passwd")),
+            change("changed", link("../../outside")),
+            change("d/above", link("../../x")),
+            change("d/inside", link("../d/e/../e/file")),
+            change("d/through", link("up/../x")),
+            change("d/via", link("chain/x")),
+            change("d/chain", link("e/../../d/up/..")),
+            change("dangling", link("nowhere/at/all")),
+            change("git", link("d/../.git/hooks/post-checkout")),
+            change("ring", link("ring")),
+            change("d/inside2", link("up/d/e/file")),
+        ],
+    );
+    let told: Vec<String> = patch.links_out.iter().map(ToString::to_string).collect();
+    let expected = [
+        "absolute: a symlink to the absolute path /etc/passwd",
+        "changed: a symlink out of the repository, to ../../outside",
+        "d/above: a symlink out of the repository, to ../../x",
+        "d/chain: a symlink out of the repository, to e/../../d/up/..",
+        "d/through: a symlink out of the repository, to up/../x",
+        "d/via: a symlink out of the repository, to chain/x",
+        "git: a symlink into .git, to d/../.git/hooks/post-checkout",
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(patch.files_changed, 11, "they are delivered all the same");
+}
+
+#[test]
+fn a_file_that_is_not_utf_8_is_a_binary_patch_and_the_others_stay_text() {
+    let latin = |text: &[u8]| Content::File { bytes: text.to_vec(), executable: false };
+    let before = files(&[
+        ("latin", latin(b"caf\xe9\none\n")),
+        ("plain", file("caf\u{e9}\none\n")),
+        ("link", Content::Symlink { target: b"a".to_vec() }),
+        ("odd", Content::Symlink { target: b"\xff".to_vec() }),
+    ]);
+    let changes = vec![
+        change("latin", latin(b"caf\xe9\ntwo\n")),
+        change("link", Content::Symlink { target: b"\xfe".to_vec() }),
+        change("odd", Content::Deleted),
+        change("plain", file("caf\u{e9}\ntwo\n")),
+    ];
+    let house = House::new();
+    let pin = house.pin("r", &before);
+    let patch = house.patch(&pin, changes.clone());
+    let text = String::from_utf8(patch.diff.clone()).expect("an event carries text");
+    assert!(text.contains("GIT binary patch") && text.contains("\n caf\u{e9}\n-one\n+two\n"), "{text}");
+    house.applies(&pin, &patch.diff).unwrap();
+    if have_git() {
+        let after = by_real_git(&before, &patch.diff).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert_eq!(after, expected(&before, &changes));
+    }
+}
+
+#[test]
+fn names_in_utf_8_are_not_quoted_unless_a_terminal_would_obey_them() {
+    let house = House::new();
+    let pin = house.pin("r", &files(&[("a", file("x\n"))]));
+    let odd = ["c1\u{9b}31m", "bidi\u{202e}txt.exe", "bell\u{7}"];
+    let changes =
+        ["\u{e9}\u{4e2d} \u{1f600}"].iter().chain(&odd).map(|name| change(name, file("y\n"))).collect();
+    let patch = house.patch(&pin, changes);
+    let text = String::from_utf8(patch.diff.clone()).unwrap();
+    let plain = "\u{e9}\u{4e2d} \u{1f600}";
+    assert!(text.contains(&format!("diff --git a/{plain} b/{plain}\n")), "{text}");
+    assert!(text.contains(&format!("+++ b/{plain}\t\n")), "{text}");
+    assert!(!text.chars().any(|c| c != '\n' && c != '\t' && (c.is_control() || c == '\u{202e}')), "{text}");
+    house.applies(&pin, &patch.diff).unwrap();
+    if have_git() {
+        let before = files(&[("a", file("x\n"))]);
+        by_real_git(&before, &patch.diff).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    }
+}
+
 fn a_name() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => "[a-c]".prop_map(String::into_bytes),

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
+use crate::canonical::canonical_text;
 use crate::config::Config;
 use crate::keys;
 use crate::protocol::proof::{self, Verdict};
@@ -153,7 +154,7 @@ async fn repository(
     };
     let mut rows = Vec::new();
     match ordered {
-        Some(ordered) if bare(&ordered.repo) != bare(url) => rows.push(Row {
+        Some(ordered) if canonical_text(&ordered.repo) != canonical_text(url) => rows.push(Row {
             what: "repository",
             verdict: Verdict::Bad(format!("the request names {}", output::tame(&ordered.repo, 200))),
         }),
@@ -235,11 +236,6 @@ fn verdict(result: Result<(), repo::Error>) -> Verdict {
         }
         Err(error) => Verdict::Unchecked(error.to_string()),
     }
-}
-
-fn bare(url: &str) -> &str {
-    let url = url.trim_end_matches('/');
-    url.strip_suffix(".git").unwrap_or(url)
 }
 
 fn read_event(path: &Path) -> Result<Event, Failure> {

@@ -1,8 +1,11 @@
-//! Patterns of repository URLs (`admission.allow_repos`). They compare text only; addresses and schemes
+//! Patterns of repository URLs (`admission.allow_repos`). They compare the one spelling of a URL; addresses and schemes
 //! are judged elsewhere.
 
 use serde::Deserialize;
 use url::Url;
+
+use crate::canonical::without_git;
+use crate::repo::Location;
 
 /// A host or URL with wildcards: `github.com/acme/*`, `https://*.example.org/**`, `git.example.org`.
 ///
@@ -47,32 +50,32 @@ impl RepoPattern {
             return Err(wrong(&format!("{port:?} is not a port; write {name}/{port}{rest}")));
         }
         let path = path.map(bare).filter(|path| !path.is_empty()).map(str::to_string);
-        Ok(RepoPattern { scheme, host: host.to_ascii_lowercase(), path })
+        let mut host = host.to_ascii_lowercase();
+        // A URL's one spelling has no default port.
+        for (scheme_of, port) in [("https", ":443"), ("http", ":80")] {
+            if scheme.as_deref() == Some(scheme_of)
+                && let Some(bare) = host.strip_suffix(port)
+            {
+                host = bare.to_string();
+            }
+        }
+        Ok(RepoPattern { scheme, host, path })
     }
 
-    /// Whether this URL is meant. A URL that does not parse, or that carries a user name, a password, a
-    /// query or a fragment, never is.
+    /// Whether this URL is meant, however it is spelt. One that `Location` refuses never is: a user name, a password,
+    /// a query, a fragment, an encoded slash.
     pub fn matches(&self, url: &str) -> bool {
-        let Ok(url) = Url::parse(url) else { return false };
-        if !url.username().is_empty() || url.password().is_some() {
-            return false;
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return false;
-        }
+        let Ok(location) = Location::parse(url, true) else { return false };
+        let Ok(url) = Url::parse(&location.canonical()) else { return false };
         if self.scheme.as_ref().is_some_and(|scheme| scheme != url.scheme()) {
             return false;
         }
-        // The parser has resolved `..`, but an encoded slash or dot could still mean another place.
         let path = url.path().trim_start_matches('/');
-        if path.to_ascii_lowercase().contains("%2f") || path.to_ascii_lowercase().contains("%2e") {
-            return false;
-        }
         let mut host = url.host_str().unwrap_or_default().to_ascii_lowercase();
         if let Some(port) = url.port() {
             host = format!("{host}:{port}");
         }
-        let fits_path = self.path.as_ref().is_none_or(|want| glob(want.as_bytes(), bare(path).as_bytes()));
+        let fits_path = self.path.as_ref().is_none_or(|want| glob(want.as_bytes(), path.as_bytes()));
         fits_path && glob(self.host.as_bytes(), host.as_bytes())
     }
 }
@@ -95,8 +98,7 @@ impl std::fmt::Display for RepoPattern {
 }
 
 fn bare(path: &str) -> &str {
-    let path = path.trim_matches('/');
-    path.strip_suffix(".git").unwrap_or(path)
+    without_git(path.trim_matches('/'))
 }
 
 /// `*` without slashes, `**` with them. Takes pattern × text steps and no recursion, whatever they are.
@@ -154,6 +156,24 @@ mod tests {
         assert!(!fits("*.example.org", "https://example.org/a"));
         assert!(!fits("git.example.org", "http://git.example.org:8080/a"));
         assert!(fits("127.0.0.1:*", "http://127.0.0.1:8080/a"));
+    }
+
+    #[test]
+    fn every_spelling_of_a_repository_meets_the_same_patterns() {
+        for url in [
+            "https://git.example/acme/tool",
+            "https://git.example/acme/tool.git/",
+            "https://git.example:443/acme//tool",
+            "https://git.example/other/../acme/tool",
+            "https://git.example/%61cme/tool",
+        ] {
+            for pattern in
+                ["git.example/acme/tool", "git.example/acme/*", "https://git.example:443/acme/tool.git"]
+            {
+                assert!(fits(pattern, url), "{pattern} {url}");
+            }
+            assert!(!fits("git.example/other/**", url), "{url}");
+        }
     }
 
     #[test]

@@ -154,30 +154,41 @@ pub(super) fn longest<T>(
     best.map_or_else(|| make(0), Ok)
 }
 
-/// The diff, with the figures of the 5932 profile.
+/// The diff, with the figures of the 5932 profile. `ignored`: new files that are not in it, since a `.gitignore` names
+/// them.
 ///
 /// # Errors
 /// `invalid_input` when a command failed, since half a change is none; `result_too_large`.
-pub fn patch(work: &Work, patch: Patch, warnings: &[String], cap_bytes: usize) -> Result<Content, Failure> {
+pub fn patch(
+    work: &Work,
+    patch: Patch,
+    ignored: u64,
+    warnings: &[String],
+    cap_bytes: usize,
+) -> Result<Content, Failure> {
     must_have_worked(work)?;
     if patch.diff.len() > cap_bytes {
         return Err(too_large("the patch", patch.diff.len(), cap_bytes));
     }
     let skipped = patch.skipped.iter().map(|s| ("skipped".to_string(), format!("{}: {}", s.path, s.why)));
-    let diff = String::from_utf8(patch.diff).map_err(|_| {
-        Failure::new(
-            Code::Unsupported,
-            "the patch changes text that is not UTF-8, which an event cannot carry",
-        )
-    })?;
+    // What is not UTF-8 stands in it as a binary patch.
+    let diff =
+        String::from_utf8(patch.diff).map_err(|_| Failure::new(Code::Internal, "the patch is not UTF-8"))?;
     let duration: u128 = work.commands.iter().map(|c| c.duration.as_millis()).sum();
     let mut tags = vec![
         ("files_changed".to_string(), patch.files_changed.to_string()),
         ("lines_added".to_string(), patch.lines_added.to_string()),
         ("lines_removed".to_string(), patch.lines_removed.to_string()),
         ("duration_ms".to_string(), duration.to_string()),
+        ("ignored_files".to_string(), ignored.to_string()),
     ];
     tags.extend(skipped.take(8));
+    // Before those of the repository: these are about what the customer is about to apply.
+    let links = patch.links_out.iter().map(|link| ("warning".to_string(), link.to_string()));
+    tags.extend(links.take(MAX_LINKS));
+    if let Some(more) = patch.links_out.len().checked_sub(MAX_LINKS).filter(|more| *more > 0) {
+        tags.push(("warning".to_string(), format!("{more} more symlinks lead out of the repository")));
+    }
     tags.extend(warning_tags(warnings));
     Ok(Content { text: diff, tags })
 }
@@ -215,6 +226,9 @@ fn must_have_worked(work: &Work) -> Result<(), Failure> {
     );
     Err(Failure::new(Code::CommandFailed, reason))
 }
+
+/// Symlinks of a patch that are named one by one.
+const MAX_LINKS: usize = 20;
 
 fn warning_tags(warnings: &[String]) -> impl Iterator<Item = (String, String)> + '_ {
     warnings.iter().take(8).map(|w| ("warning".to_string(), w.clone()))
@@ -330,7 +344,7 @@ mod tests {
 
     #[test]
     fn half_a_change_is_no_patch() {
-        let failure = patch(&work(b"no such file", 2), Patch::default(), &[], 1000).unwrap_err();
+        let failure = patch(&work(b"no such file", 2), Patch::default(), 0, &[], 1000).unwrap_err();
         assert_eq!(failure.code, Code::CommandFailed);
         assert!(failure.reason.contains("no such file"));
     }

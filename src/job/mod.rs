@@ -6,6 +6,7 @@ mod after;
 pub mod answer;
 mod budget;
 pub mod content;
+mod delivered;
 mod dispatcher;
 mod ending;
 pub mod engine;
@@ -155,12 +156,12 @@ pub(crate) fn repo_failure(error: &crate::repo::Error) -> Failure {
     use crate::market::Code;
     use crate::repo::Error as E;
     let code = match error {
-        E::Refused { .. } => Code::RepoRefused,
+        E::Refused { .. } | E::LoginAsked => Code::RepoRefused,
         E::RefNotFound { .. } => Code::RefNotFound,
         E::TooLarge { .. } => Code::ResourceLimit,
         E::Full { .. } => Code::RateLimited,
         E::Timeout { .. } => Code::Timeout,
-        E::Unreachable { .. } => Code::RepoUnreachable,
+        E::Unreachable { .. } | E::NoSuchRepository => Code::RepoUnreachable,
         E::RefAmbiguous { .. } => Code::InvalidInput,
         E::Broken { .. } => Code::RepoRefused,
         E::DoesNotApply { .. } | E::Cancelled | E::Host { .. } | E::Busy { .. } => Code::Internal,

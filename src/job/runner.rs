@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::content::{self, Artifact, Ran};
+use super::delivered;
 use super::ending::{self, Finished};
 use super::reached::Reached;
 use super::ticket::{End, Stop, Stopped, Ticket};
@@ -135,7 +136,12 @@ async fn pin(
     let order = &ticket.admission.order;
     let Some(url) = &order.repo else { return Ok(None) };
     let fetch = async {
-        let pin = rooms.repos.pin(url, commit.or(order.git_ref.as_deref())).await?;
+        let pin = match commit {
+            Some(commit) => rooms.repos.pin_again(url, commit)?,
+            None => {
+                rooms.repos.pin_for(&ticket.request.customer.to_hex(), url, order.git_ref.as_deref()).await?
+            }
+        };
         let base = rooms.repos.base(&pin).await?;
         Ok::<_, crate::repo::Error>((pin, base))
     };
@@ -182,7 +188,7 @@ async fn once(
         },
     };
     let taken = match limit {
-        None => take(rooms, ticket, &*sandbox, pinned.map(|(pin, _)| pin)).await,
+        None => take(rooms, ticket, &*sandbox, pinned).await,
         Some(_) => Ok(Taken::default()),
     };
     let usage = sandbox.destroy().await.map_err(Again)?;
@@ -199,7 +205,7 @@ async fn once(
     ran.artifacts = taken.artifacts;
     let (work, warnings, cap) = (&ran.work, &ran.warnings, rooms.options.max_content_bytes);
     let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
-        (Output::Patch, Some(patch)) => content::patch(work, patch, warnings, cap).map(Some),
+        (Output::Patch, Some((patch, ignored))) => content::patch(work, patch, ignored, warnings, cap).map(Some),
         (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
         (Output::Report, _) => Ok(None),
         (Output::Json, _) => content::printed(work, true, warnings, cap).map(Some),
@@ -216,7 +222,8 @@ async fn once(
 /// What is taken out of the sandbox before it is destroyed.
 #[derive(Default)]
 struct Taken {
-    patch: Option<crate::repo::Patch>,
+    /// With the number of ignored files that are not in it.
+    patch: Option<(crate::repo::Patch, u64)>,
     artifacts: Vec<Artifact>,
 }
 
@@ -224,7 +231,7 @@ async fn take(
     rooms: &Rooms,
     ticket: &Ticket,
     sandbox: &dyn Sandbox,
-    pin: Option<&Pin>,
+    pinned: Option<&(Pin, Arc<Base>)>,
 ) -> Result<Taken, Trouble> {
     // Nothing that is still running may change what is read now.
     sandbox.kill().await.map_err(|e| sandbox_failure(&e))?;
@@ -232,11 +239,12 @@ async fn take(
     for path in &ticket.admission.order.artifacts {
         artifacts.push(artifact(rooms, ticket, sandbox, path).await);
     }
-    let patch = match pin {
-        Some(pin) if ticket.admission.job_type.manifest.output == Output::Patch => {
+    let patch = match pinned {
+        Some((pin, base)) if ticket.admission.job_type.manifest.output == Output::Patch => {
             let cap = rooms.options.max_changes_bytes;
-            let changes = sandbox.changes(cap).await.map_err(|e| sandbox_failure(&e))?;
-            Some(rooms.repos.patch(pin, changes).await.map_err(|e| repo_failure(&e))?)
+            let changes = delivered::changes(sandbox, base, cap).await?;
+            let patch = rooms.repos.patch(pin, changes.delivered).await.map_err(|e| repo_failure(&e))?;
+            Some((patch, changes.left_out))
         }
         _ => None,
     };
@@ -269,7 +277,7 @@ fn or_again<T>(error: sandbox::Error) -> Result<Result<T, Trouble>, Again> {
     }
 }
 
-fn sandbox_failure(error: &sandbox::Error) -> Failure {
+pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
     use sandbox::Error as E;
     let code = match error {
         E::Unenforceable { .. } => Code::Unsupported,

@@ -3,6 +3,7 @@
 
 use super::ticket::{End, Ticket};
 use super::{Failure, Rooms};
+use crate::canonical::canonical_text;
 use crate::config::terms::msat_of;
 use crate::ledger::{self, transfer};
 use crate::protocol::{Order, Request};
@@ -84,7 +85,7 @@ fn about(rooms: &Rooms, request: &Request, skill: &str) -> About {
     About {
         customer: request.customer.to_hex(),
         skill: skill.to_owned(),
-        repo: repo.map(|url| url.chars().take(200).collect()),
+        repo: repo.map(|url| canonical_text(&url).chars().take(200).collect()),
         backend: rooms.backend.identity().backend,
         agent: "script".into(),
         unpaid_msat: 0,

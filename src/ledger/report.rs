@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::canonical::canonical_text;
 use crate::store::money::{About, Account, AccountKind, Transfer, Why};
 use crate::store::record::Record;
 use crate::store::{self, Entry};
@@ -100,11 +101,13 @@ pub fn report(data_dir: &Path, window: &Window, by: By) -> Result<Report, store:
 
 fn key(transfer: &Transfer, at_ms: u64, by: By, zone: &TimeZone) -> String {
     let about = |f: fn(&About) -> Option<&str>| transfer.about.as_ref().and_then(f);
+    // Entries of older versions have the URL as the customer wrote it.
+    let repo = about(|a| a.repo.as_deref()).map(canonical_text);
     let found = match by {
         By::Day => return day(at_ms, zone),
         By::Skill => about(|a| Some(&a.skill)),
         By::Customer => transfer.customer(),
-        By::Repo => about(|a| a.repo.as_deref()),
+        By::Repo => repo.as_deref(),
         By::Backend => about(|a| Some(&a.backend)),
         By::Agent => about(|a| Some(&a.agent)),
     };
@@ -150,5 +153,29 @@ impl Sums {
             _ => {}
         }
         self.unpaid_msat += transfer.about.as_ref().map_or(0, |about| i128::from(about.unpaid_msat));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::transfer;
+
+    #[test]
+    fn six_spellings_of_one_repository_are_one_row_of_the_report() {
+        let spelt = [
+            "https://git.example/acme/tool",
+            "https://git.example/acme/tool/",
+            "https://git.example/acme/tool.git",
+            "https://GIT.example:443/acme/tool.git/",
+            "https://git.example/acme/tool?ref=main",
+            "https://git.example/acme/x/../tool",
+        ];
+        for repo in spelt {
+            let about = About { repo: Some(repo.into()), ..About::default() };
+            let cost =
+                transfer::cost("job", 0, Account::ContainerCost("local".into()), "here", 5, None, about);
+            assert_eq!(key(&cost, 0, By::Repo, &TimeZone::UTC), "https://git.example/acme/tool", "{repo}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::job_type::{Limits, Need, Output};
 use super::{Agreed, Catalog, Code, JobType, Metered, Refusal, Terms, Way};
 use crate::config::RepoPattern;
 use crate::protocol::{Order, Request};
+use crate::repo::Location;
 use crate::sandbox::Policy;
 
 /// What the operator lets in.
@@ -138,6 +139,10 @@ fn judge_customer(rules: &Rules, customer: &PublicKey) -> Result<(), Refusal> {
 fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), Refusal> {
     let manifest = &job_type.manifest;
     if let Some(repo) = &order.repo {
+        // Before anything is owed for it. Whether `file://` is allowed here is the room's own to say.
+        if let Err(error) = Location::parse(repo, true) {
+            return refuse(Code::RepoRefused, error.to_string());
+        }
         if !rules.allow_repos.is_empty() && !rules.allow_repos.iter().any(|p| p.matches(repo)) {
             return refuse(Code::RepoRefused, format!("{repo} is not among the repositories allowed here"));
         }
@@ -324,6 +329,21 @@ mod tests {
         };
         assert!(only("git.example/acme/*").is_ok());
         refused(only("git.example/other/*"), Code::RepoRefused);
+    }
+
+    #[test]
+    fn a_url_that_can_never_be_cloned_is_refused_before_anything_is_owed_and_its_credentials_are_not_repeated()
+     {
+        for (url, why) in [
+            ("https://user:hush@git.example/acme/tool", "credentials"),
+            ("https://git.example/acme/tool?token=hush", "query"),
+            ("ssh://git@git.example/acme/tool", "not spoken here"),
+        ] {
+            let refusal =
+                judged(&Draft { repo: Some(url.into()), ..draft(5930) }).expect_err("must be refused");
+            assert_eq!(refusal.code, Code::RepoRefused, "{url}");
+            assert!(refusal.reason.contains(why) && !refusal.reason.contains("hush"), "{}", refusal.reason);
+        }
     }
 
     #[test]

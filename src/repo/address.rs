@@ -7,11 +7,13 @@ use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
 use super::Error;
+use crate::canonical::{canonical, clean};
 
 /// Longest URL read, in bytes.
 pub const MAX_URL_BYTES: usize = 2048;
 
-/// A repository's place, in one spelling however the customer wrote it.
+/// Where a repository is fetched from: cleaned, but with `.git` at the end if the customer wrote it, for some servers
+/// know only one of both. The cache, the rules and the books know it as `canonical`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// http or https, with a host, without user, query or fragment, no slash at the end.
@@ -70,11 +72,11 @@ impl Location {
             return Err(Error::refused("the host name is malformed"));
         }
         let lowered = url.path().to_ascii_lowercase();
-        if ["%00", "%0a", "%0d", "%5c"].iter().any(|bad| lowered.contains(bad)) {
-            return Err(Error::refused("the URL's path hides control characters"));
+        if ["%00", "%0a", "%0d", "%2f", "%5c"].iter().any(|bad| lowered.contains(bad)) {
+            return Err(Error::refused("the URL's path hides control characters or slashes"));
         }
-        let path = url.path().trim_end_matches('/').to_string();
-        if path.is_empty() {
+        let path = clean(url.path());
+        if path == "/" {
             return Err(Error::refused("the URL names a host, not a repository"));
         }
         url.set_path(&path);
@@ -88,7 +90,7 @@ impl Location {
             .map_err(|()| Error::refused("a file:// URL must name an absolute path on this host"))
     }
 
-    /// The one spelling.
+    /// The URL to fetch from.
     pub fn text(&self) -> String {
         match self {
             Location::Http(url) => url.as_str().to_string(),
@@ -96,9 +98,19 @@ impl Location {
         }
     }
 
-    /// Folder name of its mirror: 32 hex digits of the spelling's SHA-256.
+    /// The one spelling, by which the repository is known everywhere but to its server.
+    pub fn canonical(&self) -> String {
+        match self {
+            Location::Http(url) => canonical(url),
+            Location::File(path) => {
+                Url::from_file_path(path).map_or_else(|()| self.text(), |url| canonical(&url))
+            }
+        }
+    }
+
+    /// Folder name of its mirror: 32 hex digits of the one spelling's SHA-256.
     pub(super) fn folder(&self) -> String {
-        hex::encode(Sha256::digest(self.text().as_bytes())).chars().take(32).collect()
+        hex::encode(Sha256::digest(self.canonical().as_bytes())).chars().take(32).collect()
     }
 }
 
@@ -120,10 +132,15 @@ mod tests {
     #[test]
     fn one_repository_has_one_spelling() {
         let spell = |t: &str| Location::parse(t, false).unwrap().text();
-        assert_eq!(spell("HTTPS://Example.COM:443/a/b.git/"), "https://example.com/a/b.git");
+        assert_eq!(spell("HTTPS://Example.COM:443/a//b.git/"), "https://example.com/a/b.git");
         assert_eq!(spell("https://example.com/a/./x/../b.git"), "https://example.com/a/b.git");
         assert_eq!(spell("http://0x7f.1/a"), "http://127.0.0.1/a");
         assert_eq!(spell("http://2130706433/a"), "http://127.0.0.1/a");
+        let known_as = |t: &str| Location::parse(t, true).unwrap().canonical();
+        assert_eq!(known_as("https://example.com/a/b.git"), known_as("https://example.com/a/b/"));
+        assert_eq!(known_as("file:///srv/a.git"), "file:///srv/a");
+        let folder = |t: &str| Location::parse(t, false).unwrap().folder();
+        assert_eq!(folder("https://example.com/a/b.git"), folder("https://example.com/a//x/../b"));
     }
 
     #[test]
@@ -153,6 +170,7 @@ mod tests {
         assert!(why("https://h..example/a").contains("malformed"));
         assert!(why("https://h.example").contains("not a repository"));
         assert!(why("https://h.example/a%0d%0ab").contains("control"));
+        assert!(why("https://h.example/a%2Fb").contains("slashes"));
         assert!(why(&format!("https://h.example/{}", "a".repeat(3000))).contains("longer"));
     }
 }

@@ -1,7 +1,9 @@
 //! Puts a planned tree on disk: with several threads, each with its own view of the objects, files made
-//! relative to open folders, never through a symlink; unchanged files are hard links into an older base.
-//! What may stand there was decided by `tree`; what is worth a warning is decided by `warn`.
+//! relative to open folders, never through a symlink. What a job can see of it follows from the commit alone: nothing
+//! is shared with another commit's tree, and all times are the same. What may stand there was decided by `tree`; what
+//! is worth a warning is decided by `warn`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -11,24 +13,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use git2::{Odb, Oid};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{linkat, symlinkat, write};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{symlinkat, write};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::tree::{File, Folder, Kind, Plan, shown};
-use super::{Error, Limits, Warning, WarningKind, mirror, warn};
+use super::{Error, Limits, Warning, mirror, warn};
 
 /// Threads that write one tree.
 const MAX_THREADS: usize = 4;
 /// Longest symlink target, in bytes; the kernel takes no longer one.
 const MAX_TARGET: usize = 4095;
+/// Every file's, symlink's and folder's time, 2000-01-01 UTC. Not the time of building, which would tell when others
+/// ran; not 1970, which some archivers do not know.
+const TIME: TimeSpec = TimeSpec::new(946_684_800, 0);
 
 /// What is known of a finished base; kept beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Meta {
-    pub tree: String,
     /// Files and symlinks.
     pub files: u64,
     /// Bytes of their contents.
@@ -37,6 +42,8 @@ pub(super) struct Meta {
     #[serde(default)]
     pub git_bytes: Option<u64>,
     pub warnings: Vec<Warning>,
+    /// Paths of the `.gitignore` files, `ignore::MAX_FILES` and one more at most.
+    pub ignores: Vec<Vec<u8>>,
 }
 
 /// A read-only tree of one commit on this host. It stays in place as long as this value lives.
@@ -69,27 +76,19 @@ impl crate::sandbox::Tree for Base {
     }
 }
 
-/// An older base of the same repository, to share unchanged files with.
-#[derive(Debug)]
-pub(super) struct Older<'a> {
-    pub path: &'a Path,
-    pub meta: &'a Meta,
-}
-
 /// What all threads share.
 struct Work<'a> {
     plan: &'a Plan,
     top: OwnedFd,
-    old_top: Option<OwnedFd>,
     next: AtomicUsize,
     bytes: AtomicU64,
-    linked: AtomicU64,
     stop: AtomicBool,
     limits: &'a Limits,
     budget: &'a Budget,
     /// Our umask would hide files from the sandbox's user.
     fchmod: bool,
-    found: Mutex<Vec<Warning>>,
+    /// The first `warn::MAX_WARNINGS` in their order, whichever thread finds them.
+    found: Mutex<BTreeSet<Warning>>,
 }
 
 /// Writes the plan into the empty folder `to`. Returns the bytes of all files and the warnings.
@@ -97,13 +96,11 @@ pub(super) fn write_tree(
     plan: &Plan,
     objects: &Path,
     to: &Path,
-    older: Option<&Older<'_>>,
     limits: &Limits,
     budget: &Budget,
-) -> Result<(u64, Vec<Warning>), Error> {
+) -> Result<(u64, BTreeSet<Warning>), Error> {
     let folder = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let top = open(to, folder, Mode::empty()).map_err(Error::host("open a new base's folder"))?;
-    let old_top = older.and_then(|o| open(o.path, folder, Mode::empty()).ok());
     // Folders first: after this, no symlink can take a folder's place, for every name is made once.
     let fchmod_needed = umask_hides(&top)?;
     for one in plan.folders.iter().skip(1) {
@@ -118,15 +115,13 @@ pub(super) fn write_tree(
     let work = Work {
         plan,
         top,
-        old_top,
         next: AtomicUsize::new(0),
         bytes: AtomicU64::new(0),
-        linked: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         limits,
         budget,
         fchmod: fchmod_needed,
-        found: Mutex::new(Vec::new()),
+        found: Mutex::new(BTreeSet::new()),
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).clamp(1, MAX_THREADS);
     let results: Vec<Result<(), Error>> = std::thread::scope(|scope| {
@@ -148,26 +143,21 @@ pub(super) fn write_tree(
     if let Some(e) = stopped {
         return Err(e);
     }
-    let mut found = work.found.into_inner().unwrap_or_default();
-    if let Some(older) = older {
-        keep_linked(plan, &older.meta.warnings, &mut found);
+    // Once nothing is made in them any more.
+    for one in &plan.folders {
+        let path = if one.path.is_empty() { b".".as_slice() } else { one.path.as_slice() };
+        set_time(&work.top, path).map_err(|e| made(e, &one.path, b""))?;
     }
-    Ok((work.bytes.into_inner(), found))
+    Ok((work.bytes.into_inner(), work.found.into_inner().unwrap_or_default()))
 }
 
-/// Content warnings of files that were linked, not read.
-fn keep_linked(plan: &Plan, old: &[Warning], found: &mut Vec<Warning>) {
-    let by_content = |w: &&Warning| matches!(w.kind, WarningKind::SecretContent | WarningKind::LfsPointer);
-    let content: Vec<&Warning> = old.iter().filter(by_content).collect();
-    if content.is_empty() {
-        return;
-    }
-    for folder in &plan.folders {
-        for file in folder.files.iter().filter(|f| f.same) {
-            let path = shown(&folder.path, &file.name);
-            found.extend(content.iter().filter(|w| w.path == path).map(|w| (*w).clone()));
-        }
-    }
+/// Gives what stands at this path the time that all of a base has.
+pub(super) fn reset_time(path: &Path) -> io::Result<()> {
+    utimensat(AT_FDCWD, path, &TIME, &TIME, UtimensatFlags::NoFollowSymlink).map_err(io::Error::from)
+}
+
+fn set_time(folder: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    utimensat(folder, name, &TIME, &TIME, UtimensatFlags::NoFollowSymlink)
 }
 
 /// Whether the process's umask would hide files from the sandbox's user.
@@ -203,36 +193,12 @@ impl Work<'_> {
             return Ok(());
         }
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let at = |top: &OwnedFd| {
-            let path = if folder.path.is_empty() { b".".as_slice() } else { folder.path.as_slice() };
-            openat(top, path, flags, Mode::empty())
-        };
-        let here = at(&self.top).map_err(|e| made(e, &folder.path, b""))?;
-        let old =
-            self.old_top.as_ref().filter(|_| folder.files.iter().any(|f| f.same)).and_then(|t| at(t).ok());
+        let path = if folder.path.is_empty() { b".".as_slice() } else { folder.path.as_slice() };
+        let here = openat(&self.top, path, flags, Mode::empty()).map_err(|e| made(e, &folder.path, b""))?;
         for file in &folder.files {
-            if file.same && old.as_ref().is_some_and(|old| self.link(odb, old, &here, file)) {
-                continue;
-            }
             self.file(odb, &here, &folder.path, file)?;
         }
         Ok(())
-    }
-
-    /// Shares the older base's file; `false` if that cannot be done, and then it is written anew.
-    fn link(&self, odb: &Odb<'_>, old: &OwnedFd, here: &OwnedFd, file: &File) -> bool {
-        // Not for symlinks (cheap to make) – and the size comes from the object, not from the disk.
-        if file.kind == Kind::Symlink {
-            return false;
-        }
-        let Ok((size, _)) = odb.read_header(file.id) else { return false };
-        let name = file.name.as_slice();
-        if linkat(old, name, here, name, AtFlags::empty()).is_err() {
-            return false;
-        }
-        self.linked.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(size as u64, Relaxed);
-        true
     }
 
     fn file(&self, odb: &Odb<'_>, here: &OwnedFd, folder: &[u8], file: &File) -> Result<(), Error> {
@@ -259,6 +225,7 @@ impl Work<'_> {
                 return Err(Error::refused(format!("an impossible symlink: {}", shown(folder, name))));
             }
             return symlinkat(std::ffi::OsStr::from_bytes(target), here, name)
+                .and_then(|()| set_time(here, name))
                 .map_err(|e| made(e, folder, name));
         }
         let mode = Mode::from_bits_truncate(if file.kind == Kind::Executable { 0o755 } else { 0o644 });
@@ -267,12 +234,16 @@ impl Work<'_> {
         if self.fchmod {
             fchmod(&fd, mode).map_err(|e| made(e, folder, name))?;
         }
-        write_all(&fd, object.data()).map_err(|e| made(e, folder, name))?;
+        write_all(&fd, object.data())
+            .and_then(|()| futimens(&fd, &TIME, &TIME))
+            .map_err(|e| made(e, folder, name))?;
         if let Some(what) = warn::content(object.data())
             && let Ok(mut found) = self.found.lock()
-            && found.len() < warn::MAX_WARNINGS
         {
-            found.push(Warning::secret_content(shown(folder, name), what));
+            found.insert(Warning::secret_content(shown(folder, name), what));
+            if found.len() > warn::MAX_WARNINGS {
+                found.pop_last();
+            }
         }
         Ok(())
     }

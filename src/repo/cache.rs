@@ -7,14 +7,15 @@ mod room;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use git2::Oid;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::Semaphore;
 
-use super::base::{self, Base, Meta, Older};
+use super::base::{self, Base, Meta};
 use super::budget::Budget;
 use super::fetch::{Fetch, Name};
 use super::mirror::{self, Mirror};
@@ -22,6 +23,12 @@ use super::{Error, Location, Options, dot_git, tree, warn};
 
 /// What a file takes on disk beyond its bytes, on average.
 const FILE_OVERHEAD: u64 = 4096;
+/// Changes with what lies in the folder: what another version left is not used.
+const LAYOUT: &str = "2";
+/// Customers and commits remembered for a repository.
+const MAX_GRANTS: usize = 1024;
+/// In a repository's folder: its server took it back while jobs were using it.
+const WITHDRAWN: &str = "withdrawn";
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -42,6 +49,10 @@ pub(super) struct Slot {
     /// Held by whoever writes to the mirror or builds a base.
     pub turn: Arc<tokio::sync::Mutex<()>>,
     bases: Mutex<HashMap<Oid, Kept>>,
+    /// Which customer the server gave which commit, and when. Not kept over a restart.
+    grants: Mutex<HashMap<(String, Oid), Instant>>,
+    /// The server took the repository back; what is here goes once no job holds it.
+    withdrawn: AtomicBool,
     mirror_bytes: AtomicU64,
     /// What the mirror had, or would have had, when it was last made anew.
     lean_bytes: AtomicU64,
@@ -73,7 +84,10 @@ impl Cache {
         let file = File::create(root.join("lock")).map_err(host("open the repository folder's lock"))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| Error::Busy { folder: root.display().to_string() })?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let mut boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        if !boot.is_empty() {
+            boot.push_str(LAYOUT);
+        }
         let same_boot = !boot.is_empty() && fs::read_to_string(root.join("boot")).is_ok_and(|b| b == boot);
         for (folder, keep) in [("r", same_boot), ("tmp", false), ("trash", false)] {
             let path = root.join(folder);
@@ -83,7 +97,7 @@ impl Cache {
             fs::create_dir_all(&path).map_err(host("make the repository folder"))?;
         }
         fs::write(root.join("boot"), &boot).map_err(host("note this host's boot"))?;
-        let slots = known(&root.join("r"));
+        let slots = known(&root.join("r"))?;
         Ok(Cache {
             gate: Arc::new(Semaphore::new(options.parallel.max(1))),
             slots: Mutex::new(slots),
@@ -106,14 +120,25 @@ impl Cache {
         Ok(slot.clone())
     }
 
-    /// Makes sure the commit is in the mirror. The caller has the turn.
-    pub fn fetch(
-        &self,
-        slot: &Slot,
-        location: &Location,
-        name: &Name,
-        budget: &Budget,
-    ) -> Result<Oid, Error> {
+    /// Asks the server for the commit, whether it is here or not, and makes sure it is in the mirror. What the server
+    /// has taken back goes. The caller has the turn.
+    pub fn ask(&self, slot: &Slot, location: &Location, name: &Name, budget: &Budget) -> Result<Oid, Error> {
+        let asked = self.fetch(slot, location, name, budget);
+        match (&asked, name) {
+            (Ok(_), _) => slot.set_withdrawn(false)?,
+            (Err(e), _) if e.is_withdrawal() => self.withdraw(slot)?,
+            (Err(Error::RefNotFound { .. }), Name::Commit(id)) => self.forget(slot, *id)?,
+            _ => {}
+        }
+        asked
+    }
+
+    /// Makes sure that a commit, to which the caller was let in before, is in the mirror. The caller has the turn.
+    pub fn ensure(&self, slot: &Slot, location: &Location, id: Oid, budget: &Budget) -> Result<(), Error> {
+        if slot.has(id) { Ok(()) } else { self.ask(slot, location, &Name::Commit(id), budget).map(drop) }
+    }
+
+    fn fetch(&self, slot: &Slot, location: &Location, name: &Name, budget: &Budget) -> Result<Oid, Error> {
         budget.left()?;
         self.thin_out(slot, budget)?;
         let mirror = slot.mirror()?;
@@ -155,24 +180,17 @@ impl Cache {
         let mirror = slot.mirror()?;
         let odb = mirror.odb()?;
         let top = mirror::tree_of(&odb, commit)?;
-        // Before one of them is held here for its files.
-        self.trim();
-        let old = slot.newest();
-        let old_tree = old.as_ref().and_then(|b| Oid::from_str(&b.meta.tree).ok()).filter(|t| odb.exists(*t));
-        let plan = tree::plan(&odb, top, old_tree, limits)?;
+        let plan = tree::plan(&odb, top, limits)?;
         // Only now is it known that the commit's tree is one that could be kept.
         self.make_room(slot, Some(commit), budget)?;
         let made = Temporary::new(self)?;
         let folder = made.path.join("tree");
         fs::create_dir(&folder).map_err(host("make a base's folder"))?;
-        let older =
-            old.as_ref().filter(|_| old_tree.is_some()).map(|b| Older { path: &b.path, meta: &b.meta });
-        let (bytes, found) =
-            base::write_tree(&plan, &mirror.objects(), &folder, older.as_ref(), limits, budget)?;
-        let git_bytes = dot_git::make(&mirror, commit, &folder, budget)?;
+        let (bytes, found) = base::write_tree(&plan, &mirror.objects(), &folder, limits, budget)?;
+        let git_bytes = Some(dot_git::make(&mirror, commit, &folder, budget)?);
+        base::reset_time(&folder).map_err(host("set a base's time"))?;
         let warnings = warn::settle(warn::paths(&plan).into_iter().chain(found).collect());
-        let meta =
-            Meta { tree: top.to_string(), files: plan.files, bytes, git_bytes: Some(git_bytes), warnings };
+        let meta = Meta { files: plan.files, bytes, git_bytes, warnings, ignores: plan.ignores() };
         let json =
             serde_json::to_vec(&meta).map_err(|e| Error::Host { doing: "note a base", source: e.into() })?;
         fs::write(made.path.join("base.json"), json).map_err(host("note a base"))?;
@@ -211,6 +229,8 @@ impl Slot {
             dir,
             turn: Arc::new(tokio::sync::Mutex::new(())),
             bases: Mutex::new(HashMap::new()),
+            grants: Mutex::new(HashMap::new()),
+            withdrawn: AtomicBool::new(false),
             mirror_bytes: AtomicU64::new(0),
             lean_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
@@ -228,8 +248,10 @@ impl Slot {
 
     fn unpin(&self, commit: Oid) {
         let pin = self.dir.join("mirror/refs/pins").join(commit.to_string());
-        if let Err(e) = fs::remove_file(&pin) {
-            tracing::warn!(error = %e, pin = %pin.display(), "a broken commit stays in its mirror");
+        if let Err(e) = fs::remove_file(&pin)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(error = %e, pin = %pin.display(), "a commit stays in its mirror");
         }
     }
 
@@ -256,10 +278,30 @@ impl Slot {
         base
     }
 
-    /// The base used last, held so that it stays.
-    fn newest(&self) -> Option<Arc<Base>> {
-        let newest = lock(&self.bases).iter().max_by_key(|(_, k)| k.used).map(|(id, _)| *id)?;
-        self.base(newest)
+    /// Whether the server gave this customer this commit within the last `grace_ms`.
+    pub fn is_granted(&self, customer: &str, commit: Oid, grace_ms: u64) -> bool {
+        let grants = lock(&self.grants);
+        let at = grants.get(&(customer.to_string(), commit));
+        at.is_some_and(|at| at.elapsed() < Duration::from_millis(grace_ms))
+    }
+
+    /// Remembers that it did so now.
+    pub fn grant(&self, customer: &str, commit: Oid, grace_ms: u64) {
+        let mut grants = lock(&self.grants);
+        grants.retain(|_, at| at.elapsed() < Duration::from_millis(grace_ms));
+        // One that is not remembered only costs a question.
+        if grants.len() < MAX_GRANTS {
+            grants.insert((customer.to_string(), commit), Instant::now());
+        }
+    }
+
+    fn set_withdrawn(&self, withdrawn: bool) -> Result<(), Error> {
+        if self.withdrawn.swap(withdrawn, Relaxed) == withdrawn {
+            return Ok(());
+        }
+        let note = self.dir.join(WITHDRAWN);
+        let noted = if withdrawn { fs::write(note, "") } else { fs::remove_file(note) };
+        noted.map_err(Error::host("note what a server took back"))
     }
 
     /// The least lately used base that nobody holds.
@@ -311,10 +353,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What an earlier life of this node left, as far as it is whole.
-fn known(repositories: &Path) -> HashMap<String, Arc<Slot>> {
+fn known(repositories: &Path) -> Result<HashMap<String, Arc<Slot>>, Error> {
     let mut slots = HashMap::new();
-    let Ok(entries) = fs::read_dir(repositories) else { return slots };
+    let entries = fs::read_dir(repositories).map_err(Error::host("read the repository folder"))?;
     for entry in entries.flatten() {
+        if entry.path().join(WITHDRAWN).exists() {
+            fs::remove_dir_all(entry.path()).map_err(Error::host("remove what a server took back"))?;
+            continue;
+        }
         let slot = Slot::new(entry.path());
         if let Ok(mirror) = slot.mirror() {
             slot.mirror_bytes.store(mirror.bytes(), Relaxed);
@@ -333,5 +379,5 @@ fn known(repositories: &Path) -> HashMap<String, Arc<Slot>> {
         }
         slots.insert(entry.file_name().to_string_lossy().into_owned(), Arc::new(slot));
     }
-    slots
+    Ok(slots)
 }

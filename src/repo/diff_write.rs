@@ -101,9 +101,9 @@ fn hunks(out: &mut Vec<u8>, before: &[u8], after: &[u8]) -> Result<Lines, Error>
     Ok(lines)
 }
 
-/// As git decides: a NUL near the beginning.
+/// As git decides, by a NUL near the beginning; and what is not UTF-8, which an event could not carry as text.
 fn is_binary(bytes: &[u8]) -> bool {
-    bytes.iter().take(8000).any(|b| *b == 0)
+    bytes.iter().take(8000).any(|b| *b == 0) || std::str::from_utf8(bytes).is_err()
 }
 
 fn binary(out: &mut Vec<u8>, before: &[u8], after: &[u8]) -> Result<(), Error> {
@@ -121,11 +121,13 @@ fn binary(out: &mut Vec<u8>, before: &[u8], after: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A name as git writes it: as it is, or in double quotes with escapes.
+/// A name as git writes it with `core.quotePath=false`: as it is, or in double quotes with escapes.
 fn quoted(prefix: &[u8], path: &[u8]) -> Vec<u8> {
     let plain = |b: &u8| matches!(b, 0x20..=0x7e) && *b != b'"' && *b != b'\\';
     let full = [prefix, path].concat();
-    if full.iter().all(plain) {
+    // Not what a terminal would obey, or show in another order than it stands.
+    let shown = |c: char| if c.is_ascii() { plain(&(c as u8)) } else { !c.is_control() && !reorders(c) };
+    if std::str::from_utf8(&full).is_ok_and(|text| text.chars().all(shown)) {
         return full;
     }
     let mut out = vec![b'"'];
@@ -145,4 +147,9 @@ fn quoted(prefix: &[u8], path: &[u8]) -> Vec<u8> {
     }
     out.push(b'"');
     out
+}
+
+/// Whether the character changes the direction of others, or breaks the line for some readers.
+fn reorders(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}')
 }

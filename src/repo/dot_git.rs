@@ -9,6 +9,7 @@ use std::path::Path;
 
 use git2::{Index, Indexer, Oid, Repository};
 
+use super::base::reset_time;
 use super::budget::Budget;
 use super::mirror::{self, Mirror};
 use super::remote::Want;
@@ -58,7 +59,7 @@ fn copy_objects(repo: &Repository, commit: Oid, to: &Path, budget: &Budget) -> R
     indexer.commit().map(drop).map_err(|e| mirror::prefer_budget(budget, Error::broken(e)))
 }
 
-/// Readable for the job's user, whatever the umask of the node; its bytes.
+/// Readable for the job's user, whatever the umask of the node, and of the time that all of a base has; its bytes.
 fn open_to_all(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
@@ -71,7 +72,9 @@ fn open_to_all(folder: &Path) -> io::Result<u64> {
             let mode = if found.permissions().mode() & 0o200 == 0 { 0o444 } else { 0o644 };
             fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode))?;
             bytes += found.len();
+            reset_time(&entry.path())?;
         }
     }
+    reset_time(folder)?;
     Ok(bytes)
 }

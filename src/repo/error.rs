@@ -12,6 +12,11 @@ pub enum Error {
     RefNotFound { git_ref: String },
     #[error("the abbreviated commit {git_ref:?} fits more than one commit; give more digits")]
     RefAmbiguous { git_ref: String },
+    /// The server lets only those in whom it knows.
+    #[error("the repository is refused: the server asks for a login; only public repositories are cloned")]
+    LoginAsked,
+    #[error("the repository cannot be reached: the server knows no such repository")]
+    NoSuchRepository,
     /// The host, the network or the server; asking again later may help.
     #[error("the repository cannot be reached: {why}")]
     Unreachable { why: String },
@@ -54,6 +59,11 @@ impl Error {
     /// For `map_err`: names what this host could not do.
     pub(super) fn host<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Error {
         move |e| Error::Host { doing, source: e.into() }
+    }
+
+    /// Whether the server said that the repository is not, or no longer, for everybody.
+    pub(super) fn is_withdrawal(&self) -> bool {
+        matches!(self, Error::LoginAsked | Error::NoSuchRepository)
     }
 
     /// Carries one of ours through an interface that only knows `io::Error`; `from_io` takes it out again.

@@ -1,9 +1,10 @@
 //! From a customer's name for a commit to the commit, complete, in the mirror: with as little of the
 //! repository as the server lets us take. It decides what to ask for; `remote` and `local` know how.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use git2::{ObjectType, Odb, Oid};
+use git2::{Odb, Oid};
 
 use super::budget::Budget;
 use super::http::Http;
@@ -98,13 +99,8 @@ pub(super) struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Makes sure that the commit is here, and says which it is.
+    /// Asks the server for the commit, whether it is here or not; makes sure that it is, and says which it is.
     pub fn pin(&self, location: &Location, name: &Name, options: &Options) -> Result<Oid, Error> {
-        if let Name::Commit(id) = name
-            && self.mirror.has(*id)
-        {
-            return Ok(*id);
-        }
         match location {
             Location::Http(url) => {
                 let http = Http::new(url.clone(), options.allow_private, self.budget);
@@ -156,20 +152,32 @@ impl Fetch<'_> {
         Ok(commit)
     }
 
+    /// The commit by its id: from the server, or from here once the server has said that it gives it.
     fn commit(&self, source: &mut dyn Source, id: Oid, name: &Name) -> Result<Oid, Error> {
-        if source.gives_any_commit() {
-            return match self.shallow(source, id) {
-                Err(Error::Unreachable { why }) if why.contains("not our ref") => Err(name.not_found()),
+        let tips = if source.gives_any_commit() { None } else { Some(source.refs(&all_prefixes())?) };
+        if let Some(tip) = tips.iter().flatten().find(|r| r.id == id || r.commit() == id) {
+            // A strict server gives only what a ref points to, and that may be a tag.
+            return if self.mirror.has(id) { Ok(id) } else { self.shallow(source, tip.id) };
+        }
+        if tips.as_ref().is_some_and(Vec::is_empty) {
+            return Err(name.not_found());
+        }
+        // Many servers give more than they promise.
+        let given =
+            if self.mirror.has(id) { source.gives(id).map(|()| id) } else { self.shallow(source, id) };
+        let Some(tips) = tips else {
+            return match given {
+                Err(Error::Unreachable { why }) if is_refusal(&why) => Err(name.not_found()),
                 other => other,
             };
+        };
+        match given {
+            Err(Error::Unreachable { .. }) => {}
+            other => return other,
         }
-        let tips = source.refs(&all_prefixes())?;
-        if tips.iter().any(|r| r.id == id) {
-            return self.shallow(source, id);
-        }
-        // The server gives tips only: the commit is somewhere behind them.
+        // The commit is somewhere behind the tips.
         self.everything(source, &tips)?;
-        if !self.mirror.odb()?.exists(id) {
+        if !history(&self.mirror.odb()?, &tips).contains(&id) {
             return Err(name.not_found());
         }
         self.keep(id)
@@ -185,13 +193,12 @@ impl Fetch<'_> {
         self.mirror.receive(source, &Want { commits, ..Want::default() }, self.limits, self.budget)
     }
 
-    /// The one commit that begins with these digits: among the tips, among what is here, in all history.
+    /// The one commit that begins with these digits: among the tips, else in all history. What else is here is not
+    /// looked at: it may be another customer's, and the answer must not depend on it.
     fn abbreviated(&self, source: &mut dyn Source, digits: &str, name: &Name) -> Result<Oid, Error> {
         let digits = digits.to_ascii_lowercase();
         let tips = source.refs(&all_prefixes())?;
-        let of_tips = tips.iter().map(Ref::commit);
-        let near: Vec<Oid> = of_tips.chain(self.mirror.pins(usize::MAX)).collect();
-        if let Some(id) = only(near, &digits, name)? {
+        if let Some(id) = only(tips.iter().map(Ref::commit).collect(), &digits, name)? {
             return if self.mirror.has(id) { Ok(id) } else { self.commit(source, id, name) };
         }
         if source.can_filter() {
@@ -199,15 +206,21 @@ impl Fetch<'_> {
             let history = Mirror::open(self.scratch)?;
             let want = Want { commits: wanted(&tips), commits_only: true, ..Want::default() };
             history.receive(source, &want, self.limits, self.budget)?;
-            let id = only(commits_like(&history.odb()?, &digits)?, &digits, name)?
-                .ok_or_else(|| name.not_found())?;
-            return self.commit(source, id, name);
+            let found = self::history(&history.odb()?, &tips).into_iter().collect();
+            let id = only(found, &digits, name)?.ok_or_else(|| name.not_found())?;
+            // The server has just told of it.
+            return if self.mirror.has(id) { Ok(id) } else { self.commit(source, id, name) };
         }
         self.everything(source, &tips)?;
-        let id = only(commits_like(&self.mirror.odb()?, &digits)?, &digits, name)?
-            .ok_or_else(|| name.not_found())?;
+        let found = history(&self.mirror.odb()?, &tips).into_iter().collect();
+        let id = only(found, &digits, name)?.ok_or_else(|| name.not_found())?;
         self.keep(id)
     }
+}
+
+/// Whether a server's words mean that it does not give what was asked for.
+fn is_refusal(why: &str) -> bool {
+    why.contains("not our ref") || (why.contains("want ") && why.contains("not valid"))
 }
 
 fn all_prefixes() -> Vec<String> {
@@ -235,17 +248,20 @@ fn only(mut ids: Vec<Oid>, digits: &str, name: &Name) -> Result<Option<Oid>, Err
     }
 }
 
-fn commits_like(odb: &Odb<'_>, digits: &str) -> Result<Vec<Oid>, Error> {
-    let mut found = Vec::new();
-    odb.foreach(|id| {
-        if id.to_string().starts_with(digits) {
-            found.push(*id);
+/// The commits that lead to the tips, as far as they are here. What is here besides does not count.
+fn history(odb: &Odb<'_>, tips: &[Ref]) -> HashSet<Oid> {
+    let mut found = HashSet::new();
+    let mut open: Vec<Oid> = wanted(tips).into_iter().filter_map(|id| mirror::peel(odb, id).ok()).collect();
+    while let Some(id) = open.pop() {
+        // A parent that is not here lies behind what the server has of its history.
+        if !found.contains(&id)
+            && let Ok(parents) = mirror::parents(odb, id)
+        {
+            found.insert(id);
+            open.extend(parents);
         }
-        true
-    })
-    .map_err(Error::broken)?;
-    found.retain(|id| odb.read_header(*id).is_ok_and(|(_, kind)| kind == ObjectType::Commit));
-    Ok(found)
+    }
+    found
 }
 
 #[cfg(test)]
@@ -259,6 +275,13 @@ mod tests {
         assert_eq!(Name::parse(None).unwrap(), Name::Head);
         assert_eq!(Name::parse(Some("0123456")).unwrap().digits(), Some("0123456"));
         assert_eq!(Name::parse(Some("012345")).unwrap().digits(), None);
+    }
+
+    #[test]
+    fn a_refusal_is_known_in_the_words_of_git_and_of_jgit() {
+        assert!(is_refusal("the server says: upload-pack: not our ref 1234"));
+        assert!(is_refusal("the server says: want 1234 not valid"));
+        assert!(!is_refusal("the server says: out of memory"));
     }
 
     #[test]

@@ -101,16 +101,21 @@ impl<'a> Http<'a> {
     fn body(&self, answer: ureq::http::Response<ureq::Body>, want_type: &str) -> Result<Body<'a>, Error> {
         match answer.status().as_u16() {
             200 => {}
-            401 | 403 => {
-                return Err(Error::refused(
-                    "the server asks for a login; only public repositories are cloned",
-                ));
+            401 | 403 => return Err(Error::LoginAsked),
+            404 | 410 => return Err(Error::NoSuchRepository),
+            301..=303 | 307 | 308 => {
+                return Err(Error::refused("the server redirects in the middle of the fetch"));
             }
-            404 | 410 => return Err(Error::unreachable("repository not found on the server")),
-            300..=399 => return Err(Error::refused("the server redirects in the middle of the fetch")),
             status => {
                 return Err(Error::unreachable(format!("the server answers with HTTP status {status}")));
             }
+        }
+        // None was asked for, and git clients undo none that was not.
+        if let Some(coding) = answer.headers().get("content-encoding").and_then(|v| v.to_str().ok())
+            && !coding.eq_ignore_ascii_case("identity")
+        {
+            let coding: String = coding.chars().filter(|c| !c.is_control()).take(40).collect();
+            return Err(Error::unreachable(format!("the server compresses its answer ({coding}) unasked")));
         }
         let kind = answer.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("");
         if kind.split(';').next().map(str::trim) != Some(want_type) {

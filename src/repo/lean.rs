@@ -57,6 +57,10 @@ impl Source for Within {
         false
     }
 
+    fn gives(&mut self, _id: Oid) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn fetch(&mut self, want: &Want, to: &mut dyn Write) -> Result<(), Error> {
         let contents = pack::contents(&self.repo, want)?;
         let mut to = Capped { to, left: &mut self.left, over: &mut self.over };

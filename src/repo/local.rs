@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use git2::{Repository, RepositoryOpenFlags};
+use git2::{Oid, Repository, RepositoryOpenFlags};
 
 use super::remote::{Ref, Source, Want};
 use super::{Error, pack};
@@ -34,6 +34,10 @@ impl Source for Local {
 
     fn can_filter(&self) -> bool {
         true
+    }
+
+    fn gives(&mut self, id: Oid) -> Result<(), Error> {
+        self.repo.find_commit(id).map(|_| ()).map_err(|_| Error::unreachable(format!("not our ref {id}")))
     }
 
     fn fetch(&mut self, want: &Want, to: &mut dyn Write) -> Result<(), Error> {

@@ -136,7 +136,8 @@ pub(super) fn open_odb(objects: &Path) -> Result<Odb<'static>, Error> {
 
 /// The commit behind `id`, through annotated tags.
 pub(super) fn peel(odb: &Odb<'_>, mut id: Oid) -> Result<Oid, Error> {
-    for _ in 0..MAX_TAGS {
+    // The last round is for what the last tag points to.
+    for _ in 0..=MAX_TAGS {
         let object = read_small(odb, id, || format!("the server did not send {id}"))?;
         match object.kind() {
             ObjectType::Commit => return Ok(id),
@@ -154,6 +155,16 @@ pub(super) fn tree_of(odb: &Odb<'_>, commit: Oid) -> Result<Oid, Error> {
         return Err(Error::refused(format!("{commit} is a {}, not a commit", object.kind().str())));
     }
     header(object.data(), b"tree ")
+}
+
+/// The parents of a commit.
+pub(super) fn parents(odb: &Odb<'_>, commit: Oid) -> Result<Vec<Oid>, Error> {
+    let object = read_small(odb, commit, || format!("commit {commit} is missing"))?;
+    if object.kind() != ObjectType::Commit {
+        return Err(Error::broken(format!("{commit} is no commit")));
+    }
+    let lines = object.data().split(|b| *b == b'\n').skip(1);
+    Ok(lines.map_while(|line| header(line, b"parent ").ok()).collect())
 }
 
 /// Reads a commit or tag, unless it is so large that nobody means it.

@@ -14,7 +14,9 @@ mod dot_git;
 mod error;
 mod fetch;
 mod http;
+pub mod ignore;
 mod lean;
+mod links;
 mod local;
 mod mirror;
 mod names;
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use address::Location;
 pub use base::Base;
 pub use error::Error;
+pub use ignore::Ignore;
 pub use patch::{Patch, Skipped};
 pub use warn::{Kind as WarningKind, MAX_WARNINGS, Warning};
 
@@ -105,6 +108,8 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Repositories worked on at once.
     pub parallel: usize,
+    /// How long a server's yes to one customer about one commit is good for, milliseconds.
+    pub grace_ms: u64,
 }
 
 impl Default for Options {
@@ -115,14 +120,15 @@ impl Default for Options {
             limits: Limits::default(),
             cache_bytes: 8 << 30,
             parallel: 4,
+            grace_ms: 60_000,
         }
     }
 }
 
-/// One commit of one repository, named so that it cannot move.
+/// One commit of one repository, named so that it cannot move. Whoever holds one was let in to that commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
-    /// In the one spelling of `Location`.
+    /// Cleaned by `Location`, as it is fetched from.
     pub url: String,
     /// 40 hex digits.
     pub commit: String,
@@ -148,7 +154,10 @@ impl Repos {
 
     /// Finds the commit that `git_ref` means now, and fetches it unless it is here. A branch goes before
     /// a tag of the same name; a full commit id is always a commit; seven or more digits may abbreviate one.
-    pub async fn pin(&self, url: &str, git_ref: Option<&str>) -> Result<Pin, Error> {
+    ///
+    /// The server is always asked, even for a commit that is here, unless it said yes to the same customer about the
+    /// same commit within `grace_ms`. What it no longer has, or gives only to some, leaves the cache.
+    pub async fn pin_for(&self, customer: &str, url: &str, git_ref: Option<&str>) -> Result<Pin, Error> {
         let location = self.location(url)?;
         let name = Name::parse(git_ref)?;
         let pin = |commit: Oid| Pin {
@@ -159,14 +168,28 @@ impl Repos {
         let slot = self.cache.slot(&location)?;
         if let Name::Commit(id) = name
             && slot.has(id)
+            && slot.is_granted(customer, id, self.cache.options.grace_ms)
         {
             return Ok(pin(id));
         }
         let commit = {
             let (location, cache) = (location.clone(), self.cache.clone());
-            self.in_turn(slot, move |slot, budget| cache.fetch(slot, &location, &name, budget)).await?
+            self.in_turn(slot.clone(), move |slot, budget| cache.ask(slot, &location, &name, budget)).await?
         };
+        slot.grant(customer, commit, self.cache.options.grace_ms);
         Ok(pin(commit))
+    }
+
+    /// The same, asked by the owner of this node.
+    pub async fn pin(&self, url: &str, git_ref: Option<&str>) -> Result<Pin, Error> {
+        self.pin_for("", url, git_ref).await
+    }
+
+    /// The pin of a job that was let in at this commit before: the server is asked only for what is not here.
+    pub fn pin_again(&self, url: &str, commit: &str) -> Result<Pin, Error> {
+        let url = self.location(url)?.text();
+        let pin = Pin { url, commit: commit.to_string(), git_ref: Some(commit.to_string()) };
+        self.read_pin(&pin).map(|_| pin)
     }
 
     /// The pinned commit's files as a read-only folder, which stays as long as the value lives.
@@ -178,7 +201,7 @@ impl Repos {
         }
         let cache = self.cache.clone();
         self.in_turn(slot, move |slot, budget| {
-            cache.fetch(slot, &location, &Name::Commit(commit), budget)?;
+            cache.ensure(slot, &location, commit, budget)?;
             cache.build(slot, commit, budget)
         })
         .await
@@ -192,7 +215,7 @@ impl Repos {
 
     /// Whether a diff applies to the commit, fetched if need be; `DoesNotApply` says why not.
     pub async fn applies(&self, url: &str, commit: &str, diff: Vec<u8>) -> Result<(), Error> {
-        let pin = Pin { url: self.location(url)?.text(), commit: commit.to_string(), git_ref: None };
+        let pin = self.pin(url, Some(commit)).await?;
         let limits = self.cache.options.limits.clone();
         self.with_objects(&pin, move |objects, commit| patch::check(objects, commit, &diff, &limits)).await
     }
@@ -231,7 +254,7 @@ impl Repos {
         let slot = self.cache.slot(&location)?;
         let cache = self.cache.clone();
         self.in_turn(slot, move |slot, budget| {
-            cache.fetch(slot, &location, &Name::Commit(commit), budget)?;
+            cache.ensure(slot, &location, commit, budget)?;
             work(&slot.mirror()?.objects(), commit)
         })
         .await

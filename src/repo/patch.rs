@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::diff_read::{self, Part};
 use super::diff_write::{self, Side};
+use super::links::Links;
 use super::tree::{self, Entry, Kind, shown};
-use super::{Error, Limits, mirror, names};
+use super::{Error, Limits, Warning, mirror, names};
 use crate::sandbox::{Change, Content};
 
 /// Most skipped paths named.
@@ -19,13 +20,16 @@ const MAX_SKIPPED: usize = 20;
 /// A diff from the pinned commit to the changed tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Patch {
-    /// Text but for file contents that are not UTF-8; empty if nothing differs.
+    /// UTF-8; empty if nothing differs.
     pub diff: Vec<u8>,
     pub files_changed: u64,
     pub lines_added: u64,
     pub lines_removed: u64,
     /// Changes that a patch cannot carry; at most 20 are named.
     pub skipped: Vec<Skipped>,
+    /// Symlinks that it brings and that lead out of the repository or into `.git`, or that take too long to follow. All
+    /// of them, for whoever applies the patch writes through them.
+    pub links_out: Vec<Warning>,
 }
 
 /// A change left out of a patch.
@@ -60,8 +64,12 @@ pub(super) fn make(objects: &Path, commit: Oid, changes: &[Change], limits: &Lim
         None => odb.write(ObjectType::Tree, b"").map_err(Error::broken)?,
     };
     let mut patch = Patch { skipped, ..Patch::default() };
+    let mut links = Links::new(&odb, new);
     let mut write = |path: &[u8], old: Option<&Entry>, new: Option<&Entry>| {
         differ(&odb, path, old, new, &mut patch)?;
+        if let Some(link) = new.filter(|new| new.kind == Kind::Symlink) {
+            patch.links_out.extend(links.leads_out(path, link.id)?);
+        }
         if patch.diff.len() as u64 > limits.patch_bytes {
             return Err(Error::TooLarge { what: "bytes of a patch", cap: limits.patch_bytes });
         }

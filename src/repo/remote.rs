@@ -49,6 +49,11 @@ pub(super) trait Source {
     /// Whether any commit may be asked for, not only what a ref points to.
     fn gives_any_commit(&self) -> bool;
     fn can_filter(&self) -> bool;
+    /// Asks whether the server gives this commit, which is here already, and takes nothing.
+    ///
+    /// # Errors
+    /// The server's refusal, as `fetch` would tell it.
+    fn gives(&mut self, id: Oid) -> Result<(), Error>;
     /// Writes a pack. The thin packs it may contain lean only on trees of `have`.
     fn fetch(&mut self, want: &Want, pack: &mut dyn Write) -> Result<(), Error>;
 }
@@ -70,11 +75,12 @@ impl<'a> Remote<'a> {
         let explain = |e| budget.explain(e);
         let mut first = true;
         let mut v2 = false;
-        let mut ended = false;
+        let mut spoke = false;
         while let Some(packet) = reader.next().map_err(explain)? {
             let Pkt::Data(data) = packet else { continue };
             let line = pkt::text(data);
             refuse_error(line)?;
+            spoke = true;
             if first && line.starts_with(b"# service=") {
                 continue;
             }
@@ -96,13 +102,14 @@ impl<'a> Remote<'a> {
                 push_v0(refs, line)?;
             }
             first = false;
-            ended = true;
         }
-        if !ended {
+        if !spoke {
             return Err(Error::unreachable("the server's advertisement is empty"));
         }
         drop(reader);
-        let remote = Remote { http, budget, refs: if v2 { None } else { remote_refs }, capabilities };
+        // No line of refs at all is how some servers tell of an empty repository.
+        let refs = if v2 { None } else { Some(remote_refs.unwrap_or_default()) };
+        let remote = Remote { http, budget, refs, capabilities };
         if let Some(format) = remote.value("object-format").filter(|f| *f != "sha1") {
             return Err(Error::refused(format!("the repository's object format is {format:?}, not sha1")));
         }
@@ -133,7 +140,10 @@ impl<'a> Remote<'a> {
     fn command(&self, name: &str) -> Vec<u8> {
         let mut out = Vec::new();
         pkt::write(&mut out, format!("command={name}\n"));
-        pkt::write(&mut out, concat!("agent=coinop/", env!("CARGO_PKG_VERSION"), "\n"));
+        // A capability is sent only to a server that offered it.
+        if self.value("agent").is_some() {
+            pkt::write(&mut out, concat!("agent=coinop/", env!("CARGO_PKG_VERSION"), "\n"));
+        }
         if self.value("object-format").is_some() {
             pkt::write(&mut out, "object-format=sha1\n");
         }
@@ -168,13 +178,11 @@ impl<'a> Remote<'a> {
         if !self.has("side-band-64k") {
             return Err(Error::unreachable("the server is too old (no side-band-64k)"));
         }
-        let mut flags: Vec<&str> = ["side-band-64k", "ofs-delta", "no-progress", "shallow"]
+        // Some servers (dulwich) refuse a client that leaves one of the first three out, even where it changes nothing.
+        let flags: Vec<&str> = ["side-band-64k", "ofs-delta", "thin-pack", "no-progress", "shallow"]
             .into_iter()
             .filter(|f| self.has(f))
             .collect();
-        if !want.have.is_empty() && self.has("thin-pack") {
-            flags.push("thin-pack");
-        }
         let mut out = Vec::new();
         for (n, id) in want.commits.iter().enumerate() {
             let caps = if n == 0 { format!(" {}", flags.join(" ")) } else { String::new() };
@@ -217,7 +225,8 @@ impl Source for Remote<'_> {
             let Pkt::Data(data) = packet else { continue };
             let line = pkt::text(data);
             refuse_error(line)?;
-            let text = String::from_utf8_lossy(line);
+            // Nobody can ask for a name that is not UTF-8; what stands in for its bytes is not its name.
+            let Ok(text) = std::str::from_utf8(line) else { continue };
             let mut words = text.split(' ');
             let (Some(id), Some(name)) = (words.next(), words.next()) else { continue };
             // `unborn` stands for a HEAD without commits.
@@ -236,11 +245,42 @@ impl Source for Remote<'_> {
         self.is_v2() && self.fetch_feature("filter")
     }
 
+    fn gives(&mut self, id: Oid) -> Result<(), Error> {
+        let want = Want { commits: vec![id], depth: Some(1), have: vec![id], ..Want::default() };
+        let mut answer = Beginning::default();
+        match self.fetch(&want, &mut answer) {
+            // A refusal comes in a pack's place; what would be in the pack is here.
+            Err(_) if answer.is_pack() => Ok(()),
+            other => other,
+        }
+    }
+
     fn fetch(&mut self, want: &Want, pack: &mut dyn Write) -> Result<(), Error> {
         let v2 = self.is_v2();
         let request = if v2 { self.request_v2(want) } else { self.request_v0(want)? };
         let body = self.http.upload_pack(&request, v2)?;
         read_pack(Reader::new(body), v2, self.budget, pack)
+    }
+}
+
+/// Takes the beginning of a pack and stops there.
+#[derive(Default)]
+struct Beginning(Vec<u8>);
+
+impl Beginning {
+    fn is_pack(&self) -> bool {
+        self.0.starts_with(b"PACK")
+    }
+}
+
+impl Write for Beginning {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.extend(bytes.iter().take(4_usize.saturating_sub(self.0.len())));
+        if self.0.len() < 4 { Ok(bytes.len()) } else { Err(std::io::Error::other("enough of the pack")) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -322,7 +362,7 @@ fn push(refs: &mut Vec<Ref>, one: Ref) -> Result<(), Error> {
 
 /// One line of a version 0 advertisement; `name^{}` peels the ref before it.
 fn push_v0(refs: &mut Vec<Ref>, line: &[u8]) -> Result<(), Error> {
-    let text = String::from_utf8_lossy(line);
+    let Ok(text) = std::str::from_utf8(line) else { return Ok(()) };
     let Some((id, name)) = text.split_once(' ') else { return Ok(()) };
     let Some(id) = full_id(id) else { return Ok(()) };
     if let Some(tag) = name.strip_suffix("^{}") {
@@ -357,7 +397,40 @@ mod tests {
         assert_eq!(refs[0].commit().to_string(), b);
         push_v0(&mut refs, b"nonsense").unwrap();
         push_v0(&mut refs, b"\xff\xff refs/x").unwrap();
-        assert_eq!(refs.len(), 1);
+        push_v0(&mut refs, &[a.as_bytes(), b" refs/heads/\xff"].concat()).unwrap();
+        assert_eq!(refs.len(), 1, "nobody can ask for such a name, least of all by what stands in for it");
+    }
+
+    fn remote<'a>(budget: &'a Budget, refs: Option<Vec<Ref>>, capabilities: &[&str]) -> Remote<'a> {
+        let http = Http::new("http://h.example/a".parse().unwrap(), false, budget);
+        let capabilities = capabilities.iter().map(|c| c.to_string()).collect();
+        Remote { http, budget, refs, capabilities }
+    }
+
+    #[test]
+    fn a_capability_is_sent_only_to_a_server_that_offered_it() {
+        let budget = budget();
+        let want =
+            Want { commits: vec![full_id(&"a".repeat(40)).unwrap()], depth: Some(1), ..Want::default() };
+        let sent = |refs: Option<Vec<Ref>>, capabilities: &[&str]| {
+            let remote = remote(&budget, refs, capabilities);
+            let bytes =
+                if remote.is_v2() { remote.request_v2(&want) } else { remote.request_v0(&want).unwrap() };
+            String::from_utf8(bytes).unwrap()
+        };
+        let bare = sent(None, &["ls-refs", "fetch"]);
+        for name in ["agent", "object-format", "deepen", "filter"] {
+            assert!(!bare.contains(name), "{name}: {bare}");
+        }
+        let rich = sent(None, &["agent=git/2.39", "ls-refs", "fetch=shallow filter", "object-format=sha1"]);
+        for line in ["agent=coinop/", "object-format=sha1", "deepen 1"] {
+            assert!(rich.contains(line), "{line}: {rich}");
+        }
+        let old = sent(Some(Vec::new()), &["side-band-64k"]);
+        assert!(old.contains(" side-band-64k\n") && !old.contains("agent"), "{old}");
+        // Even where nothing is here that a thin pack could lean on.
+        let dulwich = sent(Some(Vec::new()), &["side-band-64k", "thin-pack", "ofs-delta", "agent=dulwich/1"]);
+        assert!(dulwich.contains(" side-band-64k ofs-delta thin-pack\n"), "{dulwich}");
     }
 
     #[test]

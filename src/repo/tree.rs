@@ -1,11 +1,9 @@
 //! What a commit's tree will put on disk, planned from raw tree objects before a single file is made:
-//! every name judged, every count capped, what is unchanged against an older tree marked. It writes nothing.
-
-use std::collections::HashMap;
+//! every name judged, every count capped. It writes nothing.
 
 use git2::{ObjectType, Odb, Oid};
 
-use super::{Error, Limits, names};
+use super::{Error, Limits, ignore, names};
 
 /// Bytes of all folders' paths together: what a plan may hold in memory.
 const MAX_ALL_PATHS: u64 = 64 << 20;
@@ -50,8 +48,12 @@ pub(super) fn parse(mut data: &[u8], most: u64) -> Result<Option<Vec<Entry>>, Er
         let (name, rest) = rest.split_at(end);
         let id = rest.get(1..21).ok_or_else(broken)?;
         data = rest.get(21..).ok_or_else(broken)?;
-        let mode =
-            std::str::from_utf8(mode).ok().and_then(|m| u32::from_str_radix(m, 8).ok()).ok_or_else(broken)?;
+        // Digits only: the parser of numbers would take a sign as well.
+        let mode = std::str::from_utf8(mode)
+            .ok()
+            .filter(|m| m.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|m| u32::from_str_radix(m, 8).ok())
+            .ok_or_else(broken)?;
         let kind = match mode & 0o170_000 {
             0o100_000 if mode & 0o111 != 0 => Kind::Executable,
             0o100_000 => Kind::File,
@@ -94,8 +96,6 @@ pub(super) struct File {
     pub name: Vec<u8>,
     pub kind: Kind,
     pub id: Oid,
-    /// The older base holds the same at the same path.
-    pub same: bool,
 }
 
 /// A folder to make, with what stands in it.
@@ -113,18 +113,29 @@ pub(super) struct Plan {
     pub submodules: Vec<Vec<u8>>,
 }
 
+impl Plan {
+    /// Paths of the files that say what git ignores; one more than are read at most.
+    pub fn ignores(&self) -> Vec<Vec<u8>> {
+        let rules = |f: &&File| f.name == ignore::NAME && f.kind != Kind::Symlink;
+        let paths = self
+            .folders
+            .iter()
+            .flat_map(|folder| folder.files.iter().filter(rules).map(|f| join(&folder.path, &f.name)));
+        paths.take(ignore::MAX_FILES + 1).collect()
+    }
+}
+
 /// A tree still to be read.
 struct Open {
     folder: usize,
     id: Oid,
-    old: Option<Oid>,
     depth: u64,
 }
 
-/// Plans the tree `id`. `old` is the tree of a base that stands complete on disk.
-pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) -> Result<Plan, Error> {
+/// Plans the tree `id`.
+pub(super) fn plan(odb: &Odb<'_>, id: Oid, limits: &Limits) -> Result<Plan, Error> {
     let mut plan = Plan { folders: vec![Folder::default()], ..Plan::default() };
-    let mut stack = vec![Open { folder: 0, id, old, depth: 0 }];
+    let mut stack = vec![Open { folder: 0, id, depth: 0 }];
     let mut count = 0u64;
     let mut path_bytes = 0u64;
     // An explicit stack: depth is the customer's choice, our call stack is not.
@@ -132,7 +143,6 @@ pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) ->
         let too_many = || Error::TooLarge { what: "files and folders", cap: limits.files };
         let entries = read_at_most(odb, open.id, limits.files.saturating_sub(count))?.ok_or_else(too_many)?;
         count += entries.len() as u64;
-        let old = older(odb, &open, &entries)?;
         let parent = plan.folders.get(open.folder).map(|f| f.path.clone()).unwrap_or_default();
         let mut files = Vec::new();
         let mut below = Vec::new();
@@ -144,7 +154,6 @@ pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) ->
             if length > limits.path_bytes {
                 return Err(Error::TooLarge { what: "bytes of a path", cap: limits.path_bytes });
             }
-            let same = old.is(&entry);
             match entry.kind {
                 Kind::Folder | Kind::Submodule => {
                     if open.depth + 1 > limits.depth {
@@ -158,19 +167,13 @@ pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) ->
                     if entry.kind == Kind::Submodule {
                         plan.submodules.push(path.clone());
                     } else {
-                        let old = old.folder(&entry);
-                        below.push(Open {
-                            folder: plan.folders.len(),
-                            id: entry.id,
-                            old,
-                            depth: open.depth + 1,
-                        });
+                        below.push(Open { folder: plan.folders.len(), id: entry.id, depth: open.depth + 1 });
                     }
                     plan.folders.push(Folder { path, files: Vec::new() });
                 }
                 kind => {
                     plan.files += 1;
-                    files.push(File { name: entry.name, kind, id: entry.id, same });
+                    files.push(File { name: entry.name, kind, id: entry.id });
                 }
             }
         }
@@ -180,41 +183,6 @@ pub(super) fn plan(odb: &Odb<'_>, id: Oid, old: Option<Oid>, limits: &Limits) ->
         stack.extend(below.into_iter().rev());
     }
     Ok(plan)
-}
-
-/// What the older tree has in this folder.
-enum Older {
-    Nothing,
-    /// The very same tree.
-    All,
-    These(HashMap<Vec<u8>, (Kind, Oid)>),
-}
-
-fn older(odb: &Odb<'_>, open: &Open, entries: &[Entry]) -> Result<Older, Error> {
-    Ok(match open.old {
-        None => Older::Nothing,
-        Some(id) if id == open.id => Older::All,
-        Some(_) if entries.is_empty() => Older::Nothing,
-        Some(id) => Older::These(read(odb, id)?.into_iter().map(|e| (e.name, (e.kind, e.id))).collect()),
-    })
-}
-
-impl Older {
-    fn is(&self, entry: &Entry) -> bool {
-        match self {
-            Older::Nothing => false,
-            Older::All => true,
-            Older::These(map) => map.get(&entry.name) == Some(&(entry.kind, entry.id)),
-        }
-    }
-
-    fn folder(&self, entry: &Entry) -> Option<Oid> {
-        match self {
-            Older::Nothing => None,
-            Older::All => Some(entry.id),
-            Older::These(map) => map.get(&entry.name).filter(|(k, _)| *k == Kind::Folder).map(|(_, id)| *id),
-        }
-    }
 }
 
 pub(super) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
@@ -238,7 +206,7 @@ mod tests {
         for cut in 1..good.len() {
             assert!(parse(&good[..cut], 1).is_err(), "cut at {cut}");
         }
-        for mode in ["170000", "0", "999999", "-100644", "100644100644", "020000"] {
+        for mode in ["170000", "0", "999999", "-100644", "+100644", "100644100644", "020000"] {
             let bad = [mode.as_bytes(), b" a\0", &id].concat();
             assert!(parse(&bad, 1).is_err(), "{mode}");
         }
@@ -256,7 +224,7 @@ mod tests {
         let (large, long) = (put(450_000), put(400));
         let told = |id, files| {
             let limits = Limits { files, ..Limits::default() };
-            plan(&odb, id, None, &limits).err().map(|e| e.to_string())
+            plan(&odb, id, &limits).err().map(|e| e.to_string())
         };
         let why = format!("bytes of one folder's list over {MAX_TREE}");
         assert!(told(large, 1_000_000).is_some_and(|e| e.contains(&why)));

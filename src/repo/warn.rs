@@ -24,6 +24,8 @@ pub enum Kind {
     Submodule,
     /// A large-file pointer instead of the file.
     LfsPointer,
+    /// A symlink that a patch brings and that leads out of the repository.
+    LinkOut,
 }
 
 /// One thing the customer should know of.

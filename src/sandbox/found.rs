@@ -2,7 +2,7 @@
 
 pub use coinop_shim::tree::{DEPTH, PATH_BYTES};
 
-use super::{Change, Content, Error};
+use super::{Change, Changes, Content, Error, LeaveOut};
 
 /// Bytes of a path that an error tells.
 const SHOWN: usize = 80;
@@ -10,12 +10,23 @@ const SHOWN: usize = 80;
 pub struct Found {
     cap_bytes: u64,
     left: u64,
-    changes: Vec<Change>,
+    leave_out: LeaveOut,
+    changes: Changes,
 }
 
 impl Found {
-    pub fn new(cap_bytes: u64) -> Found {
-        Found { cap_bytes, left: cap_bytes, changes: Vec::new() }
+    pub fn new(cap_bytes: u64, leave_out: LeaveOut) -> Found {
+        Found { cap_bytes, left: cap_bytes, leave_out, changes: Changes::default() }
+    }
+
+    /// Whether this path, at which the base has no file or link, is left out.
+    pub fn leaves_out(&self, path: &[u8], is_folder: bool) -> bool {
+        (self.leave_out)(path, is_folder)
+    }
+
+    /// Counts files and links that are left out.
+    pub fn left_out(&mut self, count: u64) {
+        self.changes.left_out += count;
     }
 
     /// Bytes of content and of paths that may still be told.
@@ -37,12 +48,12 @@ impl Found {
         };
         let all = (path.len() + content) as u64;
         self.left = self.left.checked_sub(all).ok_or_else(|| self.too_large())?;
-        self.changes.push(Change { path: path.to_owned(), to });
+        self.changes.delivered.push(Change { path: path.to_owned(), to });
         Ok(())
     }
 
-    pub fn sorted(mut self) -> Vec<Change> {
-        self.changes.sort_by(|a, b| a.path.cmp(&b.path));
+    pub fn sorted(mut self) -> Changes {
+        self.changes.delivered.sort_by(|a, b| a.path.cmp(&b.path));
         self.changes
     }
 }

@@ -242,6 +242,19 @@ pub enum Content {
     Deleted,
 }
 
+/// What a job changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Sorted by path.
+    pub delivered: Vec<Change>,
+    /// New files and links that the caller left out.
+    pub left_out: u64,
+}
+
+/// Says of a path that the base has no file or link at, and whether it is a folder, that it is left out; below such a
+/// folder everything is.
+pub type LeaveOut = Arc<dyn Fn(&[u8], bool) -> bool + Send + Sync>;
+
 /// What runs the job, said in the result: backend, what stands in for an image, isolation in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -322,7 +335,11 @@ pub trait Sandbox: Send + Sync {
     /// Writes a file under `/workspace` or under `/job` (read-only for the job); makes its folders.
     async fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error>;
     /// What differs from the base, sorted by path; `.git` at the top is left out.
-    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error>;
+    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
+        Ok(self.changes_except(cap_bytes, Arc::new(|_, _| false)).await?.delivered)
+    }
+    /// The same without what `leave_out` names: that is counted, not read, and does not count against the cap.
+    async fn changes_except(&self, cap_bytes: u64, leave_out: LeaveOut) -> Result<Changes, Error>;
     /// Kills every process inside; the files stay readable until `destroy`.
     async fn kill(&self) -> Result<(), Error>;
     async fn usage(&self) -> Result<Usage, Error>;

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::idle::{self, Activity};
 use super::{
-    Backend, Change, Check, Command, Content, Error, Event, Exit, Identity, Limit, Network, Policy, Process,
-    Sandbox, Spec, Usage,
+    Backend, Change, Changes, Check, Command, Content, Error, Event, Exit, Identity, LeaveOut, Limit,
+    Network, Policy, Process, Sandbox, Spec, Usage,
 };
 
 /// What a command does. The first rule that matches is taken.
@@ -366,12 +366,13 @@ impl Sandbox for Scripted {
         Ok(())
     }
 
-    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
-        let changes: Vec<Change> = locked(&self.state.changes)
+    async fn changes_except(&self, cap_bytes: u64, leave_out: LeaveOut) -> Result<Changes, Error> {
+        // There is no base: what is not a deletion is new.
+        let (left_out, changes): (Vec<Change>, Vec<Change>) = locked(&self.state.changes)
             .iter()
             .filter(|(path, _)| !is_git(path))
             .map(|(path, to)| Change { path: path.clone(), to: to.clone() })
-            .collect();
+            .partition(|change| change.to != Content::Deleted && leave_out(&change.path, false));
         let size = |change: &Change| match &change.to {
             Content::File { bytes, .. } => bytes.len(),
             Content::Symlink { target } => target.len(),
@@ -381,7 +382,7 @@ impl Sandbox for Scripted {
         if total as u64 > cap_bytes {
             return Err(Error::TooLarge { what: "what the job changed".to_owned(), cap_bytes });
         }
-        Ok(changes)
+        Ok(Changes { delivered: changes, left_out: left_out.len() as u64 })
     }
 
     async fn kill(&self) -> Result<(), Error> {

@@ -19,6 +19,7 @@ cases!(
     ],
     programs: [
         a_workspace_without_a_base_is_all_change,
+        what_is_left_out_is_counted_and_neither_read_nor_held_against_the_cap,
         added_edited_and_deleted_files_are_told,
         a_deleted_folder_is_told_once,
         a_file_made_executable_is_told_and_other_modes_are_not,
@@ -212,6 +213,24 @@ async fn empty_folders_are_no_change(on: &Fixture) {
 async fn pipes_are_no_change_but_what_they_replace_is_gone(on: &Fixture) {
     after(on, "mkfifo pipe; rm gone; mkfifo gone; rm -r dir; mkfifo dir", &[("dir", "-"), ("gone", "-")])
         .await;
+}
+
+async fn what_is_left_out_is_counted_and_neither_read_nor_held_against_the_cap(on: &Fixture) {
+    let sandbox = on.over(on.base(fill)).await;
+    // Of the base: `edit` is a file, `dir` a folder.
+    let script = "mkdir -p out/deep; head -c 300000 /dev/zero > out/large; echo x > out/deep/y; ln -s x out/link; \
+                  echo two >> edit; echo new > new; head -c 300000 /dev/zero > large.o; rm -r dir; echo f > dir";
+    sh(&*sandbox, script).await.ok();
+    let leave_out = |path: &[u8], is_folder: bool| match is_folder {
+        true => path == b"out",
+        false => path.starts_with(b"out/") || [b"large.o".as_slice(), b"edit", b"dir"].contains(&path),
+    };
+    let found = sandbox.changes_except(1000, std::sync::Arc::new(leave_out)).await.unwrap();
+    // What the base has is not left out; a folder that became a file that is left out is gone.
+    let expected = [("dir", "-"), ("edit", "f:one\ntwo"), ("new", "f:new")];
+    assert_eq!(told(&found.delivered), expected.map(|(path, to)| (path.to_owned(), to.to_owned())));
+    assert_eq!(found.left_out, 5);
+    assert!(sandbox.changes(1000).await.is_err(), "all of it is more than that");
 }
 
 async fn two_names_of_one_file_are_two_files(on: &Fixture) {

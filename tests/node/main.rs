@@ -14,6 +14,7 @@ mod limits;
 mod lives;
 mod money;
 mod papers;
+mod patches;
 mod queue;
 mod refusals;
 mod repositories;

@@ -4,6 +4,7 @@
 
 mod common;
 mod files;
+mod history;
 mod host;
 mod leftovers;
 mod life;

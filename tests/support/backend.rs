@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use coinop::sandbox::{
-    Backend, Change, Check, Command, Error, Event, Exit, Identity, Policy, Process, Sandbox, Spec, Usage,
+    Backend, Changes, Check, Command, Error, Event, Exit, Identity, LeaveOut, Policy, Process, Sandbox, Spec,
+    Usage,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -164,8 +165,8 @@ impl Sandbox for Cell {
         Ok(())
     }
 
-    async fn changes(&self, _: u64) -> Result<Vec<Change>, Error> {
-        Ok(Vec::new())
+    async fn changes_except(&self, _: u64, _: LeaveOut) -> Result<Changes, Error> {
+        Ok(Changes::default())
     }
 
     async fn kill(&self) -> Result<(), Error> {

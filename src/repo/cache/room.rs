@@ -101,8 +101,66 @@ impl Cache {
         Ok(())
     }
 
+    /// Lets go of all that is here of a repository whose server took it back. What a job holds stays until it ends. The
+    /// caller has the turn.
+    pub fn withdraw(&self, slot: &Slot) -> Result<(), Error> {
+        lock(&slot.grants).clear();
+        let unused: Vec<Oid> = {
+            let bases = lock(&slot.bases);
+            bases.iter().filter(|(_, k)| k.live.strong_count() == 0).map(|(id, _)| *id).collect()
+        };
+        for id in unused {
+            self.drop_base(slot, id)?;
+        }
+        if slot.in_use() {
+            return slot.set_withdrawn(true);
+        }
+        self.drop_mirror(slot)?;
+        slot.set_withdrawn(false)
+    }
+
+    /// Lets go of one commit that the server no longer gives. The caller has the turn.
+    pub fn forget(&self, slot: &Slot, commit: Oid) -> Result<(), Error> {
+        lock(&slot.grants).retain(|(_, id), _| *id != commit);
+        self.drop_base(slot, commit)?;
+        if lock(&slot.bases).contains_key(&commit) {
+            // A job at work still needs its objects.
+            return Ok(());
+        }
+        slot.unpin(commit);
+        Ok(())
+    }
+
+    /// Lets go of what was taken back while jobs held it, once they have ended.
+    fn drop_withdrawn(&self) {
+        let taken_back: Vec<Arc<Slot>> =
+            lock(&self.slots).values().filter(|s| s.withdrawn.load(Relaxed)).cloned().collect();
+        for slot in taken_back {
+            if let Ok(_turn) = slot.turn.clone().try_lock_owned()
+                && slot.withdrawn.load(Relaxed)
+                && let Err(e) = self.withdraw(&slot)
+            {
+                tracing::warn!(error = %e, folder = %slot.dir.display(), "what a server took back is still here");
+            }
+        }
+    }
+
+    /// Removes a base unless somebody holds it.
+    fn drop_base(&self, slot: &Slot, id: Oid) -> Result<(), Error> {
+        let mut bases = lock(&slot.bases);
+        // Looked at under its lock: nobody can take it from here on.
+        if bases.get(&id).is_none_or(|k| k.live.strong_count() > 0) {
+            return Ok(());
+        }
+        self.discard(&slot.base_dir(id))?;
+        bases.remove(&id);
+        Ok(())
+    }
+
     fn drop_mirror(&self, slot: &Slot) -> Result<(), Error> {
-        self.discard(&slot.dir.join("mirror"))?;
+        if slot.dir.join("mirror").exists() {
+            self.discard(&slot.dir.join("mirror"))?;
+        }
         slot.mirror_bytes.store(0, Relaxed);
         slot.lean_bytes.store(0, Relaxed);
         slot.mirror().map(|_| ())
@@ -110,6 +168,7 @@ impl Cache {
 
     /// Removes what was used least lately and is not in use, until the cache is under its cap.
     pub fn trim(&self) {
+        self.drop_withdrawn();
         while self.bytes() >= self.options.cache_bytes {
             match self.evict_one() {
                 Ok(true) => {}
@@ -138,16 +197,7 @@ impl Cache {
             (Some((base_used, ..)), Some((used, name))) if used < base_used => {
                 self.drop_slot(&mut slots, &name)
             }
-            (Some((_, id, slot)), _) => {
-                let mut bases = lock(&slot.bases);
-                // Looked at again under its lock: nobody can take it from here on.
-                if bases.get(&id).is_none_or(|k| k.live.strong_count() > 0) {
-                    return Ok(true);
-                }
-                self.discard(&slot.base_dir(id))?;
-                bases.remove(&id);
-                Ok(true)
-            }
+            (Some((_, id, slot)), _) => self.drop_base(&slot, id).map(|()| true),
             (None, Some((_, name))) => self.drop_slot(&mut slots, &name),
             (None, None) => Ok(false),
         }

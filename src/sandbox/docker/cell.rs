@@ -12,7 +12,7 @@ use coinop_shim::wire::{self, FromShim, PAYLOAD_BYTES, Run, ToShim};
 use tokio::sync::mpsc;
 
 use super::super::idle::{self, Activity};
-use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage, place};
+use super::super::{Changes, Command, Error, LeaveOut, Limit, Policy, Process, Sandbox, Tree, Usage, place};
 use super::container::Started;
 use super::engine::Engine;
 use super::hardened::SHIM_MEMORY;
@@ -302,8 +302,8 @@ impl Sandbox for Cell {
         files::write(&self.shared, path, bytes).await
     }
 
-    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
-        files::changes(&self.shared, self.base.clone(), cap_bytes).await
+    async fn changes_except(&self, cap_bytes: u64, leave_out: LeaveOut) -> Result<Changes, Error> {
+        files::changes(&self.shared, self.base.clone(), cap_bytes, leave_out).await
     }
 
     async fn kill(&self) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use nix::libc;
 use tokio::sync::mpsc;
 
 use super::super::found::PATH_BYTES;
-use super::super::{Change, Error, Tree, found, place};
+use super::super::{Changes, Error, LeaveOut, Tree, found, place};
 use super::cell::{Shared, host};
 use super::tree::{self, Packed};
 
@@ -112,12 +112,14 @@ pub async fn changes(
     shared: &Shared,
     base: Option<Arc<dyn Tree>>,
     cap_bytes: u64,
-) -> Result<Vec<Change>, Error> {
+    leave_out: LeaveOut,
+) -> Result<Changes, Error> {
     let _alone = shared.files.lock().await;
     let mut open = shared.line.open(Run::Pack).await.map_err(host(CHANGES))?;
     let (to, pieces) = mpsc::channel::<io::Result<Vec<u8>>>(WAITING);
-    let told =
-        tokio::task::spawn_blocking(move || tree::changes(Packed::new(pieces), base.as_deref(), cap_bytes));
+    let told = tokio::task::spawn_blocking(move || {
+        tree::changes(Packed::new(pieces), base.as_deref(), cap_bytes, leave_out)
+    });
     let mut too_long = Vec::new();
     let ended = loop {
         match open.next().await {

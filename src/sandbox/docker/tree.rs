@@ -18,7 +18,7 @@ use nix::sys::stat::{SFlag, fstatat};
 use tokio::sync::mpsc;
 
 use super::super::found::{Found, bounded};
-use super::super::{Change, Content, Error, Tree};
+use super::super::{Changes, Content, Error, LeaveOut, Tree};
 use super::hardened::Size;
 
 /// Bytes compared, and bytes sent, at once.
@@ -101,9 +101,14 @@ fn host(source: io::Error) -> Error {
 }
 
 /// Everything in which a packed workspace differs from its base, sorted by path.
-pub fn changes(mut packed: impl Read, base: Option<&dyn Tree>, cap_bytes: u64) -> Result<Vec<Change>, Error> {
+pub fn changes(
+    mut packed: impl Read,
+    base: Option<&dyn Tree>,
+    cap_bytes: u64,
+    leave_out: LeaveOut,
+) -> Result<Changes, Error> {
     let base = base.map(|tree| File::open(tree.path()).map(OwnedFd::from)).transpose().map_err(host)?;
-    let mut found = Found::new(cap_bytes);
+    let mut found = Found::new(cap_bytes, leave_out);
     // Every path of the base that is there now, and whether it is a folder.
     let mut now: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     while let Some(head) = Head::read(&mut packed).map_err(host)? {
@@ -119,6 +124,16 @@ pub fn changes(mut packed: impl Read, base: Option<&dyn Tree>, cap_bytes: u64) -
         }
         // Where the base has the same kind here.
         let of_base = base.as_ref().map(AsFd::as_fd).filter(|_| was == Some(head.kind));
+        let is_new = head.kind != Kind::Folder && was.is_none_or(|was| was == Kind::Folder);
+        if is_new && found.leaves_out(path, false) {
+            found.left_out(1);
+            io::copy(&mut (&mut packed).take(head.len), &mut io::sink()).map_err(host)?;
+            // What the base has below this name is gone all the same.
+            if was.is_some() {
+                found.tell(path, Content::Deleted)?;
+            }
+            continue;
+        }
         match head.kind {
             Kind::Folder if was.is_some_and(|was| was != Kind::Folder) => {
                 found.tell(path, Content::Deleted)?;
@@ -281,11 +296,11 @@ fn open_at(base: BorrowedFd<'_>, path: &Path) -> io::Result<Option<(File, u64)>>
 mod tests {
     use super::*;
 
-    fn told(kind: Kind, path: &[u8], len: u64, content: &[u8]) -> Result<Vec<Change>, Error> {
+    fn told(kind: Kind, path: &[u8], len: u64, content: &[u8]) -> Result<Changes, Error> {
         let mut bytes = Vec::new();
         Head { kind, path: path.to_owned(), len }.write(&mut bytes).unwrap();
         bytes.extend_from_slice(content);
-        changes(&*bytes, None, 100)
+        changes(&*bytes, None, 100, std::sync::Arc::new(|_, _| false))
     }
 
     #[test]

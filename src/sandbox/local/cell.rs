@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::super::idle;
 use super::super::place::{Place, folder, place};
-use super::super::{Change, Command, Error, Limit, Policy, Process, Sandbox, Tree, Usage};
+use super::super::{Changes, Command, Error, LeaveOut, Limit, Policy, Process, Sandbox, Tree, Usage};
 use super::exec::{self, Running};
 use super::files;
 use super::life::Life;
@@ -193,13 +193,13 @@ impl Sandbox for Cell {
         .await
     }
 
-    async fn changes(&self, cap_bytes: u64) -> Result<Vec<Change>, Error> {
+    async fn changes_except(&self, cap_bytes: u64, leave_out: LeaveOut) -> Result<Changes, Error> {
         let base = self.base.clone();
         self.on_files(move |shared| {
             let open = |tree: &Arc<dyn Tree>| std::fs::File::open(tree.path()).map(OwnedFd::from);
             let base = base.as_ref().map(open).transpose();
             let base = base.map_err(|source| Error::Host { doing: "open the base", source })?;
-            changes::changes(shared.folders.upper.as_fd(), base, shared.folders.overlay, cap_bytes)
+            changes::changes(shared.folders.upper.as_fd(), base, shared.folders.overlay, cap_bytes, leave_out)
         })
         .await
     }

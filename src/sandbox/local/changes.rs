@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
-use super::super::found::{Found, bounded};
-use super::super::{Change, Content, Error};
+use super::super::found::{DEPTH, Found, bounded};
+use super::super::{Changes, Content, Error, LeaveOut};
 
 /// Bytes compared at once.
 const CHUNK: u64 = 64 * 1024;
@@ -26,8 +26,9 @@ pub fn changes(
     base: Option<OwnedFd>,
     overlay: bool,
     cap_bytes: u64,
-) -> Result<Vec<Change>, Error> {
-    let mut walk = Walk(Found::new(cap_bytes));
+    leave_out: LeaveOut,
+) -> Result<Changes, Error> {
+    let mut walk = Walk(Found::new(cap_bytes, leave_out));
     let top = open_beneath(upper, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(host)?;
     walk.folder(top, base, &mut Vec::new(), !overlay, 0)?;
     Ok(walk.0.sorted())
@@ -106,7 +107,13 @@ impl Walk {
         let Some(now) = look(Some(upper), name)? else { return Ok(()) };
         let was = look(base, name)?;
         let was_kind = was.map(|was| kind(was.st_mode));
+        let is_new = !matches!(was_kind, Some(SFlag::S_IFREG | SFlag::S_IFLNK));
         match kind(now.st_mode) {
+            SFlag::S_IFREG | SFlag::S_IFLNK if is_new && self.0.leaves_out(path, false) => {
+                self.0.left_out(1);
+                // What the base has below this name is gone all the same.
+                if was.is_some() { self.0.tell(path, Content::Deleted) } else { Ok(()) }
+            }
             SFlag::S_IFREG => {
                 let Some(Some((mut file, now))) = there(open_plain(upper, name))? else { return Ok(()) };
                 let executable = now.st_mode & 0o100 != 0;
@@ -146,6 +153,11 @@ impl Walk {
                     }
                     _ => None,
                 };
+                if was.is_none() && self.0.leaves_out(path, true) {
+                    let count = count(below, depth + 1)?;
+                    self.0.left_out(count);
+                    return Ok(());
+                }
                 let whole = whole || sys::is_opaque(below.as_fd());
                 self.folder(below, base_below, path, whole, depth + 1)
             }
@@ -154,6 +166,25 @@ impl Walk {
             _ => Ok(()),
         }
     }
+}
+
+/// Files and links below a folder that is left out; what lies deeper than anything is told is not counted.
+fn count(folder: OwnedFd, depth: usize) -> Result<u64, Error> {
+    let mut found = 0;
+    let again = folder.try_clone().map_err(|source| Error::Host { doing: "list a folder", source })?;
+    for name in names(again)? {
+        match look(Some(folder.as_fd()), &name)?.map(|now| kind(now.st_mode)) {
+            Some(SFlag::S_IFREG | SFlag::S_IFLNK) => found += 1,
+            Some(SFlag::S_IFDIR) if depth < DEPTH => {
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+                if let Some(below) = there(open_beneath(folder.as_fd(), name.as_c_str(), flags))? {
+                    found += count(below, depth + 1)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Goes one name deeper; the length to cut back to.

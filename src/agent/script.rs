@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::{CommandRun, Error, Output, Stream, Task, Work};
+use super::{CommandRun, Error, Feed, Output, Stream, Task, Work};
 use crate::sandbox::{Command, Event, Exit, Sandbox};
 
 /// Puts the inputs under `/job`, runs the commands, and says what came of them.
@@ -22,7 +22,7 @@ pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<Work, Error> {
     let mut work = Work::default();
     for command in commands {
         let started = Instant::now();
-        let (exit, output) = run_one(sandbox, command, &cwd, &env).await?;
+        let (exit, output) = run_one(sandbox, command, &cwd, &env, task.feed).await?;
         work.commands.push(CommandRun {
             command: command.clone(),
             exit,
@@ -41,7 +41,9 @@ async fn run_one(
     command: &str,
     cwd: &std::path::Path,
     env: &BTreeMap<String, String>,
+    feed: &Feed<'_>,
 ) -> Result<(Exit, Output), Error> {
+    feed.push(format!("$ {command}\n").as_bytes());
     let command = Command {
         argv: vec!["sh".into(), "-c".into(), command.into()],
         cwd: cwd.to_path_buf(),
@@ -52,6 +54,9 @@ async fn run_one(
     let mut process = sandbox.exec(command).await?;
     let mut output = Output::default();
     while let Some(event) = process.events.recv().await {
+        if let Event::Stdout(bytes) | Event::Stderr(bytes) = &event {
+            feed.push(bytes);
+        }
         match event {
             Event::Stdout(bytes) => output.push(Stream::Stdout, &bytes),
             Event::Stderr(bytes) => output.push(Stream::Stderr, &bytes),

@@ -1,6 +1,7 @@
 //! What every command shares: the flags of configuration, the start of logging, the runtime, the key.
 
 use std::future::Future;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -156,12 +157,26 @@ pub fn log_at(level: &str) {
     let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("warn"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
         .with_ansi(output::Paint::stderr().is_on())
         .with_target(!plain)
         .try_init();
     if started.is_err() {
         tracing::debug!("the log was started before; its level stays");
+    }
+}
+
+/// Stderr for the log. Whoever read it may be gone (`connect 2>&1 | tee`, ended by Ctrl-C): that is no reason to end
+/// otherwise than in order, so what cannot be written is dropped.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(std::io::stderr().write(bytes).unwrap_or(bytes.len()))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -20,7 +20,9 @@ pub mod ledger;
 pub mod output;
 pub mod request;
 pub mod scan;
+pub mod signals;
 pub mod span;
+pub mod status;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +50,8 @@ pub enum Command {
     Request(Box<request::Args>),
     /// List the requests on relays, and which of them this node would take
     Scan(scan::Args),
+    /// What the running node is doing: its relays, its jobs
+    Status(status::Args),
     /// The jobs of this node
     Jobs(jobs::Args),
     /// What customers have with this node, and their payments
@@ -83,6 +87,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Connect(args) => connect::run(args, &common),
         Command::Request(args) => request::run(*args, &common),
         Command::Scan(args) => scan::run(args, &common),
+        Command::Status(args) => status::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
         Command::Credits(args) => credits::run(args, &common),
         Command::Balance(args) => balance::run(args, &common),

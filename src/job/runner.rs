@@ -165,7 +165,8 @@ async fn once(
         Ok(sandbox) => sandbox,
         Err(error) => return or_again(error),
     };
-    let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order };
+    let feed = rooms.live.begin(&id);
+    let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order, feed: &feed };
     let work = match agent::script::run(&*sandbox, task).await {
         Ok(work) => work,
         Err(agent::Error::BadOrder(why)) => return Ok(Err(Failure::new(Code::InvalidInput, why).into())),

@@ -6,6 +6,10 @@ mod configuration;
 mod customer;
 mod demo;
 mod key_files;
+mod ordering;
+#[path = "../support/scripted.rs"]
+#[expect(dead_code, reason = "a part of it is used here")]
+mod scripted;
 mod serving;
 
 use std::path::Path;
@@ -72,6 +76,7 @@ fn help_names_every_command_and_every_exit_code() {
         "connect",
         "request",
         "scan",
+        "status",
         "jobs",
         "balance",
         "ledger",
@@ -97,7 +102,7 @@ fn a_wrong_command_line_ends_with_2_and_names_what_is_near() {
     assert_eq!(said.code, 2);
     assert!(said.talk.contains("connect"), "{}", said.talk);
     assert!(said.data.is_empty());
-    assert_eq!(home.run(&["connect", "--relay", "ws://127.0.0.1:1"]).code, 2, "--nip90 is not implied");
+    assert_eq!(home.run(&["connect"]).code, 3, "--nip90 is the default; what lacks is a relay");
     assert_eq!(
         home.run(&["request", "--encrypt", "--relay", "ws://127.0.0.1:1"]).code,
         2,

@@ -164,6 +164,11 @@ async fn answer(stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()
         }
     };
     let mut line = serde_json::to_vec(&answer)?;
+    if line.len() as u64 >= MAX_LINE_BYTES {
+        let why =
+            format!("the answer has {} bytes, and {MAX_LINE_BYTES} fit: ask for less at once", line.len());
+        line = serde_json::to_vec(&Answer::Error(why))?;
+    }
     line.push(b'\n');
     write.write_all(&line).await?;
     write.shutdown().await
@@ -215,7 +220,7 @@ mod tests {
             Ok(format!("log of {job}"))
         }
         async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String> {
-            Ok(order)
+            Ok(if order == "much" { "x".repeat(5 << 20).into() } else { order })
         }
         async fn status(&self) -> serde_json::Value {
             serde_json::json!({ "running": 2 })
@@ -243,6 +248,8 @@ mod tests {
         asked(&dir, Ask::Cancel("known".into())).await.unwrap();
         let error = asked(&dir, Ask::Cancel("x".into())).await.unwrap_err();
         assert!(matches!(error, Error::Refused(why) if why == "there is no open job x"));
+        let error = asked(&dir, Ask::Desk("much".into())).await.unwrap_err();
+        assert!(matches!(error, Error::Refused(why) if why.contains("ask for less")));
 
         stop.cancel();
         task.await.unwrap();

@@ -4,6 +4,7 @@
 
 mod reconcile;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use nostr_sdk::prelude::{Keys, PublicKey};
@@ -16,18 +17,23 @@ use crate::job::{Engine, Till, till};
 use crate::ledger::{self, Committed, Ledger, transfer};
 use crate::store::money::{Account, Transfer, Why};
 use crate::store::record::Record;
-use crate::store::{self, Posted};
+use crate::store::{self, InvoiceState, Posted, Restored};
 use crate::wallet::{self, Outgoing, Pay, PayError};
 
 /// Most transfers in one answer.
 const HISTORY_MOST: usize = 5_000;
+/// Most customers in one answer: they fit the control socket's cap.
+pub const LIST_MOST: usize = 5_000;
 
 /// An order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// What every customer has here.
-    List,
+    /// What customers have here: at most [`LIST_MOST`] of them, in the order of their keys, those after this one.
+    List {
+        #[serde(default)]
+        after: Option<String>,
+    },
     /// What one customer (hex) has here.
     Show {
         customer: String,
@@ -92,6 +98,13 @@ pub enum Error {
     Wallet(#[from] wallet::Error),
     #[error(transparent)]
     Seal(#[from] ledger::SealError),
+    /// In a log that an older version wrote.
+    #[error("{what} is {msat} msat, more than can be counted")]
+    OutOfBounds { what: &'static str, msat: i128 },
+    #[error(
+        "these books were restored from a backup: refunds wait until `coinop ledger reconcile --book` has compared them with the wallet"
+    )]
+    Restored,
     #[error("this node has no wallet: set payment.wallet (docs/wallets.md)")]
     NoWallet,
     #[error("there is no transfer {0:?}")]
@@ -146,8 +159,8 @@ impl Desk {
     /// Why not, in a sentence for the owner. What was begun is in the books and is ended by [`Desk::resume`].
     pub async fn serve(&self, order: Order) -> Result<Value, Error> {
         match order {
-            Order::List => self.list(),
-            Order::Show { customer } => self.show(&key(customer)?),
+            Order::List { after } => self.list(after.as_deref()),
+            Order::Show { customer } => self.show(&key(customer)?, &self.unanswered()?),
             Order::History { customer, limit } => {
                 let postings = self.ledger.store().postings(&key(customer)?, limit.min(HISTORY_MOST))?;
                 Ok(json!(postings))
@@ -200,21 +213,49 @@ impl Desk {
         Ok(())
     }
 
-    fn list(&self) -> Result<Value, Error> {
-        // Each account is there once, so each customer is.
+    fn list(&self, after: Option<&str>) -> Result<Value, Error> {
+        let unanswered = self.unanswered()?;
         let credits = self.ledger.store().balances()?.into_iter().filter_map(|(account, _)| match account {
             Account::Credit(customer) => Some(customer),
             _ => None,
         });
-        credits.map(|customer| self.show(&customer)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+        // Who has nothing yet may have paid, and nobody has seen it.
+        let all: BTreeSet<String> = credits.chain(unanswered.keys().cloned()).collect();
+        let page = all.iter().filter(|customer| after.is_none_or(|after| customer.as_str() > after));
+        let rows = page.take(LIST_MOST).map(|customer| self.show(customer, &unanswered));
+        rows.collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
-    fn show(&self, customer: &str) -> Result<Value, Error> {
-        let mut shown = json!(self.ledger.purse(customer)?);
-        if let Some(fields) = shown.as_object_mut() {
-            fields.insert("customer".into(), json!(customer));
+    fn show(&self, customer: &str, unanswered: &BTreeMap<String, Vec<Value>>) -> Result<Value, Error> {
+        let purse = self.ledger.purse(customer)?;
+        let mut shown = json!({
+            "customer": customer,
+            "available_msat": number("what a customer has", purse.available_msat)?,
+            "held_msat": number("what is held", purse.held_msat)?,
+            "refunding_msat": number("what is on its way back", purse.refunding_msat)?,
+        });
+        if let (Some(fields), Some(invoices)) = (shown.as_object_mut(), unanswered.get(customer)) {
+            fields.insert("unanswered".into(), json!(invoices));
         }
         Ok(shown)
+    }
+
+    /// Invoices that the wallet does not answer for, by customer.
+    fn unanswered(&self) -> Result<BTreeMap<String, Vec<Value>>, Error> {
+        let mut by_customer: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for one in self.till.iter().flat_map(|till| till.unanswered()) {
+            let payment_hash = one.payment_hash.to_hex();
+            let Some((invoice, InvoiceState::Open)) = self.ledger.store().invoice(&payment_hash)? else {
+                continue;
+            };
+            by_customer.entry(invoice.customer).or_default().push(json!({
+                "payment_hash": payment_hash,
+                "amount_msat": invoice.amount_msat,
+                "failures": one.failures,
+                "error": one.error,
+            }));
+        }
+        Ok(by_customer)
     }
 
     async fn post(&self, transfer: Transfer, customer: &str) -> Result<Value, Error> {
@@ -223,7 +264,7 @@ impl Desk {
             Committed::New(entry) => (entry, false),
             Committed::Again(entry) => (entry, true),
         };
-        let mut shown = self.show(customer)?;
+        let mut shown = self.show(customer, &BTreeMap::new())?;
         if let Some(fields) = shown.as_object_mut() {
             fields.extend([
                 ("transfer".to_owned(), json!(id)),
@@ -250,6 +291,7 @@ impl Desk {
         let hash = terms.payment_hash.to_hex();
         let refused = |why: &str| Err(wallet::Error::Invoice(why.into()).into());
         let Some(msat) = terms.amount_msat else { return refused("it names no amount") };
+        self.compared()?;
         let begun = transfer::refund_begun(&hash, customer, msat, bolt11, max_fee_msat);
         // The same order again goes on from where the first one is, also when its invoice has expired meanwhile.
         if self.ledger.transfer(&begun.id)?.is_none() {
@@ -260,23 +302,46 @@ impl Desk {
             if available_msat < i128::from(msat) {
                 return Err(Error::TooMuch { msat, available_msat });
             }
+            // A wallet that cannot be asked now is not asked to pay, and no credit is set aside.
+            till.wallet().outgoing(&terms.payment_hash).await?;
         }
         let again = matches!(self.ledger.post(begun.clone()).await?, Committed::Again(_));
         self.pay(till, &begun, again).await?;
         let end = self.ledger.transfer(&transfer::refunded_id(&hash))?.map(|end| end.transfer.why);
-        if let Some(Why::RefundFailed { reason, .. }) = end {
-            return Err(Error::Before(reason));
-        }
-        let mut shown = self.show(customer)?;
+        let fee_msat = match end {
+            Some(Why::RefundFailed { reason, .. }) => return Err(Error::Before(reason)),
+            Some(Why::RefundPaid { fee_msat, .. }) => Some(fee_msat),
+            _ => None,
+        };
+        let mut shown = self.show(customer, &BTreeMap::new())?;
         if let Some(fields) = shown.as_object_mut() {
-            fields.extend([("payment_hash".to_owned(), json!(hash)), ("again".to_owned(), json!(again))]);
+            fields.extend([
+                ("payment_hash".to_owned(), json!(hash)),
+                ("again".to_owned(), json!(again)),
+                ("fee_msat".to_owned(), json!(fee_msat)),
+                ("fee_over_max".to_owned(), json!(fee_msat.is_some_and(|fee| fee > max_fee_msat))),
+            ]);
         }
         Ok(shown)
+    }
+
+    /// # Errors
+    /// [`Error::Restored`] as long as the books are those of a backup: what was refunded after it would be refunded again.
+    fn compared(&self) -> Result<(), Error> {
+        match Restored::read(self.ledger.store().dir())? {
+            None => Ok(()),
+            Some(_) => Err(Error::Restored),
+        }
     }
 
     /// Ends refunds that an earlier life began, or that a wallet left in doubt.
     pub async fn resume(&self) {
         let Some(till) = &self.till else { return };
+        match self.compared() {
+            Ok(()) => {}
+            Err(Error::Restored) => return tracing::debug!("refunds wait for a comparison with the wallet"),
+            Err(error) => return tracing::warn!(%error, "refunds in doubt stay so"),
+        }
         let begun = match self.ledger.store().refunds() {
             Ok(begun) => begun,
             Err(error) => return tracing::warn!(%error, "refunds in doubt stay so"),
@@ -297,22 +362,34 @@ impl Desk {
         };
         let msat = begun.legs.iter().map(|leg| leg.msat).sum();
         let order = Pay { bolt11: bolt11.clone(), amount_msat: msat, max_fee_msat: *max_fee_msat };
-        let paid = |fee_msat| transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat);
+        let paid = |fee_msat| {
+            if fee_msat > *max_fee_msat {
+                tracing::warn!(
+                    payment_hash,
+                    fee_msat,
+                    max_fee_msat,
+                    "the wallet took more than the highest fee for a refund"
+                );
+            }
+            transfer::refund_paid(payment_hash, customer, till.name(), msat, fee_msat)
+        };
         let failed = |why: &str| transfer::refund_failed(payment_hash, customer, msat, why);
         let _one = self.paying.lock().await;
         // Whoever had the lock before may have ended it.
         if self.ledger.transfer(&transfer::refunded_id(payment_hash))?.is_some() {
             return Ok(());
         }
-        // What was tried before is asked for before anything is sent.
-        let hash = payment_hash.parse()?;
-        let untold = match till.wallet().outgoing(&hash).await {
+        // What was tried before is asked for first. Of a first try the wallet itself looks before it sends, and what fails
+        // there was refused.
+        let looked =
+            if again { till.wallet().outgoing(&payment_hash.parse()?).await } else { Ok(Outgoing::Failed) };
+        let untold = match looked {
             Ok(Outgoing::Paid(payment)) => {
                 self.ledger.post(paid(payment.fee_msat)).await?;
                 return Ok(());
             }
             Ok(Outgoing::Pending) => return Err(Error::InDoubt("it is under way".into())),
-            Ok(Outgoing::Unknown) => again,
+            Ok(Outgoing::Unknown) => true,
             Ok(Outgoing::Failed) => false,
             Err(error) => return Err(Error::InDoubt(error.to_string())),
         };
@@ -340,6 +417,11 @@ async fn tells(till: &Till) -> Result<bool, Error> {
         Ok(abilities) => Ok(abilities.outgoing),
         Err(error) => Err(Error::InDoubt(error.to_string())),
     }
+}
+
+/// A sum as JSON holds it.
+fn number(what: &'static str, msat: i128) -> Result<i64, Error> {
+    i64::try_from(msat).map_err(|_| Error::OutOfBounds { what, msat })
 }
 
 fn key(text: String) -> Result<String, Error> {

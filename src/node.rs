@@ -98,6 +98,18 @@ pub struct Report {
     /// Whether relays are listened to: not while the node ends, and not after its store failed.
     pub following: bool,
     pub relays: Vec<RelayStatus>,
+    /// `None`: it has none.
+    pub wallet: Option<WalletReport>,
+}
+
+/// What is to be told about the wallet.
+#[derive(Debug, serde::Serialize)]
+pub struct WalletReport {
+    pub name: String,
+    /// Its last invoice was for a test network.
+    pub test_network: bool,
+    /// Open invoices whose look-ups keep failing.
+    pub unanswered: Vec<wallet::Unanswered>,
 }
 
 /// Tries the sandbox and keeps the report in `selftest.json`; its hash.
@@ -445,6 +457,11 @@ impl control::Handler for OwnerSide {
             jobs: self.engine.status().await,
             following: self.relays.is_following(),
             relays: self.relays.status(),
+            wallet: self.desk.till.as_ref().map(|till| WalletReport {
+                name: till.wallet().identity().to_string(),
+                test_network: till.is_test_network(),
+                unanswered: till.unanswered(),
+            }),
         };
         serde_json::to_value(report).unwrap_or_default()
     }

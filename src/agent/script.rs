@@ -2,7 +2,7 @@
 //! how they end; what becomes of it (report, patch, text) is `job`'s business.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{CommandRun, Error, Feed, Output, Stream, Task, Work};
@@ -22,7 +22,10 @@ pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<Work, Error> {
     let mut work = Work::default();
     for command in commands {
         let started = Instant::now();
-        let (exit, output) = run_one(sandbox, command, &cwd, &env, task.feed).await?;
+        let (exit, mut output) = run_one(sandbox, command, &cwd, &env, task.feed).await?;
+        if let Exit::NotStarted { errno } = exit {
+            output.push(Stream::Stderr, what_is_missing(sandbox, &cwd, &env, errno).await?.as_bytes());
+        }
         work.commands.push(CommandRun {
             command: command.clone(),
             exit,
@@ -39,7 +42,7 @@ pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<Work, Error> {
 async fn run_one(
     sandbox: &dyn Sandbox,
     command: &str,
-    cwd: &std::path::Path,
+    cwd: &Path,
     env: &BTreeMap<String, String>,
     feed: &Feed<'_>,
 ) -> Result<(Exit, Output), Error> {
@@ -64,6 +67,26 @@ async fn run_one(
         }
     }
     Err(Error::Sandbox(crate::sandbox::Error::Gone("the output ended without an exit".into())))
+}
+
+/// Why a command could not be started, for its stderr. One errno stands for the folder and for the shell: the shell is
+/// tried again in a folder that is there.
+async fn what_is_missing(
+    sandbox: &dyn Sandbox,
+    cwd: &Path,
+    env: &BTreeMap<String, String>,
+    errno: i32,
+) -> Result<String, Error> {
+    let reason = nix::errno::Errno::from_raw(errno).desc();
+    let top = Path::new(".");
+    if cwd != top && run_one(sandbox, ":", top, env).await?.0 == (Exit::Code { code: 0 }) {
+        return Ok(format!("coinop: workdir {:?} cannot be entered: {reason}\n", cwd.display().to_string()));
+    }
+    let path = match env.get("PATH") {
+        Some(path) => format!("in PATH={path:?}"),
+        None => "in the usual PATH".to_owned(),
+    };
+    Ok(format!("coinop: no shell (sh) could be started {path}: {reason}\n"))
 }
 
 async fn give_inputs(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<(), Error> {

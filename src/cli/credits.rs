@@ -12,7 +12,7 @@ use super::output::{self, Cell, Table};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Ask};
-use crate::desk::{Desk, Order};
+use crate::desk::{Desk, LIST_MOST, Order};
 use crate::job::Till;
 use crate::ledger::Ledger;
 use crate::node;
@@ -122,11 +122,13 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start_quietly(Overrides::default())?;
     match args.command {
         Command::List { json } => {
-            let rows = ask(&config, &Order::List)?;
+            let rows = Value::Array(list(&config)?);
+            warn_unanswered(rows.as_array().map_or(&[][..], Vec::as_slice));
             shown(&rows, json, |rows| purses(rows.as_array().map_or(&[][..], Vec::as_slice)))
         }
         Command::Show { customer, json } => {
             let row = ask(&config, &Order::Show { customer })?;
+            warn_unanswered(std::slice::from_ref(&row));
             shown(&row, json, |row| purses(std::slice::from_ref(row)))
         }
         Command::History { customer, limit, json } => {
@@ -144,6 +146,10 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             if row["again"] == true {
                 output::talk("this very refund was ordered before; it is paid once");
             }
+            if row["fee_over_max"] == true {
+                let fee = output::sats(row["fee_msat"].as_u64().unwrap_or_default());
+                output::talk(&format!("warning: the wallet took a fee of {fee}, more than --max-fee"));
+            }
             shown(&row, json, |row| purses(std::slice::from_ref(row)))
         }
         Command::WriteOff { customer, msat, note, id, json } => {
@@ -156,6 +162,37 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 /// A name for an order that has none.
 fn name() -> String {
     nostr_sdk::Keys::generate().public_key().to_hex().chars().take(16).collect()
+}
+
+/// Every customer, page by page.
+fn list(config: &Config) -> Result<Vec<Value>, Failure> {
+    let mut rows: Vec<Value> = Vec::new();
+    loop {
+        let after = rows.last().and_then(|row| row["customer"].as_str()).map(str::to_owned);
+        let page = ask(config, &Order::List { after })?;
+        let page = page.as_array().map_or(&[][..], Vec::as_slice);
+        rows.extend_from_slice(page);
+        if page.len() < LIST_MOST {
+            return Ok(rows);
+        }
+    }
+}
+
+/// Invoices of these customers that the wallet does not answer for.
+fn warn_unanswered(rows: &[Value]) {
+    for row in rows {
+        for invoice in row["unanswered"].as_array().into_iter().flatten() {
+            let text = |value: &Value| output::tame(value.as_str().unwrap_or_default(), 200);
+            output::talk(&format!(
+                "warning: {} look-ups of the invoice {} over {} of {} failed; a payment to it would not be seen: {}",
+                invoice["failures"],
+                output::short(&text(&invoice["payment_hash"])),
+                output::sats(invoice["amount_msat"].as_u64().unwrap_or_default()),
+                output::short(&text(&row["customer"])),
+                text(&invoice["error"])
+            ));
+        }
+    }
 }
 
 /// Asks the running node; without one, opens the books here.

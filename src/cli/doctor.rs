@@ -121,15 +121,47 @@ fn data(config: &Config) -> Group {
         Err(store::Error::Missing { .. }) => good("log", "none yet"),
         Err(error) => bad("log", error.to_string(), "see docs/store.md"),
     });
-    checks.push(match control::ask(dir, &Ask::Status) {
+    match store::Restored::read(dir) {
+        Ok(None) => {}
+        Ok(Some(_)) => checks.push(bad(
+            "books",
+            "restored from a backup; refunds wait for a comparison with the wallet",
+            "run `coinop ledger reconcile --book`",
+        )),
+        Err(error) => checks.push(bad("books", error.to_string(), "see docs/ledger.md")),
+    }
+    match control::ask(dir, &Ask::Status) {
         Ok(status) => {
             let running = status.pointer("/jobs/running").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            good("node", format!("one runs here, with {running} jobs at work"))
+            checks.push(good("node", format!("one runs here, with {running} jobs at work")));
+            checks.extend(invoices(&status["wallet"]));
         }
-        Err(control::Error::NotRunning(_)) => good("node", "none runs here now"),
-        Err(error) => bad("node", error.to_string(), "stop it and start it again"),
-    });
+        Err(control::Error::NotRunning(_)) => checks.push(good("node", "none runs here now")),
+        Err(error) => checks.push(bad("node", error.to_string(), "stop it and start it again")),
+    }
     Group { name: "data", checks }
+}
+
+/// What a running node hears from its wallet.
+fn invoices(wallet: &serde_json::Value) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if wallet["test_network"] == true {
+        checks.push(bad(
+            "invoices",
+            "the wallet makes invoices for a test network: what customers pay is not bitcoin",
+            "set payment.wallet to a wallet for bitcoin, or take the prices away",
+        ));
+    }
+    let unanswered = wallet["unanswered"].as_array().map_or(&[][..], Vec::as_slice);
+    if let Some(one) = unanswered.first() {
+        let error = one["error"].as_str().unwrap_or_default();
+        let how = format!(
+            "{} open invoices cannot be looked up; a payment would not be seen: {error}",
+            unanswered.len()
+        );
+        checks.push(bad("invoices", how, "see that the wallet answers; `coinop credits list` names them"));
+    }
+    checks
 }
 
 /// The folder, or the nearest one above it that is there, must take a file of ours.

@@ -129,10 +129,14 @@ fn show(config: &Config, as_json: bool) -> Outcome {
     let balances = store.balances()?;
     let sealed = ledger::last_seal(&store).or_exit(Exit::Unverified)?;
     if as_json {
-        let rows = balances
-            .iter()
-            .map(|(account, msat)| json!({ "account": account, "kind": account.kind(), "msat": msat }));
-        let rows = rows.collect::<Vec<_>>();
+        let rows = balances.iter().map(|(account, msat)| {
+            let Ok(msat) = i64::try_from(*msat) else {
+                let why = format!("{account} has {msat} msat, more than can be counted");
+                return Err(Failure::say(Exit::Unverified, why));
+            };
+            Ok(json!({ "account": account, "kind": account.kind(), "msat": msat }))
+        });
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
         output::json(&json!({ "head": store.head(), "accounts": rows, "last_seal": sealed }))?;
         return Ok(Exit::Ok);
     }
@@ -246,6 +250,7 @@ fn reconcile(config: &Config, span: &Span, book: bool, as_json: bool) -> Outcome
     let told = super::credits::ask(config, &order)?;
     let clean = told["clean"] == true;
     let rest_msat = told["balance"]["rest_msat"].as_i64().unwrap_or_default();
+    let unreadable = told["unreadable"].as_array().is_some_and(|odd| !odd.is_empty());
     if as_json {
         output::json(&told)?;
     } else {
@@ -260,6 +265,10 @@ fn reconcile(config: &Config, span: &Span, book: bool, as_json: bool) -> Outcome
         (true, false) => Ok(Exit::Ok),
         (true, true) => {
             let words = "the balances differ by more than the payments explain";
+            Err(Failure::say(Exit::Unverified, words))
+        }
+        (false, _) if unreadable => {
+            let words = "the wallet's answer could not be read as a whole: not everything was compared";
             Err(Failure::say(Exit::Unverified, words))
         }
         (false, _) => {
@@ -290,7 +299,10 @@ fn differences(told: &Value) -> Table {
 
 fn summary(told: &Value) -> Vec<String> {
     let count = |key: &str| output::thousands(told[key].as_u64().unwrap_or_default());
-    let msat = |key: &str| output::signed_sats(told["balance"][key].as_i64().unwrap_or_default().into());
+    let msat = |key: &str| match told["balance"][key].as_i64() {
+        Some(msat) => output::signed_sats(msat.into()),
+        None => "an unknown amount".to_owned(),
+    };
     let wallet = output::tame(told["wallet"].as_str().unwrap_or_default(), 100);
     let mut lines = vec![
         format!(
@@ -308,6 +320,17 @@ fn summary(told: &Value) -> Vec<String> {
             msat("rest_msat")
         ),
     ];
+    for odd in told["unreadable"].as_array().into_iter().flatten().take(20) {
+        let hash = odd["payment_hash"].as_str().map_or("without a hash".to_owned(), output::short);
+        let why = output::tame(odd["why"].as_str().unwrap_or_default(), 200);
+        lines.push(format!("unreadable, and not compared: a payment {hash}: {why}"));
+    }
+    if told["restored"] == true {
+        lines.push(
+            "these books are a backup's: refunds wait until `coinop ledger reconcile --book` over all time has booked every payment that left the wallet"
+                .into(),
+        );
+    }
     if told["left_out"] != 0 {
         lines.push(format!("{} more differences are not listed: narrow the span", count("left_out")));
     }
@@ -325,6 +348,9 @@ fn restore(config: &Config, from: &std::path::Path, as_json: bool) -> Outcome {
     if let Some(aside) = aside {
         output::talk(&format!("the log that was here is kept in {}", aside.display()));
     }
+    output::talk(
+        "refunds wait until `coinop ledger reconcile --book` has compared these books with the wallet",
+    );
     copied("restored", &head, as_json)
 }
 

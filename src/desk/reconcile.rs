@@ -2,22 +2,23 @@
 //! transfers that the till and the refunds make. What a difference is, is `ledger::reconcile`'s to say.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use super::{Desk, Error};
+use super::{Desk, Error, number};
 use crate::job::Till;
-use crate::job::till::Paid;
+use crate::job::till::{GRACE_MS, Paid};
 use crate::ledger::reconcile::{
-    Difference, Judged, Known, Outcome, Row, Seen, Stage, Way, What, claim, judge,
+    Difference, Judged, Known, Outcome, Row, Seen, Stage, Unreadable, Way, What, claim, judge,
 };
 use crate::ledger::{self, transfer};
 use crate::store::money::{Account, Transfer, Why};
-use crate::store::record::Record;
-use crate::store::{self, Entry, InvoiceState};
-use crate::wallet::{self, Cursor, Direction, Movement, Outgoing, PaymentHash, State};
+use crate::store::record::{self, Record};
+use crate::store::{self, Entry, InvoiceState, Restored};
+use crate::wallet::{self, Cursor, Direction, Movement, Outgoing, Page, PaymentHash, State};
 
 /// Entries asked for at once.
 const PAGE: u32 = 100;
@@ -30,6 +31,8 @@ const ASKED_MAX: usize = 2_000;
 const BOOKING: Duration = Duration::from_secs(10);
 /// What was sent before an invoice expired may be under way for as long after it, seconds.
 const UNDER_WAY_S: u64 = 86_400;
+/// Pause before a wallet is asked again that was asked too often.
+const BUSY: Duration = Duration::from_secs(3);
 /// A wallet's clock may be ahead of ours by as much, seconds.
 const AHEAD_S: u64 = 86_400;
 
@@ -53,12 +56,22 @@ impl Desk {
         // What moved nothing waits for the end: of a failed try and a later one that went through, the latter counts,
         // in whatever order they come.
         let mut idle: HashMap<(Way, String), Row> = HashMap::new();
+        let dir = self.ledger.store().dir().to_path_buf();
+        let restored = Restored::read(&dir)?;
+        let lost = match &restored {
+            Some(restored) if book => lost(restored.clone(), dir.clone()).await,
+            _ => Lost::default(),
+        };
         let mut at = Some(Cursor::window(from_ms.div_ceil(1_000), until_s));
         while let Some(cursor) = at {
             if Instant::now() > until {
                 return Err(Error::TooLong { limit_s: WALK.as_secs(), read: outcome.read });
             }
-            let page = till.wallet().history(&cursor, PAGE).await?;
+            let page = history(till, &cursor, until).await?;
+            for odd in page.unreadable {
+                let payment_hash = odd.payment_hash.map(|hash| hash.to_hex());
+                outcome.add_unreadable(Unreadable { payment_hash, why: odd.why });
+            }
             for movement in &page.items {
                 let row = row(movement);
                 let key = (row.way, row.payment_hash.clone());
@@ -69,6 +82,7 @@ impl Desk {
                     }
                 } else if seen.first(row.way, &row.payment_hash) {
                     outcome.read += 1;
+                    self.find_again(&row, &lost).await?;
                     self.hold_against(till, &row, book, until, &mut outcome).await?;
                 }
             }
@@ -88,17 +102,37 @@ impl Desk {
         self.ask_for(till, claims, book, until, &mut outcome).await?;
 
         // Read together, and after all that was booked.
-        let wallet_msat = i128::from(till.wallet().balance_msat().await?);
-        let books_msat = self.ledger.balance(&account)?;
-        let rest_msat = wallet_msat - books_msat - outcome.explained_msat;
-        let (clean, explained_msat) = (outcome.is_clean(), outcome.explained_msat);
+        let wallet_msat = match till.wallet().balance_msat().await {
+            Ok(msat) => Some(msat),
+            // The payments have been compared all the same.
+            Err(error) if error.is_unusable() => {
+                outcome
+                    .add_unreadable(Unreadable { payment_hash: None, why: format!("the balance: {error}") });
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let books_msat = number("the wallet's account", self.ledger.balance(&account)?)?;
+        let explained_msat = number("what the differences explain", outcome.explained_msat)?;
+        let rest =
+            |wallet_msat: i64| i128::from(wallet_msat) - i128::from(books_msat) - outcome.explained_msat;
+        let rest_msat = wallet_msat.map(|msat| number("what stays unexplained", rest(msat))).transpose()?;
+        let clean = outcome.is_clean();
+        // All that has left the wallet is in the books now: nothing is paid out a second time.
+        let whole = from_ms == 0 && to_ms == u64::MAX;
+        let mut restored = restored.is_some();
+        if restored && whole && book && outcome.has_all_that_left() {
+            Restored::clear(&dir)?;
+            restored = false;
+        }
         let mut told = json!(outcome);
         if let Some(fields) = told.as_object_mut() {
             fields.extend([
                 ("wallet".to_owned(), json!(till.wallet().identity().to_string())),
                 ("account".to_owned(), json!(account)),
                 ("clean".to_owned(), json!(clean)),
-                ("whole".to_owned(), json!(from_ms == 0 && to_ms == u64::MAX)),
+                ("whole".to_owned(), json!(whole)),
+                ("restored".to_owned(), json!(restored)),
                 (
                     "balance".to_owned(),
                     json!({
@@ -111,6 +145,32 @@ impl Desk {
             ]);
         }
         Ok(told)
+    }
+
+    /// Puts back from the log that a restore has set aside what this payment needs to be named: our invoice, or the
+    /// refund that was begun. Where the customer has spent the credit again meanwhile, the payment stays nobody's.
+    async fn find_again(&self, row: &Row, lost: &Lost) -> Result<(), Error> {
+        let store = self.ledger.store();
+        let record = match row.way {
+            Way::In => match lost.invoices.get(&row.payment_hash) {
+                Some(invoice) if store.invoice(&row.payment_hash)?.is_none() => {
+                    Record::Invoiced(invoice.clone())
+                }
+                _ => return Ok(()),
+            },
+            Way::Out => match lost.refunds.get(&row.payment_hash) {
+                Some(begun) if store.transfer(&begun.id)?.is_none() => Record::Transfer(begun.clone()),
+                _ => return Ok(()),
+            },
+        };
+        match self.ledger.commit(vec![record]).await {
+            Ok(_) => Ok(()),
+            Err(error @ ledger::Error::Store(_)) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(hash = %row.payment_hash, %error, "a payment of after the backup is nobody's");
+                Ok(())
+            }
+        }
     }
 
     async fn hold_against(
@@ -243,6 +303,7 @@ impl Desk {
         difference: &mut Difference,
     ) -> Result<(), Error> {
         let (hash, wallet) = (row.payment_hash.as_str(), till.name());
+        let fee_msat = row.fee_msat.unwrap_or_default();
         let posted = match &difference.what {
             What::Unbooked { .. } => return self.take(row, until, difference).await,
             What::Foreign if row.way == Way::In => {
@@ -250,23 +311,35 @@ impl Desk {
                     .await?
             }
             What::Foreign => {
-                let out = transfer::reconciled_out(hash, wallet, row.msat, row.fee_msat, &row.memo);
+                let out = transfer::reconciled_out(hash, wallet, row.msat, fee_msat, &row.memo);
                 self.post_found(out, "in suspense").await?
             }
             What::RefundPaidTwice { .. } => {
                 let note = "a refund that was called failed, and was paid";
-                let out = transfer::reconciled_out(hash, wallet, row.msat, row.fee_msat, note);
+                let out = transfer::reconciled_out(hash, wallet, row.msat, fee_msat, note);
                 self.post_found(out, "in suspense").await?
             }
             What::RefundPaid { customer } => {
                 let _one = self.paying.lock().await;
-                let paid = transfer::refund_paid(hash, customer, wallet, row.msat, row.fee_msat);
-                self.post_found(paid, "the refund is booked as paid").await?
+                let paid = transfer::refund_paid(hash, customer, wallet, row.msat, fee_msat);
+                let begun = self.ledger.transfer(&transfer::refund_id(hash))?.map(|begun| begun.transfer.why);
+                let done = match begun {
+                    Some(Why::RefundBegun { max_fee_msat, .. }) if fee_msat > max_fee_msat => {
+                        tracing::warn!(
+                            hash,
+                            fee_msat,
+                            max_fee_msat,
+                            "the wallet took more than the highest fee for a refund"
+                        );
+                        "the refund is booked as paid; its fee is over the highest that was allowed"
+                    }
+                    _ => "the refund is booked as paid",
+                };
+                self.post_found(paid, done).await?
             }
             What::RefundUnpaid { customer } => self.give_back(hash, customer).await?,
-            What::FeeDiffers { booked_fee_msat: 0 } if row.fee_msat > 0 => {
-                self.post_found(transfer::reconciled_fee(hash, wallet, row.fee_msat), "the fee is booked")
-                    .await?
+            What::FeeDiffers { booked_fee_msat: 0 } if fee_msat > 0 => {
+                self.post_found(transfer::reconciled_fee(hash, wallet, fee_msat), "the fee is booked").await?
             }
             _ => return Ok(()),
         };
@@ -339,14 +412,56 @@ impl Desk {
         let Some(quote) = store.quote(job)? else { return Ok(false) };
         let answered = store.job(job)?.is_some() || store.refusal(job)?.is_some();
         let taken_back = store.is_cancelled(job, &quote.customer)?;
-        Ok(!answered && !taken_back && (self.clock)() <= quote.expires_ms)
+        Ok(!answered && !taken_back && (self.clock)() <= quote.expires_ms.saturating_add(GRACE_MS))
+    }
+}
+
+/// What a log that was set aside knows of payments, by hash.
+#[derive(Default)]
+struct Lost {
+    invoices: HashMap<String, record::Invoice>,
+    refunds: HashMap<String, Transfer>,
+}
+
+/// Reads it, as far as it can be read.
+async fn lost(restored: Restored, dir: PathBuf) -> Lost {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut lost = Lost::default();
+        let mut visit = |entry: Entry| match entry.record {
+            Record::Invoiced(invoice) => {
+                lost.invoices.insert(invoice.payment_hash.clone(), invoice);
+            }
+            Record::Transfer(begun) => {
+                if let Why::RefundBegun { payment_hash, .. } = &begun.why {
+                    lost.refunds.insert(payment_hash.clone(), begun);
+                }
+            }
+            _ => {}
+        };
+        if let Err(error) = restored.lost(&dir, &mut visit) {
+            tracing::warn!(%error, "the log that was set aside is not read to its end");
+        }
+        lost
+    });
+    read.await.unwrap_or_default()
+}
+
+/// A page of the wallet's list. A wallet that is asked too often is asked again.
+async fn history(till: &Till, cursor: &Cursor, until: Instant) -> Result<Page, wallet::Error> {
+    loop {
+        match till.wallet().history(cursor, PAGE).await {
+            Err(wallet::Error::Busy { retry_after_s, .. }) if Instant::now() + BUSY < until => {
+                tokio::time::sleep(BUSY.max(Duration::from_secs(retry_after_s.unwrap_or(0).min(30)))).await;
+            }
+            page => return page,
+        }
     }
 }
 
 /// What the wallet says of one payment. `None`: it does not have the money that the books say, or has not sent it.
 async fn look(till: &Till, claim: &Claim) -> Result<Option<Row>, wallet::Error> {
     let hash: PaymentHash = claim.payment_hash.parse()?;
-    let row = |stage, msat, fee_msat| Row {
+    let row = |stage, msat, fee_msat: Option<u64>| Row {
         payment_hash: claim.payment_hash.clone(),
         way: claim.way,
         stage,
@@ -359,16 +474,16 @@ async fn look(till: &Till, claim: &Claim) -> Result<Option<Row>, wallet::Error> 
         Way::In => match till.wallet().look_up(&hash).await?.state {
             State::Settled { received_msat, fee_msat, .. } => {
                 let msat = received_msat.unwrap_or(claim.msat);
-                Some(row(Stage::Settled, msat, fee_msat.unwrap_or_default()))
+                Some(row(Stage::Settled, msat, fee_msat))
             }
             State::Unknown | State::Pending | State::Held { .. } | State::Expired | State::Failed => None,
         },
         Way::Out => match till.wallet().outgoing(&hash).await? {
-            Outgoing::Paid(payment) => Some(row(Stage::Settled, payment.amount_msat, payment.fee_msat)),
-            Outgoing::Pending => Some(row(Stage::Pending, claim.msat, 0)),
+            Outgoing::Paid(payment) => Some(row(Stage::Settled, payment.amount_msat, Some(payment.fee_msat))),
+            Outgoing::Pending => Some(row(Stage::Pending, claim.msat, None)),
             // Of a refund that is on its way this is no loss, only news.
             Outgoing::Unknown | Outgoing::Failed if claim.id.starts_with("refund:") => {
-                Some(row(Stage::Dead, claim.msat, 0))
+                Some(row(Stage::Dead, claim.msat, None))
             }
             Outgoing::Unknown | Outgoing::Failed => None,
         },

@@ -4,6 +4,7 @@
 use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 
 use super::content::Content;
+use super::till::is_test_network;
 use super::{Failure, Rooms};
 use crate::ledger;
 use crate::market::Code;
@@ -33,8 +34,9 @@ pub fn quote(
             "it is taken when the job is delivered and given back when it is not; what is not used is your credit here"
         }
     };
+    let network = if is_test_network(&invoice.bolt11) { "; the invoice is for a test network" } else { "" };
     let words = format!(
-        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}"
+        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}{network}"
     );
     let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
@@ -66,10 +68,14 @@ pub fn account(
     relay: &str,
     purse: &ledger::Purse,
 ) -> Result<Vec<Record>, Failure> {
+    let number = |msat: i128| {
+        let why = || Failure::new(Code::Internal, format!("{msat} msat are more than can be counted"));
+        i64::try_from(msat).map_err(|_| why())
+    };
     let told = serde_json::json!({
-        "available_msat": purse.available_msat,
-        "held_msat": purse.held_msat,
-        "refunding_msat": purse.refunding_msat,
+        "available_msat": number(purse.available_msat)?,
+        "held_msat": number(purse.held_msat)?,
+        "refunding_msat": number(purse.refunding_msat)?,
         "at_s": rooms.now_ms() / 1000,
     });
     let feedback = Feedback { content: told.to_string(), ..Feedback::new(Status::Success, "balance") };

@@ -98,7 +98,7 @@ impl Dispatcher {
     /// Quotes that have run out are not watched for cancels any more.
     pub(super) fn forget_quotes(&mut self) {
         let (now_ms, before) = (self.rooms.now_ms(), self.awaiting.len());
-        self.awaiting.retain(|_, expires_ms| *expires_ms >= now_ms);
+        self.awaiting.retain(|_, expires_ms| expires_ms.saturating_add(till::GRACE_MS) >= now_ms);
         if self.awaiting.len() != before {
             self.tell_progress();
         }
@@ -184,7 +184,7 @@ impl Dispatcher {
             )));
         }
         let now_ms = self.rooms.now_ms();
-        if now_ms > quote.expires_ms || request.is_expired(now_ms / 1_000) {
+        if now_ms > quote.expires_ms.saturating_add(till::GRACE_MS) || request.is_expired(now_ms / 1_000) {
             return Err(Some(Failure::new(
                 Code::Expired,
                 format!("the payment was seen after the quote had expired; {credited}"),

@@ -3,8 +3,9 @@
 //! books are the ledger's.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::sync::{Notify, OnceCell, mpsc};
@@ -15,9 +16,19 @@ use crate::ledger::{self, Ledger, transfer};
 use crate::store::record::{self, Record};
 use crate::store::{self, InvoiceState, Store};
 use crate::wallet::{
-    self, Found, LookupOptions, Lookups, NewHold, NewInvoice, PaymentHash, Preimage, State, Wallet,
+    self, Found, LookupOptions, Lookups, NewHold, NewInvoice, PaymentHash, Preimage, State, Unanswered,
+    Wallet,
 };
 
+/// What is seen so long after a quote has run out was paid in time: payers pay in the last second, and wallets settle
+/// late. An expired invoice is looked at twice within it.
+pub const GRACE_MS: u64 = 5_000;
+/// Pauses before an invoice that could not be made is tried again.
+const TRIES_AFTER: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
+/// Look-ups in a minute: LNbits allows 200 calls by default, of which some are wanted for the rest.
+const LNBITS_LOOKS: u32 = 100;
+const OTHER_LOOKS: u32 = 600;
 /// An invoice that has expired is followed for so long: wallets settle late.
 const AFTER_EXPIRY_MS: u64 = 3_600_000;
 /// Invoices that may be open at once, not counting those that have expired; further customers are told to come back.
@@ -47,6 +58,8 @@ pub struct Till {
     can_hold: OnceCell<bool>,
     /// Something that is locked may have to be given back.
     over: Notify,
+    /// The last invoice was for a test network.
+    test_network: AtomicBool,
 }
 
 /// How a node deals with hold invoices.
@@ -118,8 +131,11 @@ impl Till {
         store: &Store,
     ) -> Result<(Arc<Till>, mpsc::Receiver<Found>), store::Error> {
         let (tell, found) = mpsc::channel(INBOX);
-        let lookups = Lookups::start(Arc::clone(&wallet), LookupOptions::default(), tell);
-        let name = wallet.identity().kind.to_string();
+        let kind = wallet.identity().kind;
+        let per_minute = if kind == wallet::Kind::Lnbits { LNBITS_LOOKS } else { OTHER_LOOKS };
+        let options = LookupOptions { per_minute, ..LookupOptions::default() };
+        let lookups = Lookups::start(Arc::clone(&wallet), options, tell);
+        let name = kind.to_string();
         let till = Till {
             wallet,
             name,
@@ -129,6 +145,7 @@ impl Till {
             holds,
             can_hold: OnceCell::new(),
             over: Notify::new(),
+            test_network: AtomicBool::new(false),
         };
         for invoice in store.unpaid()? {
             till.follow(&invoice);
@@ -196,10 +213,26 @@ impl Till {
             expiry_s: u32::try_from(self.quote_ms / 1_000).unwrap_or(u32::MAX),
             description_hash: None,
         };
-        let (made, hold) = match (job, lasts_ms) {
-            (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new).await?,
-            _ => (self.wallet.make_invoice(&new).await?, None),
+        let mut pauses = TRIES_AFTER.into_iter();
+        let (made, hold) = loop {
+            let made = match (job, lasts_ms) {
+                (Some(job), Some(lasts_ms)) => self.hold_or_plain(job, lasts_ms, new.clone()).await,
+                _ => self.wallet.make_invoice(&new).await.map(|made| (made, None)),
+            };
+            match (made, pauses.next()) {
+                // It could not be asked, or had too much to do. One whose answer was lost is nobody's, and expires.
+                (Err(error), Some(pause)) if is_passing(&error) => {
+                    tracing::debug!(%error, "an invoice is tried again");
+                    let told = match error {
+                        wallet::Error::Busy { retry_after_s, .. } => retry_after_s.unwrap_or(0),
+                        _ => 0,
+                    };
+                    tokio::time::sleep(Duration::from_secs(told).clamp(pause, TRIES_AFTER[2])).await;
+                }
+                (made, _) => break made?,
+            }
         };
+        self.note_network(&made);
         let payment_hash = made.payment_hash.to_hex();
         // In this order: what is taken out of `made` is on record by then.
         let new = self.made().insert(payment_hash.clone());
@@ -224,7 +257,7 @@ impl Till {
         job: &str,
         lasts_ms: u64,
         new: NewInvoice,
-    ) -> Result<(wallet::Invoice, Option<String>), Error> {
+    ) -> Result<(wallet::Invoice, Option<String>), wallet::Error> {
         let asked = async || self.wallet.abilities().await.map(|can| can.hold);
         if let (Some(Holds { key, make: true }), Some(lock_blocks)) = (&self.holds, locks::blocks(lasts_ms))
             && *self.can_hold.get_or_try_init(asked).await?
@@ -249,10 +282,31 @@ impl Till {
                     | wallet::Error::Denied(_)
                     | wallet::Error::Said { .. }),
                 ) => tracing::warn!(%error, "no hold invoice; a plain one is asked for"),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         Ok((self.wallet.make_invoice(&new).await?, None))
+    }
+
+    /// Warns when the wallet begins to make invoices that are paid in no real money.
+    fn note_network(&self, made: &wallet::Invoice) {
+        let is_test = is_test_network(&made.bolt11);
+        if is_test && !self.test_network.swap(is_test, Ordering::Relaxed) {
+            tracing::warn!(
+                wallet = %self.wallet.identity(),
+                "the wallet makes invoices for a test network: what customers pay is not bitcoin"
+            );
+        }
+    }
+
+    /// Whether the wallet's last invoice was for a test network.
+    pub fn is_test_network(&self) -> bool {
+        self.test_network.load(Ordering::Relaxed)
+    }
+
+    /// Invoices whose look-ups keep failing: a payment to them would not be seen.
+    pub fn unanswered(&self) -> Vec<Unanswered> {
+        self.lookups.unanswered()
     }
 
     /// What takes a hold invoice of ours; `None` when it was made with another key.
@@ -278,9 +332,10 @@ impl Till {
     /// Looks at this invoice, which is on record, until it is paid or given up.
     pub fn follow(&self, invoice: &record::Invoice) {
         self.made().remove(&invoice.payment_hash);
+        let left = Duration::from_millis(invoice.expires_ms.saturating_sub(crate::clock::now_ms()));
         match invoice.payment_hash.parse::<PaymentHash>() {
             Ok(hash) => {
-                if let Err(error) = self.lookups.follow(hash) {
+                if let Err(error) = self.lookups.follow(hash, Instant::now().checked_add(left)) {
                     // It is open in the store: the sweep names it again.
                     tracing::warn!(hash = %invoice.payment_hash, %error, "an invoice is not followed yet");
                 }
@@ -378,6 +433,16 @@ pub(super) async fn learn(ledger: &Ledger, payment_hash: PaymentHash, state: &St
     }
 }
 
+/// Whether the same question may be answered in a moment.
+fn is_passing(error: &wallet::Error) -> bool {
+    matches!(error, wallet::Error::Busy { .. } | wallet::Error::Unreachable(_) | wallet::Error::Cut(_))
+}
+
+/// Whether an invoice asks for coins of a test network.
+pub(super) fn is_test_network(bolt11: &str) -> bool {
+    wallet::read_bolt11(bolt11).is_ok_and(|terms| !terms.is_mainnet)
+}
+
 /// Why the dead are not given up.
 #[derive(Debug, thiserror::Error)]
 enum Kept {
@@ -412,12 +477,14 @@ async fn give_up(till: &Till, ledger: &Ledger, now_ms: u64, engine: &Engine) -> 
         match looked.map(|looked| looked.state) {
             Ok(state @ State::Settled { .. }) => learn(ledger, hash, &state, engine).await,
             Ok(State::Held { .. }) => {}
-            // One that the wallet cannot speak of keeps no other waiting.
-            Err(error) if failures < LAST_LOOKS => {
-                failures += 1;
-                tracing::debug!(%hash, %error, "a last look failed");
+            // One that the wallet cannot speak of keeps no other waiting, however many there are.
+            Err(error) => {
+                till.lookups.failed(hash, &error);
+                failures += usize::from(!error.is_unusable());
+                if failures > LAST_LOOKS {
+                    return Err(error.into());
+                }
             }
-            Err(error) => return Err(error.into()),
             Ok(State::Unknown | State::Pending | State::Expired | State::Failed) => {
                 let (payment_hash, reason) = (hash.to_hex(), "it expired unpaid".to_owned());
                 ledger.commit(vec![Record::InvoiceClosed { payment_hash, reason }]).await?;

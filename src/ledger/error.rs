@@ -29,6 +29,9 @@ pub enum Error {
     NotTheLock { payment_hash: String },
     #[error("the account {account} would have {would_msat} msat, which it cannot have")]
     Overdrawn { account: String, would_msat: i128 },
+    /// No balance of real money is so large; and what is written down must fit every reader.
+    #[error("the account {account} would have {would_msat} msat, more than can be counted")]
+    OutOfBounds { account: String, would_msat: i128 },
     /// A correction names what is not there, or does not undo it.
     #[error("{id} does not undo {of}")]
     NotACorrection { id: String, of: String },

@@ -239,6 +239,9 @@ impl Draft<'_> {
     fn take_in(&mut self, transfer: &Transfer) -> Result<(), Error> {
         for (account, net) in transfer.nets() {
             let msat = self.balance(account)? + net;
+            if i64::try_from(msat).is_err() {
+                return Err(Error::OutOfBounds { account: account.to_string(), would_msat: msat });
+            }
             match self.plan.balances.iter_mut().find(|(known, _)| known == account) {
                 Some((_, known)) => *known = msat,
                 None => self.plan.balances.push((account.clone(), msat)),

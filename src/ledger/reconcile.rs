@@ -42,7 +42,8 @@ pub struct Row {
     pub stage: Stage,
     /// Without the fee.
     pub msat: u64,
-    pub fee_msat: u64,
+    /// `None`: the wallet does not tell it.
+    pub fee_msat: Option<u64>,
     /// Unix milliseconds.
     pub at_ms: u64,
     pub memo: String,
@@ -172,6 +173,14 @@ impl Difference {
     }
 }
 
+/// An entry of the wallet's that could not be read, and was compared with nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// As far as it says one.
+    pub payment_hash: Option<String>,
+    pub why: String,
+}
+
 /// What came out, for programs as it is.
 #[derive(Debug, Default, Serialize)]
 pub struct Outcome {
@@ -188,7 +197,10 @@ pub struct Outcome {
     pub differences: Vec<Difference>,
     /// Differences that are counted and not listed.
     pub left_out: u64,
+    /// Entries that could not be read; listed as far as there is room.
+    pub unreadable: Vec<Unreadable>,
     /// What the differences that stay explain of the balances' difference, msat.
+    #[serde(skip)]
     pub explained_msat: i128,
 }
 
@@ -202,6 +214,19 @@ impl Outcome {
         } else {
             self.left_out += 1;
         }
+    }
+
+    pub fn add_unreadable(&mut self, one: Unreadable) {
+        *self.counts.entry("unreadable").or_default() += 1;
+        if self.unreadable.len() < LISTED_MAX {
+            self.unreadable.push(one);
+        }
+    }
+
+    /// Whether the books have every payment that the wallet says has left it, or may have.
+    pub fn has_all_that_left(&self) -> bool {
+        let left = |one: &Difference| one.way == Way::Out && one.wallet_msat > 0 && !one.booked;
+        self.unreadable.is_empty() && self.left_out == 0 && !self.differences.iter().any(left)
     }
 
     /// Whether wallet and books agree on every payment now.
@@ -256,7 +281,7 @@ fn judge_in(row: &Row, known: &Known) -> Option<What> {
         (Stage::Settled, Some(booked_msat), _) if booked_msat != row.msat => {
             Some(What::AmountDiffers { booked_msat })
         }
-        (Stage::Settled, Some(_), _) if row.fee_msat != known.fee_msat => {
+        (Stage::Settled, Some(_), _) if row.fee_msat.is_some_and(|fee| fee != known.fee_msat) => {
             Some(What::FeeDiffers { booked_fee_msat: known.fee_msat })
         }
         (Stage::Settled, Some(_), _) => None,
@@ -289,7 +314,7 @@ fn judge_out(row: &Row, known: &Known) -> Option<What> {
         (Stage::Settled, _) if row.msat != booked_msat => Some(What::AmountDiffers { booked_msat }),
         (Stage::Settled, None) => Some(What::RefundPaid { customer }),
         (Stage::Settled, Some(Why::RefundPaid { fee_msat, .. }))
-            if fee_msat.saturating_add(known.fee_msat) != row.fee_msat =>
+            if row.fee_msat.is_some_and(|fee| fee_msat.saturating_add(known.fee_msat) != fee) =>
         {
             Some(What::FeeDiffers { booked_fee_msat: fee_msat.saturating_add(known.fee_msat) })
         }
@@ -310,7 +335,7 @@ fn differs(row: &Row, what: What) -> Difference {
         way: row.way,
         what,
         wallet_msat: if moved { row.msat } else { 0 },
-        fee_msat: if moved { row.fee_msat } else { 0 },
+        fee_msat: if moved { row.fee_msat.unwrap_or_default() } else { 0 },
         at_ms: row.at_ms,
         memo: row.memo.clone(),
         done: String::new(),

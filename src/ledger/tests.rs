@@ -473,3 +473,19 @@ async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_coun
     // What was sold while the clock was behind is on the last day that had begun.
     assert_eq!(rows, [1, 1, 1, 6, 1, 1]);
 }
+
+#[tokio::test]
+async fn a_balance_that_no_number_holds_is_refused_with_its_name_and_nothing_is_written() {
+    let house = House::new();
+    let ledger = house.open();
+    let most = crate::store::money::LEG_MAX_MSAT;
+    let fit = i64::MAX as u64 / most;
+    for n in 0..fit {
+        ledger.post(grant(&n.to_string(), &alice(), most, "")).await.unwrap();
+    }
+    let head = ledger.store().head();
+    let why = ledger.post(grant("more", &alice(), most, "")).await.unwrap_err();
+    assert!(matches!(&why, Error::OutOfBounds { account, .. } if account.starts_with("credit:")), "{why}");
+    assert_eq!(ledger.store().head(), head);
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, i128::from(most) * i128::from(fit));
+}

@@ -33,6 +33,9 @@ pub(super) struct Meta {
     pub files: u64,
     /// Bytes of their contents.
     pub bytes: u64,
+    /// Bytes of its `.git` (`dot_git`); none where an older version made the base.
+    #[serde(default)]
+    pub git_bytes: Option<u64>,
     pub warnings: Vec<Warning>,
 }
 

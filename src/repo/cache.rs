@@ -18,7 +18,7 @@ use super::base::{self, Base, Meta, Older};
 use super::budget::Budget;
 use super::fetch::{Fetch, Name};
 use super::mirror::{self, Mirror};
-use super::{Error, Location, Options, tree, warn};
+use super::{Error, Location, Options, dot_git, tree, warn};
 
 /// What a file takes on disk beyond its bytes, on average.
 const FILE_OVERHEAD: u64 = 4096;
@@ -58,7 +58,8 @@ struct Kept {
 
 impl Kept {
     fn disk(&self) -> u64 {
-        self.meta.bytes.saturating_add(self.meta.files.saturating_mul(FILE_OVERHEAD))
+        let bytes = self.meta.bytes.saturating_add(self.meta.git_bytes.unwrap_or(0));
+        bytes.saturating_add(self.meta.files.saturating_mul(FILE_OVERHEAD))
     }
 }
 
@@ -168,8 +169,10 @@ impl Cache {
             old.as_ref().filter(|_| old_tree.is_some()).map(|b| Older { path: &b.path, meta: &b.meta });
         let (bytes, found) =
             base::write_tree(&plan, &mirror.objects(), &folder, older.as_ref(), limits, budget)?;
+        let git_bytes = dot_git::make(&mirror, commit, &folder, budget)?;
         let warnings = warn::settle(warn::paths(&plan).into_iter().chain(found).collect());
-        let meta = Meta { tree: top.to_string(), files: plan.files, bytes, warnings };
+        let meta =
+            Meta { tree: top.to_string(), files: plan.files, bytes, git_bytes: Some(git_bytes), warnings };
         let json =
             serde_json::to_vec(&meta).map_err(|e| Error::Host { doing: "note a base", source: e.into() })?;
         fs::write(made.path.join("base.json"), json).map_err(host("note a base"))?;
@@ -319,10 +322,11 @@ fn known(repositories: &Path) -> HashMap<String, Arc<Slot>> {
         if let Ok(bases) = fs::read_dir(entry.path().join("bases")) {
             for base in bases.flatten() {
                 let id = base.file_name().to_str().and_then(super::remote::full_id);
-                let meta = fs::read(base.path().join("base.json"))
+                let meta: Option<Meta> = fs::read(base.path().join("base.json"))
                     .ok()
                     .and_then(|b| serde_json::from_slice(&b).ok());
-                if let (Some(id), Some(meta)) = (id, meta) {
+                // One that an older version made has no `.git`; what a job sees may not depend on that.
+                if let (Some(id), Some(meta)) = (id, meta.filter(|meta| meta.git_bytes.is_some())) {
                     lock(&slot.bases).insert(id, Kept { meta, live: Weak::new(), used: 0 });
                 }
             }

@@ -118,7 +118,7 @@ impl Mirror {
 }
 
 /// A stop that libgit2 reports as an error of its own is told as what it was.
-fn prefer_budget(budget: &Budget, e: Error) -> Error {
+pub(super) fn prefer_budget(budget: &Budget, e: Error) -> Error {
     match e {
         Error::Broken { .. } => budget.left().err().unwrap_or(e),
         other => other,

@@ -10,6 +10,7 @@ mod budget;
 mod cache;
 mod diff_read;
 mod diff_write;
+mod dot_git;
 mod error;
 mod fetch;
 mod http;

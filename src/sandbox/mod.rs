@@ -273,6 +273,10 @@ pub trait Backend: Send + Sync {
     fn identity(&self) -> Identity;
     /// Each clause and need on this host; `doctor` prints it.
     fn checks(&self) -> Vec<Check>;
+    /// What jobs find missing here that other hosts give them, in words for the customer.
+    fn caveats(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Refuses at once what it cannot enforce; makes nothing.
     fn admit(&self, policy: &Policy) -> Result<(), Error>;
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error>;

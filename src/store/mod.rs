@@ -18,6 +18,7 @@ mod overlay;
 mod packed;
 mod reading;
 pub mod record;
+mod restored;
 mod rows;
 mod runs;
 mod seen;
@@ -48,6 +49,7 @@ pub use self::error::{Damage, Error};
 pub use self::frame::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS};
 pub use self::lock::{HeldBy, Holder};
 pub use self::reading::{Posted, Quote, between, hash_of, verify_log};
+pub use self::restored::Restored;
 pub use self::rows::{Delivery, Entry, Head, JobFilter, JobRow, JobState, Outgoing, Owed, Refusal};
 
 const LOG: &str = "log";

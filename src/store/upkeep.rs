@@ -10,7 +10,7 @@ use super::disk::{self, trouble};
 use super::log::{self, Position, segment_path, segments};
 use super::rows::Entry;
 use super::writer::Applied;
-use super::{BLOBS, Damage, Error, INDEX, LOG};
+use super::{BLOBS, Damage, Error, INDEX, LOG, Restored};
 
 /// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum and the chain.
 pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position, Error> {
@@ -144,11 +144,14 @@ pub(super) fn restore(dir: &Path, from: &Path, now_ms: u64) -> Result<(Position,
     if index.exists() {
         fs::remove_dir_all(&index).map_err(trouble("remove", &index))?;
     }
+    let aside = format!("{LOG}.before-{now_ms}");
+    // Before the stroke: a mark without a restore costs a comparison with the wallet, the other way round money.
+    Restored { at_ms: now_ms, aside: log_here.exists().then(|| aside.clone()) }.write(dir)?;
     let aside = if log_here.exists() {
         // One stroke: a crash leaves the one log or the other, never none.
         let stroke = renameat2(AT_FDCWD, &coming, AT_FDCWD, &log_here, RenameFlags::RENAME_EXCHANGE);
         stroke.map_err(|e| trouble("exchange", &log_here)(e.into()))?;
-        let aside = dir.join(format!("{LOG}.before-{now_ms}"));
+        let aside = dir.join(aside);
         fs::rename(&coming, &aside).map_err(trouble("rename", &coming))?;
         Some(aside)
     } else {

@@ -78,11 +78,11 @@ pub(super) fn accept(
 ) -> Result<Invoice, Error> {
     let lie = |what, asked: String, got: String| Error::Lie { what, asked, got };
     let terms = read(bolt11)?;
-    if let Some(told) = told_hash {
-        let told: PaymentHash = told.parse()?;
-        if told != terms.payment_hash {
-            return Err(lie("payment hash", told.to_hex(), terms.payment_hash.to_hex()));
-        }
+    // The invoice has its own, under its signature: one beside it that is no hash says nothing.
+    if let Some(told) = told_hash.and_then(|told| told.parse::<PaymentHash>().ok())
+        && told != terms.payment_hash
+    {
+        return Err(lie("payment hash", told.to_hex(), terms.payment_hash.to_hex()));
     }
     if let Some(asked) = asked_hash
         && asked != terms.payment_hash
@@ -146,7 +146,7 @@ pub(super) fn memo(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Made, NOW_S, invoice};
+    use super::super::testing::{Made, NOW_S, invoice, invoice_on};
     use super::*;
 
     fn asked() -> NewInvoice {
@@ -160,6 +160,8 @@ mod tests {
         assert_eq!((terms.payment_hash, terms.amount_msat), (hash, Some(21_000)));
         assert_eq!((terms.created_at_s, terms.expires_at_s), (NOW_S, NOW_S + 600));
         assert!(terms.is_mainnet);
+        let elsewhere = invoice_on(true, hash, 21_000, NOW_S, 600);
+        assert!(!read(&elsewhere.bolt11).unwrap().is_mainnet);
         let upper = read(&bolt11.to_uppercase()).unwrap();
         assert_eq!(upper, terms, "a QR code holds it in capitals");
     }

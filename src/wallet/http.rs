@@ -30,6 +30,8 @@ pub(super) struct Http {
 pub(super) struct Answer {
     pub status: u16,
     pub location: Option<String>,
+    /// Seconds, as far as a header says so.
+    pub retry_after_s: Option<u64>,
     pub body: Vec<u8>,
 }
 
@@ -69,6 +71,11 @@ impl Http {
         self.run(limit, "a question", move || request.call()).await
     }
 
+    /// Where the server says by itself what has changed. It has the key in it: not to be shown.
+    pub fn push_url(&self) -> Option<Url> {
+        super::lnbits::push_address(&self.base, self.key.expose())
+    }
+
     /// `within` is the limit of the whole call.
     pub async fn post(&self, path: &str, body: &Value, within: Duration) -> Result<Answer, Error> {
         let request = self.agent.post(format!("{}{path}", self.base)).header("X-Api-Key", self.key.expose());
@@ -88,9 +95,11 @@ impl Http {
         let whole = move || {
             let mut answer = call()?;
             let status = answer.status().as_u16();
-            let location = answer.headers().get("location").and_then(|to| to.to_str().ok()).map(brief);
+            let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+            let location = header("location").map(brief);
+            let retry_after_s = header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
             let body = answer.body_mut().with_config().limit(max_bytes).read_to_vec()?;
-            Ok(Answer { status, location, body })
+            Ok(Answer { status, location, retry_after_s, body })
         };
         let called = tokio::task::spawn_blocking(whole).await;
         let called = called.map_err(|error| Error::Cut(format!("the call was ended: {error}")))?;

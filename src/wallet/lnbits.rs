@@ -4,18 +4,23 @@
 //! Invoices are looked up in the wallet's own list, not at `/payments/{hash}`: that one answers for anybody's payment
 //! when the key is wrong, and with the outgoing half when the wallet has paid itself.
 
+mod push;
 mod rows;
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio::task::AbortHandle;
 
-use self::rows::Row;
+pub(super) use self::push::address as push_address;
+use self::rows::{Row, RowPage};
 use super::http::{Answer, Http};
 use super::paying::{self, Unpaid};
 use super::{
-    Abilities, Cursor, Direction, Error, Identity, Invoice, Kind, Limits, Lookup, NewInvoice, Outgoing, Page,
-    Pay, PayError, Payment, PaymentHash, Secret, State, Wallet, bolt11, brief,
+    Abilities, Cursor, Direction, Error, Hint, Identity, Invoice, Kind, Limits, Lookup, NewInvoice, Outgoing,
+    Page, Pay, PayError, Payment, PaymentHash, Secret, State, Wallet, bolt11, brief, lenient,
 };
 use crate::clock::Clock;
 
@@ -26,9 +31,23 @@ const MAX_ROWS: usize = 20;
 
 /// One wallet of an LNbits server.
 pub struct Lnbits {
-    http: Http,
+    http: Arc<Http>,
     limits: Limits,
     clock: Clock,
+    /// Begun when somebody first wants hints.
+    push: OnceLock<Push>,
+}
+
+/// What listens to the server, until it is dropped.
+struct Push {
+    hints: broadcast::Sender<Hint>,
+    task: AbortHandle,
+}
+
+impl Drop for Push {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl std::fmt::Debug for Lnbits {
@@ -47,7 +66,8 @@ impl Lnbits {
         limits: Limits,
         clock: Clock,
     ) -> Result<Self, Error> {
-        Ok(Self { http: Http::new(url, key, allow_plain, limits.clone())?, limits, clock })
+        let http = Arc::new(Http::new(url, key, allow_plain, limits.clone())?);
+        Ok(Self { http, limits, clock, push: OnceLock::new() })
     }
 
     fn now_s(&self) -> u64 {
@@ -63,16 +83,16 @@ impl Lnbits {
     }
 
     /// What the wallet has under this hash, in either direction.
-    async fn rows(&self, payment_hash: &PaymentHash) -> Result<Vec<Row>, Error> {
+    async fn rows(&self, payment_hash: &PaymentHash) -> Result<RowPage, Error> {
         let query = [
             ("payment_hash", payment_hash.to_hex()),
             ("recheck_pending", "true".into()),
             ("limit", MAX_ROWS.to_string()),
         ];
-        let rows = rows::page(&self.get("/api/v1/payments/paginated", &query).await?, MAX_ROWS)?.rows;
+        let page = rows::page(&self.get("/api/v1/payments/paginated", &query).await?, MAX_ROWS)?;
         // A server that does not know the filter answers with everything.
-        match rows.iter().find(|row| row.payment_hash != *payment_hash) {
-            None => Ok(rows),
+        match page.rows.iter().find(|row| row.payment_hash != *payment_hash) {
+            None => Ok(page),
             Some(other) => Err(Error::Lie {
                 what: "payment",
                 asked: payment_hash.to_hex(),
@@ -115,7 +135,7 @@ impl Wallet for Lnbits {
         // Only to the admin key the wallet's id is told.
         let wallet = self.get("/api/v1/wallet", &[]).await?;
         let pay = wallet.get("id").is_some_and(Value::is_string);
-        Ok(Abilities { receive: true, pay, history: true, hold: false, hints: false, outgoing: true })
+        Ok(Abilities { receive: true, pay, history: true, hold: false, hints: !pay, outgoing: true })
     }
 
     async fn make_invoice(&self, new: &NewInvoice) -> Result<Invoice, Error> {
@@ -134,19 +154,19 @@ impl Wallet for Lnbits {
             fields.insert("description_hash".into(), hex::encode(hash).into());
         }
         let answer = self.post("/api/v1/payments", &body, self.limits.call).await?;
-        let text = |name: &str| answer.get(name).and_then(Value::as_str);
+        let text = |name: &str| lenient::text(&answer, name);
         let bolt11 = text("bolt11")
             .or_else(|| text("payment_request"))
             .ok_or_else(|| Error::Nonsense("an invoice without bolt11".into()))?;
-        let told =
-            text("payment_hash").ok_or_else(|| Error::Nonsense("an invoice without payment_hash".into()))?;
-        bolt11::accept(bolt11, Some(told), new, None, self.now_s())
+        bolt11::accept(bolt11, text("payment_hash"), new, None, self.now_s())
     }
 
     async fn look_up(&self, payment_hash: &PaymentHash) -> Result<Lookup, Error> {
-        let rows = self.rows(payment_hash).await?;
-        let incoming = rows.iter().find(|row| row.direction == Direction::In);
-        let state = incoming.map_or(State::Unknown, |row| row.state(self.now_s()));
+        let page = self.rows(payment_hash).await?;
+        let state = match page.rows.iter().find(|row| row.direction == Direction::In) {
+            Some(row) => row.state(self.now_s()),
+            None => page.all_read().map(|()| State::Unknown)?,
+        };
         Ok(Lookup { payment_hash: *payment_hash, state })
     }
 
@@ -164,9 +184,12 @@ impl Wallet for Lnbits {
     }
 
     async fn outgoing(&self, payment_hash: &PaymentHash) -> Result<Outgoing, Error> {
-        let rows = self.rows(payment_hash).await?;
-        let mut tries: Vec<_> =
-            rows.iter().filter(|row| row.direction == Direction::Out).map(Row::outgoing).collect();
+        let page = self.rows(payment_hash).await?;
+        let out = page.rows.iter().filter(|row| row.direction == Direction::Out);
+        let mut tries: Vec<_> = out.map(Row::outgoing).collect();
+        if !tries.iter().any(|outgoing| matches!(outgoing, Outgoing::Paid(_))) {
+            page.all_read()?;
+        }
         // One that was paid or may be counts more than one that failed.
         tries.sort_by_key(|outgoing| match outgoing {
             Outgoing::Paid(_) => 0,
@@ -195,11 +218,32 @@ impl Wallet for Lnbits {
         ];
         let answer = self.get("/api/v1/payments/paginated", &query).await?;
         let page = rows::page(&answer, usize::try_from(limit).unwrap_or(usize::MAX))?;
-        let read = page.rows.len() as u64;
+        let read = (page.rows.len() + page.unreadable.len()) as u64;
         let offset = at.offset.saturating_add(read);
-        let next = (read > 0 && offset < page.total).then(|| Cursor { offset, ..at.clone() });
+        // Without a total only an empty page is the end.
+        let more = read > 0 && page.total.is_none_or(|total| offset < total);
+        let next = more.then(|| Cursor { offset, ..at.clone() });
         let now_s = self.now_s();
-        Ok(Page { items: page.rows.iter().map(|row| row.movement(now_s)).collect(), next })
+        let items = page.rows.iter().map(|row| row.movement(now_s)).collect();
+        Ok(Page { items, unreadable: page.unreadable, next })
+    }
+
+    fn hints(&self) -> Option<broadcast::Receiver<Hint>> {
+        self.push().map(|push| push.hints.subscribe())
+    }
+}
+
+// === the push
+
+impl Lnbits {
+    /// `None` outside a runtime.
+    fn push(&self) -> Option<&Push> {
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        Some(self.push.get_or_init(|| {
+            let hints = broadcast::channel(256).0;
+            let listening = push::listen(Arc::clone(&self.http), self.limits.clone(), hints.clone());
+            Push { hints, task: runtime.spawn(listening).abort_handle() }
+        }))
     }
 }
 
@@ -228,6 +272,8 @@ fn judge(answer: &Answer) -> Result<Value, Error> {
     Err(match status {
         // 404: no wallet has this key, or no LNbits is at this address.
         401 | 403 | 404 => Error::Denied(message),
+        // Its limit of calls is asked before anything else.
+        429 => Error::Busy { message, retry_after_s: answer.retry_after_s },
         _ if is_final || (400..500).contains(&status) => Error::Said { code, message },
         _ => Error::Failed { code, message },
     })
@@ -238,7 +284,8 @@ mod tests {
     use super::*;
 
     fn judged(status: u16, body: &str) -> Result<Value, Error> {
-        judge(&Answer { status, location: Some("http://elsewhere".into()), body: body.as_bytes().to_vec() })
+        let (location, body) = (Some("http://elsewhere".into()), body.as_bytes().to_vec());
+        judge(&Answer { status, location, retry_after_s: Some(7), body })
     }
 
     #[test]
@@ -246,6 +293,10 @@ mod tests {
         assert!(judged(201, "{}").is_ok());
         assert!(matches!(judged(200, "<html>"), Err(Error::Nonsense(_))));
         assert!(matches!(judged(302, ""), Err(Error::Redirect { to }) if to == "http://elsewhere"));
+        let busy = judged(429, r#"{"detail":"slow down"}"#);
+        assert!(
+            matches!(busy, Err(error @ Error::Busy { retry_after_s: Some(7), .. }) if !error.leaves_doubt())
+        );
         assert!(matches!(judged(403, r#"{"detail":"no"}"#), Err(Error::Denied(why)) if why == "no"));
         assert!(matches!(judged(400, r#"{"detail":["a"]}"#), Err(Error::Said { code, .. }) if code == "400"));
         let failed = judged(520, r#"{"detail":"Insufficient balance.","status":"failed"}"#);

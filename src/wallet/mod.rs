@@ -7,12 +7,14 @@
 
 mod bolt11;
 mod http;
+mod lenient;
 mod lnbits;
 mod lookups;
 mod nwc;
 mod paying;
 mod secret;
 mod setup;
+mod socket;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -22,13 +24,13 @@ use std::fmt;
 pub use crate::backoff::Schedule;
 pub use bolt11::{Terms, read as read_bolt11};
 pub use lnbits::Lnbits;
-pub use lookups::{Found, Lookups, Options as LookupOptions};
+pub use lookups::{Found, Lookups, Options as LookupOptions, Unanswered};
 pub use nwc::{Nwc, Uri};
 pub use secret::Secret;
 pub use setup::{Key, Kind, Limits, Setup, open};
 pub use types::{
     Abilities, Cursor, Direction, Hint, Invoice, Lookup, Movement, NewHold, NewInvoice, Outgoing, Page, Pay,
-    PayError, Payment, PaymentHash, Preimage, State,
+    PayError, Payment, PaymentHash, Preimage, State, Unreadable,
 };
 
 /// More than all bitcoin there can be, msat. An amount over it is nonsense.
@@ -82,7 +84,8 @@ pub trait Wallet: Send + Sync {
 
     /// One page of the wallet's own books, newest first, within the cursor's window of creation times. An entry that
     /// changes during the walk may come twice or be missed: before calling a payment missing, ask for it by its hash.
-    /// `limit` is cut to what the wallet can answer within its cap of bytes.
+    /// `limit` is cut to what the wallet can answer within its cap of bytes. An entry that cannot be read is named in
+    /// [`Page::unreadable`] and ends nothing.
     async fn history(&self, at: &Cursor, limit: u32) -> Result<Page, Error>;
 
     /// Hints that an invoice may have changed; `None` where the wallet sends none. They say where to look and prove
@@ -130,6 +133,9 @@ pub enum Error {
     /// The key, or what it may do, is not accepted.
     #[error("the wallet does not let us in: {0}")]
     Denied(String),
+    /// Too many questions: it was not looked at. Ask again after the pause, where one is told.
+    #[error("the wallet is asked too often: {message}")]
+    Busy { message: String, retry_after_s: Option<u64> },
     /// A clear no, in the wallet's words.
     #[error("the wallet says no ({code}): {message}")]
     Said { code: String, message: String },
@@ -162,6 +168,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the wallet answered, and its answer cannot be used.
+    pub fn is_unusable(&self) -> bool {
+        matches!(
+            self,
+            Error::Nonsense(_) | Error::Lie { .. } | Error::TooLarge { .. } | Error::Redirect { .. }
+        )
+    }
+
     /// Whether what was asked may have been done all the same. Only where this is false may a payment be sent
     /// anew without a look.
     pub fn leaves_doubt(&self) -> bool {
@@ -169,6 +183,7 @@ impl Error {
             Error::Setup(_)
             | Error::Unreachable(_)
             | Error::Denied(_)
+            | Error::Busy { .. }
             | Error::NotWholeSat { .. }
             | Error::Amount { .. }
             | Error::Unsupported { .. }

@@ -3,7 +3,7 @@
 
 mod link;
 mod message;
-mod socket;
+mod said;
 mod transaction;
 mod uri;
 
@@ -16,7 +16,8 @@ pub use self::uri::Uri;
 use super::paying::{self, Unpaid};
 use super::{
     Abilities, Cursor, Direction, Error, Hint, Identity, Invoice, Kind, Limits, Lookup, NewHold, NewInvoice,
-    Outgoing, Page, Pay, PayError, Payment, PaymentHash, Preimage, State, Terms, Wallet, bolt11,
+    Outgoing, Page, Pay, PayError, Payment, PaymentHash, Preimage, State, Terms, Unreadable, Wallet, bolt11,
+    lenient,
 };
 use crate::clock::Clock;
 
@@ -50,17 +51,17 @@ impl Nwc {
         self.link.ask(method, params, self.limits.call).await
     }
 
-    /// What the wallet has under this hash; `None` where it has nothing.
-    async fn transaction(&self, payment_hash: &PaymentHash) -> Result<Option<Transaction>, Error> {
-        let found = match self.ask("lookup_invoice", json!({ "payment_hash": payment_hash.to_hex() })).await {
-            Err(Error::Said { code, .. }) if code == "NOT_FOUND" => return Ok(None),
-            found => Transaction::read(&found?)?,
-        };
-        if found.payment_hash != *payment_hash {
-            let (asked, got) = (payment_hash.to_hex(), found.payment_hash.to_hex());
-            return Err(Error::Lie { what: "payment", asked, got });
+    /// What the wallet has under this hash; `None` where it has nothing. `ours`: its direction where the wallet says
+    /// none, of an invoice that we have made.
+    async fn transaction(
+        &self,
+        payment_hash: &PaymentHash,
+        ours: Option<Direction>,
+    ) -> Result<Option<Transaction>, Error> {
+        match self.ask("lookup_invoice", json!({ "payment_hash": payment_hash.to_hex() })).await {
+            Err(Error::Said { code, .. }) if code == "NOT_FOUND" => Ok(None),
+            found => Transaction::about(&found?, *payment_hash, ours).map(Some),
         }
-        Ok(Some(found))
     }
 
     async fn invoice(
@@ -82,7 +83,7 @@ impl Nwc {
             }
         }
         let answer = self.ask(method, params).await?;
-        let text = |name: &str| answer.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let text = |name: &str| lenient::text(&answer, name);
         let bolt11 = text("invoice").ok_or_else(|| Error::Nonsense("an answer without invoice".into()))?;
         let hash = hold.map(|hold| hold.payment_hash);
         bolt11::accept(bolt11, text("payment_hash"), new, hash, self.now_s())
@@ -91,7 +92,7 @@ impl Nwc {
     async fn send(&self, order: &Pay, terms: &Terms) -> Result<Outgoing, Error> {
         let params = json!({ "invoice": order.bolt11 });
         let answer = self.link.ask("pay_invoice", params, self.limits.pay).await?;
-        let preimage = answer.get("preimage").and_then(Value::as_str).and_then(Preimage::from_hex);
+        let preimage = lenient::text(&answer, "preimage").and_then(Preimage::from_hex);
         let Some(preimage) = preimage.filter(|preimage| preimage.payment_hash() == terms.payment_hash) else {
             let asked = terms.payment_hash.to_hex();
             return Err(Error::Lie {
@@ -103,7 +104,7 @@ impl Nwc {
         Ok(Outgoing::Paid(Payment {
             payment_hash: terms.payment_hash,
             amount_msat: order.amount_msat,
-            fee_msat: transaction::amount(&answer, "fees_paid")?.unwrap_or_default(),
+            fee_msat: lenient::fee(&answer, "fees_paid").unwrap_or_default(),
             preimage: Some(preimage),
         }))
     }
@@ -134,7 +135,7 @@ impl Wallet for Nwc {
     }
 
     async fn look_up(&self, payment_hash: &PaymentHash) -> Result<Lookup, Error> {
-        let found = self.transaction(payment_hash).await?;
+        let found = self.transaction(payment_hash, Some(Direction::In)).await?;
         let state = match found {
             Some(found) if found.direction != Direction::Out => found.state(self.now_s()),
             _ => State::Unknown,
@@ -150,7 +151,7 @@ impl Wallet for Nwc {
     }
 
     async fn outgoing(&self, payment_hash: &PaymentHash) -> Result<Outgoing, Error> {
-        Ok(match self.transaction(payment_hash).await? {
+        Ok(match self.transaction(payment_hash, None).await? {
             Some(found) if found.direction == Direction::Out => found.outgoing(),
             _ => Outgoing::Unknown,
         })
@@ -175,12 +176,20 @@ impl Wallet for Nwc {
             return Err(Error::Nonsense("more transactions than asked for".into()));
         }
         let now_s = self.now_s();
-        let items = list.iter().map(|one| Ok(Transaction::read(one)?.movement(now_s)));
-        let items = items.collect::<Result<Vec<_>, Error>>()?;
+        let (mut items, mut unreadable) = (Vec::new(), Vec::new());
+        for one in list {
+            match Transaction::read(one).and_then(|read| read.movement(now_s)) {
+                Ok(movement) => items.push(movement),
+                Err(error) => unreadable.push(Unreadable {
+                    payment_hash: lenient::text(one, "payment_hash").and_then(|hash| hash.parse().ok()),
+                    why: error.to_string(),
+                }),
+            }
+        }
         // A wallet may answer with less than was asked for: only an empty page is the end.
-        let offset = at.offset.saturating_add(items.len() as u64);
-        let next = (!items.is_empty()).then(|| Cursor { offset, ..at.clone() });
-        Ok(Page { items, next })
+        let offset = at.offset.saturating_add(list.len() as u64);
+        let next = (!list.is_empty()).then(|| Cursor { offset, ..at.clone() });
+        Ok(Page { items, unreadable, next })
     }
 
     fn hints(&self) -> Option<broadcast::Receiver<Hint>> {

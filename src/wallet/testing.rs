@@ -25,6 +25,18 @@ pub(super) fn invoice_to(hash: PaymentHash, amount_msat: u64, created_at_s: u64,
     invoice_locking(hash, amount_msat, created_at_s, expiry_s, 18)
 }
 
+/// One for a test network, or not.
+pub(super) fn invoice_on(
+    test_network: bool,
+    hash: PaymentHash,
+    amount_msat: u64,
+    created_at_s: u64,
+    expiry_s: u64,
+) -> Made {
+    let currency = if test_network { Currency::BitcoinTestnet } else { Currency::Bitcoin };
+    build(currency, hash, amount_msat, created_at_s, expiry_s, 18)
+}
+
 /// One to which a payment stays locked for so many blocks.
 pub(super) fn invoice_locking(
     hash: PaymentHash,
@@ -33,9 +45,20 @@ pub(super) fn invoice_locking(
     expiry_s: u64,
     lock_blocks: u64,
 ) -> Made {
+    build(Currency::Bitcoin, hash, amount_msat, created_at_s, expiry_s, lock_blocks)
+}
+
+fn build(
+    currency: Currency,
+    hash: PaymentHash,
+    amount_msat: u64,
+    created_at_s: u64,
+    expiry_s: u64,
+    lock_blocks: u64,
+) -> Made {
     let keys = Keys::generate();
     let secret = keys.secret_key();
-    let built = InvoiceBuilder::new(Currency::Bitcoin)
+    let built = InvoiceBuilder::new(currency)
         .description("a job".into())
         .payment_hash(sha256::Hash::from_byte_array(*hash.as_bytes()))
         .duration_since_epoch(Duration::from_secs(created_at_s))

@@ -233,9 +233,11 @@ pub struct Movement {
     pub payment_hash: PaymentHash,
     /// Without the fee.
     pub amount_msat: u64,
-    pub fee_msat: u64,
+    /// `None`: the wallet does not tell it.
+    pub fee_msat: Option<u64>,
     /// Of an outgoing payment only `Pending`, `Settled` and `Failed`.
     pub state: State,
+    /// 0: not told.
     pub created_at_s: u64,
     pub settled_at_s: Option<u64>,
     /// At most 200 characters.
@@ -264,8 +266,17 @@ impl Cursor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     pub items: Vec<Movement>,
+    pub unreadable: Vec<Unreadable>,
     /// Where to go on; `None` at the end.
     pub next: Option<Cursor>,
+}
+
+/// An entry of the wallet's books that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// As far as it says one.
+    pub payment_hash: Option<PaymentHash>,
+    pub why: String,
 }
 
 /// Something may have changed.

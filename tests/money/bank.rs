@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::now_s;
-use crate::testing::invoice_to;
+use crate::testing::invoice_on;
 
 /// How the server is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +36,11 @@ struct Books {
     /// Calls that wait for the mood to change.
     waiting: usize,
     rows: Vec<Value>,
+    /// Calls that are refused as too many, and those that were.
+    busy: usize,
+    refused: usize,
+    test_network: bool,
+    balance: Option<Value>,
     /// Hashes that were asked for, and when.
     looks: Vec<(String, Instant)>,
 }
@@ -70,6 +75,25 @@ impl Bank {
         locked(&self.books).repeats = repeats;
     }
 
+    /// The next calls are too many.
+    pub fn is_busy_for(&self, calls: usize) {
+        locked(&self.books).busy = calls;
+    }
+
+    /// Calls that were too many.
+    pub fn refused(&self) -> usize {
+        locked(&self.books).refused
+    }
+
+    pub fn is_on_a_test_network(&self, is_test: bool) {
+        locked(&self.books).test_network = is_test;
+    }
+
+    /// What it says of its balance.
+    pub fn balance_is(&self, balance: Value) {
+        locked(&self.books).balance = Some(balance);
+    }
+
     /// How long the next invoices hold, whatever is asked for.
     pub fn invoices_hold_for(&self, expiry_s: u64) {
         locked(&self.books).expiry_s = Some(expiry_s);
@@ -96,6 +120,23 @@ impl Bank {
         let mut books = locked(&self.books);
         let row = books.rows.iter_mut().find(|row| row["bolt11"] == bolt11).expect("an invoice of ours");
         (row["status"], row["amount"]) = ("success".into(), msat.into());
+    }
+
+    /// What it says of this invoice's amount.
+    pub fn amount_of(&self, bolt11: &str, amount: Value) {
+        self.row_of(bolt11, |row| row["amount"] = amount);
+    }
+
+    /// What it says beside the matter about this invoice makes no sense.
+    pub fn scribbles_on(&self, bolt11: &str) {
+        let odd =
+            [("fee", json!([])), ("created_at", json!(-1.5)), ("memo", json!(7)), ("preimage", json!({}))];
+        self.row_of(bolt11, |row| odd.into_iter().for_each(|(name, value)| row[name] = value));
+    }
+
+    fn row_of(&self, bolt11: &str, change: impl FnOnce(&mut Value)) {
+        let mut books = locked(&self.books);
+        change(books.rows.iter_mut().find(|row| row["bolt11"] == bolt11).expect("an invoice of ours"));
     }
 
     /// A payment that the node knows nothing of; `msat` below zero has left.
@@ -154,6 +195,10 @@ async fn serve(State(books): State<Shared>, method: Method, uri: Uri, body: Byte
     if books.mood == Mood::Away {
         return failed();
     }
+    if books.busy > 0 {
+        (books.busy, books.refused) = (books.busy - 1, books.refused + 1);
+        return (StatusCode::TOO_MANY_REQUESTS, json!({ "error": "Rate limit exceeded" }).to_string());
+    }
     let answer = match (method.as_str(), uri.path()) {
         ("POST", "/api/v1/payments") => books.make(&serde_json::from_slice(&body).expect("JSON")),
         ("GET", "/api/v1/payments/paginated") => books.list(uri.query().unwrap_or_default()),
@@ -177,7 +222,7 @@ impl Books {
         let hash = Preimage::from_bytes(secret).payment_hash();
         let msat = asked["amount"].as_u64().expect("sats") * 1_000;
         let expiry_s = self.expiry_s.or(asked["expiry"].as_u64()).expect("an expiry");
-        let made = invoice_to(hash, msat, now_s(), expiry_s);
+        let made = invoice_on(self.test_network, hash, msat, now_s(), expiry_s);
         let msat = i64::try_from(msat).expect("an amount");
         self.rows.push(row(&hash.to_hex(), &made.bolt11, msat, 0, "pending"));
         self.rows.last().cloned().expect("just pushed")
@@ -199,8 +244,9 @@ impl Books {
     }
 
     fn wallet(&self) -> Value {
-        let moved = |row: &Value| row["amount"].as_i64().expect("msat") - row["fee"].as_i64().expect("msat");
+        let moved = |row: &Value| row["amount"].as_i64().expect("msat") - row["fee"].as_i64().unwrap_or(0);
         let balance: i64 = self.rows.iter().filter(|row| row["status"] == "success").map(moved).sum();
+        let balance = self.balance.clone().unwrap_or(balance.into());
         json!({ "id": "bank", "name": "bank", "balance": balance })
     }
 }

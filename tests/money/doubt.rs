@@ -78,7 +78,7 @@ impl Wallet for Forgetful {
     }
 
     async fn history(&self, _: &Cursor, _: u32) -> Result<Page, wallet::Error> {
-        Ok(Page { items: self.list.lock().expect("whole").clone(), next: None })
+        Ok(Page { items: self.list.lock().expect("whole").clone(), unreadable: Vec::new(), next: None })
     }
 }
 
@@ -181,7 +181,7 @@ async fn a_refund_that_only_the_wallets_list_tells_of_is_ended_as_paid() {
         direction: Direction::Out,
         payment_hash: doubt.hash,
         amount_msat: MSAT,
-        fee_msat: 7,
+        fee_msat: Some(7),
         state: State::Settled { received_msat: None, settled_at_s: None, fee_msat: None },
         created_at_s: BEGIN_S,
         settled_at_s: None,

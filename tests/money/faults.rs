@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use coinop::control::Ask;
-use coinop::desk::Order;
+use coinop::desk::{self, Order};
 use coinop::ledger::{self, Purse, transfer};
 use coinop::node::Node;
 use coinop::protocol::{Code, Feedback, Status};
@@ -24,6 +24,8 @@ use crate::support::{now_s, throughout, until};
 
 /// What a job costs here, msat.
 pub const PRICE: u64 = 20_000;
+/// What is seen within it after a quote has run out was paid in time.
+pub const GRACE_S: u64 = coinop::job::till::GRACE_MS / 1_000;
 
 /// A node's place beside a bank and a relay.
 pub struct Counter {
@@ -235,13 +237,106 @@ async fn what_is_paid_after_the_quote_ran_out_is_credit_and_the_customer_is_told
     counter.bank.invoices_hold_for(3);
     let (request, bolt11) = quoted(&buyer).await;
     let ends_s = read_bolt11(&bolt11).expect("an invoice").expires_at_s;
-    until("the quote to run out", async || (now_s() > ends_s).then_some(())).await;
+    until("the quote to run out", async || (now_s() > ends_s + GRACE_S).then_some(())).await;
     counter.bank.paid(&bolt11, PRICE);
     counter.look(&bolt11).await;
     let reason = buyer.error(&request, Code::Expired).await;
     assert!(reason.contains("in your credit"), "{reason}");
     assert!(job(node.store(), &request).is_none());
     assert_eq!((booked_msat(&node), free_msat(&node, &buyer)), (PRICE.into(), PRICE.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_paid_in_the_last_second_of_a_quote_is_paid() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    // Between two looks: without the one at its expiry it would be seen too late.
+    counter.bank.invoices_hold_for(7);
+    let (request, bolt11) = quoted(&buyer).await;
+    let ends_ms = read_bolt11(&bolt11).expect("an invoice").expires_at_s * 1_000;
+    until("the last second", async || (coinop::clock::now_ms() + 400 > ends_ms).then_some(())).await;
+    counter.bank.paid(&bolt11, PRICE);
+    buyer.result(&request).await;
+    assert_eq!((booked_msat(&node), free_msat(&node, &buyer)), (PRICE.into(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wallet_that_is_asked_too_often_is_left_alone_for_a_while_and_then_sells() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    // The invoice is wanted at that very moment, and comes all the same.
+    counter.bank.is_busy_for(2);
+    let (request, bolt11) = quoted(&buyer).await;
+    assert!(counter.bank.refused() >= 2, "it was busy");
+    counter.bank.is_busy_for(1);
+    let refused = counter.bank.refused();
+    until("a look-up that is refused", async || (counter.bank.refused() > refused).then_some(())).await;
+    let span = Duration::from_secs(3);
+    let looks = counter.bank.looks(&hash_of(&bolt11)).len();
+    throughout(span, "it is left alone", async || counter.bank.looks(&hash_of(&bolt11)).len() == looks).await;
+    counter.bank.paid(&bolt11, PRICE);
+    buyer.result(&request).await;
+    assert_eq!((booked_msat(&node), free_msat(&node, &buyer)), (PRICE.into(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invoice_that_cannot_be_looked_up_is_told_to_the_owner_until_it_can() {
+    let counter = Counter::open().await;
+    let (node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.bank.amount_of(&bolt11, "much".into());
+    let wallet = async || counter.stage.ask(Ask::Status).await.expect("an answer")["wallet"].clone();
+    let told = until("the owner to be told", async || {
+        let told = wallet().await["unanswered"].as_array().expect("a list").clone();
+        (!told.is_empty()).then_some(told)
+    })
+    .await;
+    assert_eq!(told[0]["payment_hash"], hash_of(&bolt11), "{told:?}");
+    let order = serde_json::to_value(Order::List { after: None }).expect("JSON");
+    let list = counter.stage.ask(Ask::Desk(order)).await.expect("an answer");
+    assert_eq!(list[0]["customer"], buyer.keys.public_key().to_hex(), "although it has nothing yet: {list}");
+    assert_eq!(list[0]["unanswered"][0]["amount_msat"], PRICE, "{list}");
+    // Side fields are another matter: the wallet finds its words again for what counts.
+    counter.bank.paid(&bolt11, PRICE);
+    counter.bank.scribbles_on(&bolt11);
+    buyer.result(&request).await;
+    assert_eq!(wallet().await["unanswered"], serde_json::json!([]));
+    assert_eq!((booked_msat(&node), free_msat(&node, &buyer)), (PRICE.into(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invoice_for_a_test_network_is_called_so_to_customer_and_owner() {
+    let counter = Counter::open().await;
+    let (_node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    for is_test in [false, true] {
+        counter.bank.is_on_a_test_network(is_test);
+        let request = buyer.post(&buyer.order(None, &["true"])).await;
+        let words = buyer.feedback(&request, Status::PaymentRequired).await.extra.expect("words");
+        assert_eq!(words.contains("for a test network"), is_test, "{words}");
+        let status = counter.stage.ask(Ask::Status).await.expect("an answer");
+        assert_eq!(status["wallet"]["test_network"], is_test, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_customers_than_fit_one_answer_are_listed_page_by_page() {
+    let counter = Counter::open().await;
+    let node = counter.stage.start_on(Backstage::new(&[])).await;
+    let all: Vec<String> = (0..desk::LIST_MOST + 2).map(|n| format!("{n:064x}")).collect();
+    for some in all.chunks(500) {
+        let grants = some.iter().map(|who| Record::Transfer(transfer::grant(who, who, 1, ""))).collect();
+        node.ledger().commit(grants).await.expect("granted");
+    }
+    let page = async |after: Option<String>| {
+        let order = serde_json::to_value(Order::List { after }).expect("JSON");
+        let rows = counter.stage.ask(Ask::Desk(order)).await.expect("an answer");
+        let rows = rows.as_array().expect("a list").iter();
+        rows.map(|row| row["customer"].as_str().expect("a key").to_owned()).collect::<Vec<_>>()
+    };
+    let mut listed = page(None).await;
+    assert_eq!(listed.len(), desk::LIST_MOST);
+    listed.extend(page(listed.last().cloned()).await);
+    assert_eq!(listed, all);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

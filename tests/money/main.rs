@@ -11,9 +11,11 @@ mod faults;
 mod holds;
 mod kills;
 mod lock_kills;
+mod mixed;
 mod paid;
 mod reconcile;
 mod reports;
+mod restored;
 mod vault;
 mod zaps;
 

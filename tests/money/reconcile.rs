@@ -12,7 +12,7 @@ use coinop::store::{Holder, Store};
 use serde_json::Value;
 
 use crate::bank::Mood;
-use crate::faults::{Counter, booked_msat, hash_of, purse, quoted};
+use crate::faults::{Counter, GRACE_S, booked_msat, hash_of, purse, quoted};
 use crate::support::backend::Backstage;
 use crate::support::{now_s, until};
 
@@ -66,7 +66,7 @@ async fn what_came_while_the_node_was_dead_is_its_customers_credit_and_once() {
     let (waiting, good) = quoted(&buyer).await;
     gone(node).await;
     let ends_s = coinop::wallet::read_bolt11(&late).expect("an invoice").expires_at_s;
-    until("the first quote to run out", async || (now_s() > ends_s).then_some(())).await;
+    until("the first quote to run out", async || (now_s() > ends_s + GRACE_S).then_some(())).await;
     counter.bank.paid(&late, 20_000);
     counter.bank.paid(&good, 20_000);
     let told = standing(&counter, false).await;
@@ -91,7 +91,7 @@ async fn a_running_node_takes_what_is_found_the_way_of_all_payments() {
     counter.bank.invoices_hold_for(2);
     let (late, bolt11) = quoted(&buyer).await;
     let ends_s = coinop::wallet::read_bolt11(&bolt11).expect("an invoice").expires_at_s;
-    until("the quote to run out", async || (now_s() > ends_s).then_some(())).await;
+    until("the quote to run out", async || (now_s() > ends_s + GRACE_S).then_some(())).await;
     counter.bank.paid(&bolt11, 20_000);
     let told = asked(&counter, true).await;
     // The till may have been faster.
@@ -149,4 +149,32 @@ async fn what_nobody_knows_goes_to_suspense_and_what_is_missing_stays_named() {
     gone(node).await;
     let told = standing(&counter, true).await;
     assert_eq!(named(&told), [("missing".into(), false)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_odd_row_is_named_unreadable_and_the_rest_is_compared() {
+    let counter = Counter::open().await;
+    let (_node, buyer) = (counter.stage.start_on(Backstage::new(&[])).await, counter.buyer().await);
+    let (request, bolt11) = quoted(&buyer).await;
+    counter.bank.paid(&bolt11, 20_000);
+    buyer.result(&request).await;
+    counter.bank.scribbles_on(&bolt11);
+    let (odd, strange) = ("04".repeat(32), "05".repeat(32));
+    counter.bank.moves(&strange, 5_000, 0);
+    counter.bank.garbles(&odd);
+    let told = asked(&counter, true).await;
+    assert_eq!((&told["matched"], &told["booked"]), (&1.into(), &1.into()), "{told}");
+    assert_eq!(
+        (told["unreadable"][0]["payment_hash"].as_str(), &told["clean"]),
+        (Some(odd.as_str()), &false.into())
+    );
+    assert_eq!(
+        (named(&told), told["balance"]["rest_msat"].as_i64()),
+        (vec![("foreign".into(), true)], Some(0))
+    );
+    // Nor does a balance that is no number keep the payments from being compared.
+    counter.bank.balance_is(Value::from("much"));
+    let told = asked(&counter, true).await;
+    assert_eq!((&told["matched"], &told["balance"]["rest_msat"]), (&2.into(), &Value::Null), "{told}");
+    assert_eq!(told["counts"]["unreadable"], 2, "{told}");
 }

@@ -74,6 +74,8 @@ struct Books {
     lock_blocks: Option<u64>,
     /// Methods that the provider has asked for.
     asked: Vec<String>,
+    /// The provider's answers leave out what they may, or say it oddly, each in another way.
+    odd: Option<usize>,
     /// Frames by request, so that one that comes again is not done again.
     answered: HashMap<EventId, Option<String>>,
 }
@@ -122,6 +124,27 @@ impl Vault {
 
     pub fn is(&self, mood: Mood) {
         self.books().mood = mood;
+    }
+
+    /// From now on every optional field of the provider's answers varies.
+    pub fn is_odd(&self) {
+        self.books().odd = Some(0);
+    }
+
+    /// More money for the customer.
+    pub fn fund(&self, msat: u64) {
+        self.books().customer_msat += msat;
+    }
+
+    /// What is locked in all invoices.
+    pub fn locked_msat(&self) -> u64 {
+        let books = self.books();
+        books.rows.values().map(|row| if let At::Locked(msat) = row.at { msat } else { 0 }).sum()
+    }
+
+    /// Invoices that the provider has asked for.
+    pub fn made(&self) -> usize {
+        self.books().rows.len()
     }
 
     pub fn locks_for(&self, blocks: u64) {
@@ -375,13 +398,16 @@ impl Shared {
             _ => self.serve(side, method, &asked["params"]),
         };
         let Some(answer) = answer else { return };
-        let plain = match answer {
+        let mut plain = match answer {
             Ok(result) => json!({ "result_type": method, "error": null, "result": result }),
             Err(code) => {
                 let error = json!({ "code": code, "message": "so says the vault" });
                 json!({ "result_type": method, "error": error, "result": null })
             }
         };
+        if let (true, Some(turn)) = (side.is_provider, &mut locked(&self.books).odd) {
+            vary(&mut plain, method, turn);
+        }
         let tags = [
             Tag::parse(["e", &event.id.to_hex()]).expect("a tag"),
             Tag::public_key(side.client.public_key()),
@@ -390,6 +416,57 @@ impl Shared {
         let answer = frame(&built.sign_with_keys(&side.wallet).expect("signed"));
         locked(&self.books).answered.insert(event.id, Some(answer.clone()));
         self.say(answer);
+    }
+}
+
+/// What a field that decides nothing may be; `None`: it is left out.
+fn oddities() -> [Option<Value>; 10] {
+    [
+        None,
+        Some(Value::Null),
+        Some(json!("1795904000")),
+        Some(json!(1_795_904_000.5)),
+        Some(json!(-1)),
+        Some(json!(0)),
+        Some(json!("")),
+        Some(json!("now")),
+        Some(json!([true])),
+        Some(json!({ "a": 1 })),
+    ]
+}
+
+/// Makes one optional field of the envelope, and each of a transaction, something else at each turn.
+fn vary(plain: &mut Value, method: &str, turn: &mut usize) {
+    let sides =
+        ["created_at", "expires_at", "settled_at", "fees_paid", "description", "preimage", "metadata"];
+    let change = |value: &mut Value, names: &[&str], turn: &mut usize| {
+        let Some(fields) = value.as_object_mut() else { return };
+        for name in names {
+            *turn += 1;
+            let odd = oddities()[*turn % 10].clone();
+            odd.map_or_else(|| fields.remove(*name), |odd| fields.insert((*name).to_owned(), odd));
+        }
+        // From one answer to the next each field takes another one.
+        *turn += 1;
+    };
+    let is_told = !plain["error"].is_null();
+    change(plain, if is_told { &["result_type", "result"] } else { &["total"] }, turn);
+    let result = &mut plain["result"];
+    match method {
+        _ if is_told => {}
+        // What was asked for by its hash is known.
+        "lookup_invoice" => {
+            change(result, &[&sides[..], &["type", "payment_hash", "invoice"]].concat(), turn);
+        }
+        "make_invoice" | "make_hold_invoice" => {
+            change(result, &[&sides[..], &["type", "payment_hash", "state", "amount"]].concat(), turn);
+        }
+        "list_transactions" => {
+            let rows = result["transactions"].as_array_mut().expect("a list");
+            rows.iter_mut().for_each(|row| change(row, &sides, turn));
+        }
+        "settle_hold_invoice" | "cancel_hold_invoice" => change(result, &["result"], turn),
+        _ => {}
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use coinop::clock;
 use coinop::wallet::{
-    Abilities, Cursor, Direction, Error, Limits, LookupOptions, Lookups, Outgoing, PaymentHash, State, Wallet,
+    Abilities, Cursor, Direction, Error, Hint, Limits, LookupOptions, Lookups, Outgoing, PaymentHash, State,
+    Wallet,
 };
 use tokio::sync::mpsc;
 
@@ -103,9 +104,24 @@ async fn what_lnbits_will_not_do_is_refused_with_the_reason_and_nothing_moves() 
     assert_eq!(market.buyer.balance_msat().await.unwrap(), 1_000_000);
 
     let can = market.seller.abilities().await.unwrap();
-    let wanted = Abilities { receive: true, history: true, outgoing: true, ..Abilities::default() };
+    let wanted =
+        Abilities { receive: true, history: true, hints: true, outgoing: true, ..Abilities::default() };
     assert_eq!(can, wanted);
-    assert!(market.buyer.abilities().await.unwrap().pay);
+    let can = market.buyer.abilities().await.unwrap();
+    assert!(can.pay && !can.hints, "a key that may spend is not put into an address");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_push_says_which_invoice_to_look_at() {
+    let Some(market) = Market::open("the_servers_push_says_which_invoice_to_look_at") else { return };
+    let mut hints = market.seller.hints().expect("a wallet that tells");
+    until("the push to be connected", async || matches!(hints.try_recv(), Ok(Hint::Anything)).then_some(()))
+        .await;
+    let invoice = market.seller.make_invoice(&new_invoice(3_000)).await.unwrap();
+    market.server.pay(&market.buyer_purse, &invoice.bolt11);
+    let hinted = Hint::Changed(invoice.payment_hash);
+    until("the hint", async || matches!(hints.try_recv(), Ok(hint) if hint == hinted).then_some(())).await;
+    assert_eq!(market.seller.look_up(&invoice.payment_hash).await.unwrap().state, settled(3_000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +183,7 @@ async fn many_invoices_are_followed_at_once_and_each_payment_is_found() {
     let mut invoices = Vec::new();
     for n in 1..=6 {
         let invoice = market.seller.make_invoice(&new_invoice(n * 1_000)).await.unwrap();
-        lookups.follow(invoice.payment_hash).unwrap();
+        lookups.follow(invoice.payment_hash, None).unwrap();
         invoices.push(invoice);
     }
     for invoice in &invoices[..5] {

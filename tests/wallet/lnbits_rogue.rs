@@ -183,7 +183,7 @@ async fn each_way_to_fail_has_its_own_error_at_each_question() {
         (
             "busy",
             Act::Json(429, json!({ "detail": "slow down" })),
-            |e| matches!(e, Error::Said { code, .. } if code == "429"),
+            |e| matches!(e, Error::Busy { message, .. } if message == "slow down"),
         ),
     ];
     for (way, act, is_right) in ways {
@@ -329,6 +329,11 @@ async fn a_payment_is_refused_only_where_it_surely_was_not_made() {
     rogue.on(LIST, books);
     assert!(wallet.pay(&pay(&invoice)).await.is_ok());
 
+    // A wallet that is asked too often has not looked at it.
+    rogue.on(LIST, list(&[]));
+    rogue.on(MAKE_OR_PAY, Act::Json(429, json!({ "error": "Rate limit exceeded" })));
+    assert!(matches!(refused(wallet.pay(&pay(&invoice)).await), Error::Busy { .. }));
+
     // Before anything is sent, no trouble leaves a doubt.
     rogue.on(LIST, list(&[]));
     let sent = rogue.heard(MAKE_OR_PAY);
@@ -340,6 +345,40 @@ async fn a_payment_is_refused_only_where_it_surely_was_not_made() {
     let why = refused(wallet.pay(&coinop::wallet::Pay { bolt11: expired, ..pay(&invoice) }).await);
     assert!(matches!(&why, Error::Invoice(why) if why.contains("expired")), "{why}");
     assert_eq!(rogue.heard(MAKE_OR_PAY), sent);
+}
+
+#[tokio::test]
+async fn a_list_is_read_whatever_one_row_or_its_total_says_and_the_odd_row_is_named() {
+    let rogue = Rogue::start().await;
+    let (wallet, invoice) = (rogue.wallet(), made(21_000));
+    let mut odd = row(&invoice, 21_000, "success");
+    odd["amount"] = json!("21000");
+    let mut sides = row(&invoice, 21_000, "success");
+    for (name, value) in
+        [("created_at", json!(1.5)), ("fee", json!("-7")), ("memo", json!(null)), ("bolt11", json!(9))]
+    {
+        sides[name] = value;
+    }
+    for total in [json!(2), json!("2"), json!(null), json!(-1), json!([])] {
+        rogue.on(LIST, Act::Json(200, json!({ "data": [odd, sides], "total": total })));
+        let page = wallet.history(&Cursor::window(0, u64::MAX), 10).await.unwrap();
+        let named: Vec<_> = page.unreadable.iter().map(|odd| odd.payment_hash).collect();
+        assert_eq!(named, [Some(invoice.payment_hash)], "{total}");
+        assert_eq!(
+            (page.items[0].amount_msat, page.items[0].fee_msat, page.items.len()),
+            (21_000, Some(7), 1)
+        );
+        // Where the total is told, the walk ends with it; elsewhere with an empty page.
+        assert_eq!(page.next.is_none(), total == json!(2) || total == json!("2"), "{total}");
+    }
+    rogue.on(LIST, Act::Json(200, json!({ "data": [], "total": "many" })));
+    assert_eq!(wallet.history(&Cursor::window(0, u64::MAX), 10).await.unwrap().next, None);
+    // What is paid is told although another row under the hash cannot be read; what is not paid is not.
+    rogue.on(LIST, list(&[odd.clone(), sides.clone()]));
+    let state = wallet.look_up(&invoice.payment_hash).await.unwrap().state;
+    assert!(matches!(state, State::Settled { received_msat: Some(21_000), .. }), "{state:?}");
+    rogue.on(LIST, list(&[odd, row(&invoice, -21_000, "failed")]));
+    assert!(matches!(wallet.outgoing(&invoice.payment_hash).await, Err(Error::Nonsense(_))));
 }
 
 #[tokio::test]

@@ -212,6 +212,53 @@ async fn a_payment_without_an_answer_is_in_doubt_until_the_wallet_says_what_beca
 }
 
 #[tokio::test]
+async fn a_paid_invoice_is_seen_whatever_the_answer_leaves_out_or_says_oddly() {
+    let rogue = Rogue::start().await;
+    let wallet = nwc_wallet(&rogue.uri, patient());
+    let hash = PaymentHash::from_bytes([7; 32]);
+    let answers = [
+        json!({ "type": "incoming", "state": "settled", "payment_hash": hash, "amount": 21_000, "created_at": "1795904000" }),
+        json!({ "state": "SETTLED", "amount": 21_000, "created_at": 1_795_904_000.5, "expires_at": -1, "settled_at": [] }),
+        json!({ "amount": 21_000, "settled_at": "1795904000", "fees_paid": "none", "description": 7, "payment_hash": "" }),
+    ];
+    for answer in answers {
+        for envelope in
+            [json!({ "result": answer }), json!({ "result_type": 7, "error": {}, "result": answer })]
+        {
+            rogue.play(move |side, asked| vec![side.plain(&asked, &envelope.to_string())]);
+            let state = wallet.look_up(&hash).await.unwrap_or_else(|error| panic!("{answer}: {error}")).state;
+            assert!(
+                matches!(state, State::Settled { received_msat: Some(21_000), .. }),
+                "{answer}: {state:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_no_without_a_result_type_is_a_no_and_before_anything_is_sent_no_doubt() {
+    let rogue = Rogue::start().await;
+    let wallet = nwc_wallet(&rogue.uri, patient());
+    let made = invoice(21_000, clock::now_s(), 600);
+    let order = coinop::wallet::Pay { bolt11: made.bolt11, amount_msat: 21_000, max_fee_msat: 1_000 };
+    let sent = Arc::new(AtomicUsize::new(0));
+    for (look, answer) in
+        [("INTERNAL", ""), ("NOT_FOUND", "INSUFFICIENT_BALANCE"), ("NOT_FOUND", "RATE_LIMITED")]
+    {
+        let count = Arc::clone(&sent);
+        rogue.play(move |side, asked| {
+            let pays = asked.method == "pay_invoice";
+            count.fetch_add(usize::from(pays), Ordering::SeqCst);
+            let code = if pays { answer } else { look };
+            vec![side.plain(&asked, &json!({ "error": { "code": code, "message": "no" } }).to_string())]
+        });
+        let why = refused(wallet.pay(&order).await);
+        assert!(!matches!(why, Error::Lie { .. } | Error::Nonsense(_)), "{why:?}");
+    }
+    assert_eq!(sent.load(Ordering::SeqCst), 2, "with a wallet that does not answer nothing is tried");
+}
+
+#[tokio::test]
 async fn a_relay_that_is_not_there_leaves_nothing_sent_and_one_that_cuts_is_connected_to_again() {
     let rogue = Rogue::start().await;
     let gone = Rogue::start().await;
@@ -364,7 +411,7 @@ async fn a_hold_invoice_is_locked_then_taken_or_given_back() {
 }
 
 #[tokio::test]
-async fn a_long_history_is_read_in_pages_and_a_page_that_is_too_long_is_refused() {
+async fn a_long_history_is_read_in_pages_an_odd_row_is_named_and_a_page_that_is_too_long_is_refused() {
     let rogue = Rogue::start().await;
     let wallet = nwc_wallet(&rogue.uri, patient());
     rogue.play(|side, asked| {
@@ -385,6 +432,21 @@ async fn a_long_history_is_read_in_pages_and_a_page_that_is_too_long_is_refused(
         at = page.next;
     }
     assert_eq!(read, 12);
+    rogue.play(|side, asked| {
+        let good = transaction(&PaymentHash::from_bytes([7; 32]), "incoming", "settled");
+        let (mut bad, mut side_fields) = (good.clone(), good.clone());
+        bad["state"] = json!("paid?");
+        (side_fields["created_at"], side_fields["fees_paid"]) = (json!("1790000000"), json!({}));
+        vec![side.result(&asked, &json!({ "transactions": [bad, side_fields, 7], "total_count": "x" }))]
+    });
+    let page = wallet.history(&Cursor::window(0, 1), 1_000).await.unwrap();
+    let named: Vec<_> = page.unreadable.iter().map(|odd| odd.payment_hash).collect();
+    assert_eq!(named, [Some(PaymentHash::from_bytes([7; 32])), None]);
+    assert_eq!(
+        (page.items.len(), page.items[0].created_at_s, page.items[0].fee_msat),
+        (1, 1_790_000_000, None)
+    );
+    assert_eq!(page.next.map(|next| next.offset), Some(3), "it was read, although not all of it can be used");
     rogue.play(|side, asked| {
         let many = vec![transaction(&PaymentHash::from_bytes([7; 32]), "incoming", "settled"); 21];
         vec![side.result(&asked, &json!({ "transactions": many }))]

@@ -22,8 +22,19 @@ const LEVEL: ABI = ABI::V5;
 
 /// The folders where a job may write, with the workspace; everything else is read-only by its mount, and again by Landlock.
 /// /dev/zero is not among them: opened to be written, it gives shared memory that no process shows.
-const WRITABLE: [&str; 7] =
-    ["/tmp", "/home/job", "/dev/shm", "/dev/null", "/dev/full", "/dev/random", "/dev/urandom"];
+const WRITABLE: [&str; 11] = [
+    "/tmp",
+    "/var/tmp",
+    "/run/user",
+    "/home/job",
+    "/dev/shm",
+    "/dev/pts",
+    "/dev/tty",
+    "/dev/null",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+];
 
 /// Takes every power from this process and its children, except to compute; the folders follow with `Walls`.
 pub fn lock(stand_ins: StandIns) -> io::Result<()> {

@@ -44,6 +44,15 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u32;
 
+const PLAIN_PERSONALITY: u32 = 0;
+/// `personality` with it changes nothing and tells what holds.
+const ASK_PERSONALITY: u32 = u32::MAX;
+/// As x86 kernels still take it.
+const PTRACE_OLDSETOPTIONS: u32 = 21;
+/// Options of a tracer: to stop what it traces at its exit, and to lift its filter (which the kernel refuses as well).
+const NO_TRACING: u32 = (libc::PTRACE_O_TRACEEXIT | PTRACE_O_SUSPEND_SECCOMP) as u32;
+const PTRACE_O_SUSPEND_SECCOMP: libc::c_int = 1 << 21;
+
 /// What stands in for a limit where no cgroup keeps it, and so must not be walked around.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct StandIns {
@@ -144,6 +153,34 @@ fn examined(stand_ins: StandIns) -> Vec<(libc::c_long, Vec<sock_filter>)> {
         (
             libc::SYS_socketpair,
             vec![load(argument(0)), family(libc::AF_UNIX, 1), no(libc::EAFNOSUPPORT), give(ALLOW)],
+        ),
+        // Of other personalities each would change what a program may do; without random addresses one only has less.
+        (
+            libc::SYS_personality,
+            vec![
+                load(argument(0)),
+                jump(JUMP_EQ, PLAIN_PERSONALITY, 3, 0),
+                jump(JUMP_EQ, libc::ADDR_NO_RANDOMIZE as u32, 2, 0),
+                jump(JUMP_EQ, ASK_PERSONALITY, 1, 0),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
+        ),
+        // A job may trace its own. But two that trace each other and both stop as they exit wait for each other for ever,
+        // and no kill ends them: nobody stops at an exit.
+        (
+            libc::SYS_ptrace,
+            vec![
+                load(argument(0)),
+                jump(JUMP_EQ, libc::PTRACE_SEIZE as u32, 3, 0),
+                jump(JUMP_EQ, libc::PTRACE_SETOPTIONS as u32, 2, 0),
+                jump(JUMP_EQ, PTRACE_OLDSETOPTIONS, 1, 0),
+                give(ALLOW),
+                load(argument(3)),
+                jump(JUMP_ANY_BIT, NO_TRACING, 0, 1),
+                no(libc::EPERM),
+                give(ALLOW),
+            ],
         ),
         // Typing into a terminal from inside.
         (
@@ -265,7 +302,6 @@ fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
         libc::SYS_unshare,
         libc::SYS_setns,
         // other processes
-        libc::SYS_ptrace,
         libc::SYS_process_vm_readv,
         libc::SYS_process_vm_writev,
         libc::SYS_process_madvise,
@@ -306,7 +342,6 @@ fn refused(stand_ins: StandIns) -> BTreeMap<libc::c_long, i32> {
         libc::SYS_adjtimex,
         libc::SYS_sethostname,
         libc::SYS_setdomainname,
-        libc::SYS_personality,
     ];
     #[cfg(target_arch = "x86_64")]
     const HERE_ONLY: &[libc::c_long] = &[
@@ -401,6 +436,46 @@ mod tests {
         assert_eq!(ask(libc::SYS_clone, [libc::SIGCHLD as u32, 0, 0, 0, 0, 0]), ALLOW);
         let flags = (libc::CLONE_NEWUSER | libc::SIGCHLD) as u32;
         assert_eq!(ask(libc::SYS_clone, [flags, 0, 0, 0, 0, 0]), ERRNO | libc::EPERM as u32);
+    }
+
+    #[test]
+    fn a_job_traces_its_own_but_stops_nobody_at_an_exit() {
+        let (traceme, attach) = (libc::PTRACE_TRACEME as u32, libc::PTRACE_ATTACH as u32);
+        let (seize, options) = (libc::PTRACE_SEIZE as u32, libc::PTRACE_SETOPTIONS as u32);
+        let (exit, forks) = (libc::PTRACE_O_TRACEEXIT as u32, libc::PTRACE_O_TRACEFORK as u32);
+        let no = ERRNO | libc::EPERM as u32;
+        for (request, data, verdict) in [
+            (traceme, 0, ALLOW),
+            (attach, 0, ALLOW),
+            // Only these take options: elsewhere the same bits are data or a signal.
+            (libc::PTRACE_POKEDATA as u32, exit, ALLOW),
+            (seize, 0, ALLOW),
+            (seize, forks, ALLOW),
+            (seize, forks | exit, no),
+            (options, forks, ALLOW),
+            (options, exit, no),
+            (options, 1 << 21, no),
+            (PTRACE_OLDSETOPTIONS, exit, no),
+        ] {
+            assert_eq!(ask(libc::SYS_ptrace, [request, 7, 0, data, 0, 0]), verdict, "{request:#x} {data:#x}");
+        }
+    }
+
+    #[test]
+    fn of_the_personalities_only_one_without_random_addresses_can_be_taken() {
+        let no = ERRNO | libc::EPERM as u32;
+        let fixed = libc::ADDR_NO_RANDOMIZE as u32;
+        let (map_page_zero, read_implies_exec, linux_32) = (0x10_0000, 0x40_0000, 8);
+        for (wanted, verdict) in [
+            (0, ALLOW),
+            (fixed, ALLOW),
+            (u32::MAX, ALLOW),
+            (read_implies_exec, no),
+            (map_page_zero | fixed, no),
+            (linux_32, no),
+        ] {
+            assert_eq!(ask(libc::SYS_personality, [wanted, 0, 0, 0, 0, 0]), verdict, "{wanted:#x}");
+        }
     }
 
     #[test]

@@ -222,16 +222,25 @@ pub struct Reaped {
     pub peak_bytes: u64,
 }
 
-/// Reaps one ended child without waiting; `None` when there is none.
+/// Reaps one ended child without waiting; `None` when there is none. A child that has made us its tracer, which it need
+/// not ask for, and has stopped is let go: it goes on as if nobody traced it.
 pub fn reap_one() -> Option<Reaped> {
-    let mut status = 0;
     // SAFETY: rusage is plain numbers; zero is a valid value.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are live for the call.
-    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
-    if pid <= 0 {
-        return None;
-    }
+    let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
+    let pid = loop {
+        // SAFETY: both pointers are live for the call.
+        let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+        if pid <= 0 {
+            return None;
+        }
+        if !libc::WIFSTOPPED(status) {
+            break pid;
+        }
+        // The trap is the tracer's, not a signal that somebody sent.
+        let signal = Some(libc::WSTOPSIG(status)).filter(|signal| *signal != libc::SIGTRAP).unwrap_or(0);
+        // SAFETY: only numbers; one that was killed meanwhile is no longer there, and reaped next.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, signal) };
+    };
     let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
     Some(Reaped {
         pid,

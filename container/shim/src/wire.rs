@@ -77,6 +77,11 @@ pub struct Hello {
     pub mounts: Vec<Mount>,
 }
 
+/// Where programs look for the runtime folder of a user.
+pub fn runtime_folder(uid: u32) -> String {
+    format!("/run/user/{uid}")
+}
+
 /// A file system in memory, without set-uid bits and devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {

@@ -9,7 +9,8 @@ fn customer() -> String {
 }
 
 fn row(way: Way, stage: Stage, msat: u64, fee_msat: u64) -> Row {
-    Row { payment_hash: HASH.into(), way, stage, msat, fee_msat, at_ms: 1_000, memo: "a memo".into() }
+    let (payment_hash, fee_msat) = (HASH.into(), Some(fee_msat));
+    Row { payment_hash, way, stage, msat, fee_msat, at_ms: 1_000, memo: "a memo".into() }
 }
 
 fn what(row: &Row, known: &Known) -> What {
@@ -52,6 +53,12 @@ fn what_came_in_is_matched_unbooked_foreign_missing_or_over_another_amount() {
     let fee = row(Way::In, Stage::Settled, 5_000, 7);
     assert_eq!(what(&fee, &booked(5_000)), What::FeeDiffers { booked_fee_msat: 0 });
     assert_eq!(judge(&fee, &Known { fee_msat: 7, ..booked(5_000) }), Judged::Matched);
+    let untold = Row { fee_msat: None, ..fee };
+    assert_eq!(
+        judge(&untold, &Known { fee_msat: 9, ..booked(5_000) }),
+        Judged::Matched,
+        "it says nothing of a fee"
+    );
     for stage in [Stage::Pending, Stage::Dead] {
         assert_eq!(judge(&row(Way::In, stage, 5_000, 0), &ours()), Judged::Unmoved);
         assert_eq!(judge(&row(Way::In, stage, 5_000, 0), &Known::default()), Judged::Unmoved);

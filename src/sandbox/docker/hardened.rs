@@ -7,7 +7,7 @@ use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
     ResourcesUlimits,
 };
-use coinop_shim::wire::{Mount, Room};
+use coinop_shim::wire::{Mount, Room, runtime_folder};
 
 use super::super::Policy;
 use super::engine::{Engine, Image};
@@ -164,11 +164,11 @@ pub fn too_large(places: &[Place], rooms: &[Room]) -> Option<(&'static str, Stri
 
 /// The writable places with their shares: together no more than the policy's disk, and the base's own size.
 pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Place> {
-    let sixteenths = |whole: u64, share: u64| (whole / 16 * share + whole % 16 * share / 16).max(1);
+    let of_64 = |whole: u64, share: u64| (whole / 64 * share + whole % 64 * share / 64).max(1);
     let place = |path: &str, share: u64, mode: &str, base: Size| {
-        let bytes = sixteenths(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
+        let bytes = of_64(policy.disk_bytes, share).saturating_add(base.bytes).min(MOST_BYTES);
         // The kernel counts the top folder as one.
-        let inodes = sixteenths(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
+        let inodes = of_64(policy.inodes, share).saturating_add(base.entries).saturating_add(1);
         let inodes = inodes.min(MOST_INODES);
         let options = format!("size={bytes},nr_inodes={inodes},mode={mode},uid={uid},gid={uid}");
         Place { mount: Mount { path: path.to_owned(), options, exec: true }, bytes, inodes }
@@ -179,10 +179,12 @@ pub fn places(policy: &Policy, base: Size, uid: u32) -> Vec<Place> {
     let mount = Mount { path: "/job".to_owned(), options, exec: false };
     let job = Place { mount, bytes: 16 << 20, inodes: 1 << 10 };
     vec![
-        place("/workspace", 12, "0755", base),
-        place("/tmp", 2, "1777", none),
-        place("/home/job", 1, "0755", none),
-        place("/dev/shm", 1, "1777", none),
+        place("/workspace", 44, "0755", base),
+        place("/tmp", 8, "1777", none),
+        place("/var/tmp", 4, "1777", none),
+        place("/home/job", 3, "0755", none),
+        place(&runtime_folder(uid), 1, "0700", none),
+        place("/dev/shm", 4, "1777", none),
         job,
     ]
 }
@@ -231,7 +233,7 @@ mod tests {
         let places = places(&policy, Size::default(), 5000);
         let room = |bytes, inodes| vec![Room { path: "/workspace".to_owned(), bytes, inodes }];
         let clause = |bytes, inodes| too_large(&places, &room(bytes, inodes)).map(|(clause, _)| clause);
-        let (bytes, inodes) = ((1 << 20) / 16 * 12, 64 / 16 * 12 + 1);
+        let (bytes, inodes) = ((1 << 20) / 64 * 44, 64 / 64 * 44 + 1);
         assert_eq!(clause(bytes, inodes), None);
         assert_eq!(clause(bytes + 1 + PAGE, inodes), Some("disk_bytes"));
         assert_eq!(clause(0, inodes), Some("disk_bytes"));

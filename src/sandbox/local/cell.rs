@@ -124,9 +124,9 @@ impl Sandbox for Cell {
         self.alive()?;
         let cwd = folder(&command)?;
         let host = |source| Error::Host { doing: "start a command", source };
-        let (stdout, out) = exec::output_pipe().map_err(host)?;
-        let (stderr, err) = exec::output_pipe().map_err(host)?;
-        let input = if command.stdin { Some(exec::input_pipe().map_err(host)?) } else { None };
+        let (stdout, out) = exec::output_pipe(self.uid).map_err(host)?;
+        let (stderr, err) = exec::output_pipe(self.uid).map_err(host)?;
+        let input = if command.stdin { Some(exec::input_pipe(self.uid).map_err(host)?) } else { None };
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
         let ended = self.shared.await_exit(n);
         let busy = self.shared.activity.begin();

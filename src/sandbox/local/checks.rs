@@ -13,6 +13,8 @@ use super::wire::{self, Configure, FromInit, MESSAGE_BYTES, ToInit};
 use super::{Inner, Strike, watch};
 
 const BACKEND: &str = "local";
+const NO_SOCKETS: &str = "this node counts memory without a cgroup: its jobs can open no sockets, not even on their own \
+                          loopback, and map no anonymous shared memory; programs built with AddressSanitizer do not start";
 const UNCOUNTED: &str = "this host has swap, and its kernel counts none by cgroup";
 
 /// What was found out once, at the start.
@@ -139,6 +141,14 @@ impl Host {
         }
         let first = slot as usize * whole;
         Some((first..first + whole.max(1)).map(|core| core % self.cores).collect())
+    }
+
+    /// What the watch that stands in for a memory cgroup keeps from jobs.
+    pub fn caveats(&self) -> Vec<String> {
+        if self.memory_cgroup || self.broken.is_some() {
+            return Vec::new();
+        }
+        vec![NO_SOCKETS.to_owned()]
     }
 
     pub fn admit(&self, policy: &Policy) -> Result<(), Error> {

@@ -2,11 +2,12 @@
 //! The process itself is started and reaped by the sandbox's init.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use coinop_shim::sys;
+use nix::unistd::{Gid, Uid, fchown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -23,15 +24,25 @@ pub const WAITING: usize = 64;
 /// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
 const AFTERMATH: Duration = Duration::from_millis(50);
 
-/// A pipe with one end for us, that never blocks, and one for the command.
-pub fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+/// A pipe with one end for us, that never blocks, and one for the command of this user; none where it is the node's own.
+pub fn output_pipe(uid: Option<u32>) -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (ours, theirs) = io::pipe()?;
+    give(theirs.as_fd(), uid);
     Ok((pipe::Receiver::from_owned_fd(ours.into())?, theirs.into()))
 }
 
-pub fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
+pub fn input_pipe(uid: Option<u32>) -> io::Result<(OwnedFd, pipe::Sender)> {
     let (theirs, ours) = io::pipe()?;
+    give(theirs.as_fd(), uid);
     Ok((theirs.into(), pipe::Sender::from_owned_fd(ours.into())?))
+}
+
+/// Makes the job the owner of a pipe, so that it can open its own streams by path, as in `tee /dev/stderr`.
+fn give(pipe: BorrowedFd<'_>, uid: Option<u32>) {
+    let Some(uid) = uid else { return };
+    if let Err(errno) = fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid))) {
+        tracing::debug!(%errno, "a job cannot open its streams by path");
+    }
 }
 
 /// Feeds a command's stdin until the sender is dropped or nobody reads.

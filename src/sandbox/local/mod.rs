@@ -401,6 +401,10 @@ impl Backend for Local {
         self.inner.host.checks(&self.inner.layout)
     }
 
+    fn caveats(&self) -> Vec<String> {
+        self.inner.host.caveats()
+    }
+
     fn admit(&self, policy: &Policy) -> Result<(), Error> {
         self.inner.host.admit(policy)
     }

@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use coinop_shim::sys;
@@ -38,7 +38,7 @@ const ATTIC: &str = "/run";
 
 const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// Folders of ours on the tmpfs, its top among them; and what an overlay makes there.
-const OWN_INODES: u64 = 8;
+const OWN_INODES: u64 = 10;
 const OVERLAY_INODES: u64 = 2;
 
 /// More than any host has, and no more than a tmpfs takes as its size.
@@ -47,9 +47,13 @@ const MOST_INODES: u64 = 1 << 50;
 
 /// Links or folders beside /usr, as this host has them.
 const SYSTEM: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// Parts of /etc that programs need and that hold no secret; those this host lacks are left out.
-const ETC: [&str; 9] = [
+/// /dev/tty is the terminal of whoever opens it: a job has none but those that it makes itself.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The most pseudo-terminals of one sandbox: no cgroup counts what they hold (`watch`).
+pub const PTYS: u64 = 16;
+/// Parts of /etc that programs need and that hold no secret; those this host lacks are left out. Settings that may hold
+/// somebody's password (npmrc, pip.conf, maven/settings.xml, …) are not among them.
+const ETC: [&str; 43] = [
     "alternatives",
     "ssl/certs",
     "ssl/openssl.cnf",
@@ -57,9 +61,50 @@ const ETC: [&str; 9] = [
     "pki/tls/certs",
     "pki/ca-trust/extracted",
     "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
     "localtime",
+    "timezone",
     "mime.types",
+    "magic",
+    "magic.mime",
+    // names of the network
+    "services",
+    "protocols",
+    "networks",
+    "rpc",
+    "ethertypes",
+    "gai.conf",
+    "host.conf",
+    // what the system is
+    "os-release",
+    "debian_version",
+    "lsb-release",
+    "shells",
+    "terminfo",
+    "inputrc",
+    "bash.bashrc",
+    "locale.alias",
+    // settings that programs in /usr are linked to
+    "fonts",
+    "groff",
+    "manpath.config",
+    "man_db.conf",
+    "chromium",
+    "chromium.d",
+    "maven/m2.conf",
+    "maven/logging",
+    "X11/rgb.txt",
+    "perl",
+    "gdb",
+    "vim",
+    "xml",
+    "sgml",
 ];
+/// Of the same kind, with a version in their names.
+const ETC_FAMILIES: [&str; 3] = ["java-", "python3", "ImageMagick-"];
+/// What the kernel tells of processors and memory nodes; /proc says as much of them.
+const SYS: [&str; 2] = ["sys/devices/system/cpu", "sys/devices/system/node"];
 /// Files of /proc that tell of the host, or that have let programs do harm.
 const MASKED: [&CStr; 5] =
     [c"/proc/cmdline", c"/proc/keys", c"/proc/timer_list", c"/proc/kallsyms", c"/proc/sysrq-trigger"];
@@ -71,7 +116,8 @@ const PASSWD: &str = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\njob:x:1000
                       nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n";
 const HOSTS: &str = "127.0.0.1 localhost coinop\n::1 localhost\n";
-const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files\n";
+const NSSWITCH: &str =
+    "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\nnetworks: files\n";
 
 fn c(path: impl AsRef<Path>) -> io::Result<CString> {
     CString::new(path.as_ref().as_os_str().as_bytes()).map_err(io::Error::other)
@@ -86,11 +132,24 @@ pub fn build_root(zero: bool) -> Step<()> {
     mount(Some("root"), STAGE, Some("tmpfs"), flags, Some("mode=755,size=8m,nr_inodes=4k"))
         .step("mount a tmpfs")?;
     let stage = Path::new(STAGE);
-    for folder in
-        ["usr", "etc", "dev", "dev/shm", "proc", "tmp", "home/job", "job", "run", "void", "workspace"]
-    {
+    for folder in [
+        "usr",
+        "etc",
+        "dev",
+        "dev/shm",
+        "dev/pts",
+        "proc",
+        "tmp",
+        "home/job",
+        "job",
+        "run",
+        "var/tmp",
+        "void/user/1000",
+        "workspace",
+    ] {
         fs::create_dir_all(stage.join(folder)).step("make the root's folders")?;
     }
+    symlink("/run", stage.join("var/run")).step("make the root's folders")?;
     let read_only = sys::RDONLY | sys::NOSUID | sys::NODEV;
     graft(Path::new("/usr"), &stage.join("usr"), read_only).step("bind /usr")?;
     for name in SYSTEM {
@@ -108,12 +167,28 @@ pub fn build_root(zero: bool) -> Step<()> {
         }
     }
     build_etc(&stage.join("etc"))?;
+    for name in SYS {
+        let (from, to) = (Path::new("/").join(name), stage.join(name));
+        if from.is_dir() {
+            fs::create_dir_all(&to).step("make the root's folders")?;
+            graft(&from, &to, read_only | sys::NOEXEC).step("bind a part of /sys")?;
+        }
+    }
     for name in DEVICES.into_iter().filter(|name| zero || *name != "zero") {
         let (from, to) = (Path::new("/dev").join(name), stage.join("dev").join(name));
+        if name == "tty" && !from.exists() {
+            continue;
+        }
         touch(&to).step("make /dev")?;
         graft(&from, &to, sys::NOSUID | sys::NOEXEC).step("bind a device")?;
     }
-    let links = [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
+    let links = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ];
     for (name, target) in links {
         symlink(target, stage.join("dev").join(name)).step("make /dev")?;
     }
@@ -139,9 +214,16 @@ fn build_etc(etc: &Path) -> Step<()> {
     ] {
         fs::write(etc.join(name), text).step("write /etc")?;
     }
-    for name in ETC {
-        let (from, to) = (Path::new("/etc").join(name), etc.join(name));
+    let of_a_family = |name: &String| ETC_FAMILIES.iter().any(|family| name.starts_with(family));
+    let listed = fs::read_dir("/etc").into_iter().flatten().flatten();
+    let families = listed.filter_map(|entry| entry.file_name().into_string().ok()).filter(of_a_family);
+    for name in ETC.into_iter().map(str::to_owned).chain(families) {
+        let (from, to) = (Path::new("/etc").join(&name), etc.join(&name));
         let Ok(found) = fs::metadata(&from) else { continue };
+        // What this host closes to others, a node that runs as root closes to jobs.
+        if found.mode() & 0o004 == 0 {
+            continue;
+        }
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).step("make /etc")?;
         }
@@ -171,7 +253,7 @@ fn touch(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).open(path).map(drop)
 }
 
-/// In a sandbox's own namespaces: its own /proc, of its own processes.
+/// In a sandbox's own namespaces: its own /proc, of its own processes, and its own terminals.
 pub fn furnish() -> Step<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).step("mount /proc")?;
@@ -182,7 +264,9 @@ pub fn furnish() -> Step<()> {
             Err(errno) => return Err(("mask a file of /proc".to_owned(), errno.into())),
         }
     }
-    Ok(())
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let terminals = format!("newinstance,ptmxmode=0666,mode=0600,max={PTYS}");
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), flags, Some(terminals.as_str())).step("mount /dev/pts")
 }
 
 /// The sandbox's places, as the node reaches them after the job has moved in.
@@ -205,7 +289,9 @@ impl Places {
             umount2(c"/run/base", MntFlags::MNT_DETACH).step("let go of the base")?;
         }
         // Covered for good, as nobody here may unmount.
-        mount(Some(c"/void"), ATTIC, None::<&str>, MsFlags::MS_BIND, None::<&str>).step("hide the tmpfs")
+        let with_its_runtime_folder = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(c"/void"), ATTIC, None::<&str>, with_its_runtime_folder, None::<&str>)
+            .step("hide the tmpfs")
     }
 }
 
@@ -214,16 +300,19 @@ pub fn settle() -> Step<()> {
     let none = None::<&str>;
     let small = Some("mode=755,size=64k,nr_inodes=32");
     mount(Some("box"), ATTIC, Some("tmpfs"), INERT, small).step("mount the sandbox's tmpfs")?;
-    for (folder, to) in [
-        (c"/run/tmp", Some(c"/tmp")),
-        (c"/run/home", Some(c"/home/job")),
-        (c"/run/shm", Some(c"/dev/shm")),
-        (c"/run/job", Some(c"/job")),
-        (c"/run/upper", None),
-        (c"/run/work", None),
-        (c"/run/base", None),
+    for (folder, mode, to) in [
+        (c"/run/tmp", 0o755, Some(c"/tmp")),
+        (c"/run/var-tmp", 0o755, Some(c"/var/tmp")),
+        (c"/run/home", 0o755, Some(c"/home/job")),
+        (c"/run/shm", 0o755, Some(c"/dev/shm")),
+        // The user's runtime folder, which programs want closed to others.
+        (c"/run/user", 0o700, Some(c"/void/user/1000")),
+        (c"/run/job", 0o755, Some(c"/job")),
+        (c"/run/upper", 0o755, None),
+        (c"/run/work", 0o755, None),
+        (c"/run/base", 0o755, None),
     ] {
-        nix::unistd::mkdir(folder, Mode::from_bits_truncate(0o755)).step("make the sandbox's folders")?;
+        nix::unistd::mkdir(folder, Mode::from_bits_truncate(mode)).step("make the sandbox's folders")?;
         if let Some(to) = to {
             mount(Some(folder), to, none, MsFlags::MS_BIND, none).step("bind a writable place")?;
         }

@@ -17,6 +17,7 @@ use nix::sys::stat::{SFlag, fstatat};
 
 use super::super::{Limit, Policy, Usage};
 use super::life::millis;
+use super::mounts::PTYS;
 use super::shared::Shared;
 
 /// How often the memory is summed up.
@@ -122,12 +123,28 @@ impl Buffers {
             let bytes = match kind(found.st_mode) {
                 SFlag::S_IFIFO => self.pipe,
                 SFlag::S_IFSOCK => self.socket,
+                // One that is open stands for all that the sandbox may have: masters cannot be told apart.
+                SFlag::S_IFCHR if is_terminal(found.st_rdev) => {
+                    return if seen.insert(TERMINALS) { PTYS * PTY_BYTES } else { 0 };
+                }
                 _ => return 0,
             };
             if seen.insert((found.st_dev, found.st_ino)) { bytes } else { 0 }
         };
         names(folder.as_fd()).iter().map(kept).fold(0, u64::saturating_add)
     }
+}
+
+/// Stands for all terminals among the files that were seen; no file has these numbers.
+const TERMINALS: (u64, u64) = (0, 0);
+/// The most that a pseudo-terminal keeps: 64 KiB and a page each way, and what the kernel needs for both its ends.
+const PTY_BYTES: u64 = 192 << 10;
+
+/// Whether this is either end of a pseudo-terminal.
+fn is_terminal(device: u64) -> bool {
+    const MASTER: (u64, u64) = (5, 2);
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    (major, minor) == MASTER || (136..=143).contains(&major)
 }
 
 fn descriptors(process: BorrowedFd<'_>) -> Vec<CString> {

@@ -1,10 +1,11 @@
-//! One payment in an LNbits answer, read strictly: whole numbers in bounds, a sign for the direction, a known status.
-//! What is asked is `lnbits.rs`'s.
+//! One payment in an LNbits answer. What decides about money is read strictly: the hash, a whole amount in bounds whose
+//! sign is the direction, a known status. All else is read as far as it can be. What is asked is `lnbits.rs`'s.
 
 use serde_json::Value;
 
 use crate::wallet::{
-    Direction, Error, MAX_MSAT, Movement, Outgoing, Payment, PaymentHash, Preimage, State, bolt11, brief,
+    Direction, Error, MAX_MSAT, Movement, Outgoing, Payment, PaymentHash, Preimage, State, Unreadable,
+    bolt11, brief, lenient,
 };
 
 /// A payment of either direction.
@@ -13,9 +14,10 @@ pub(super) struct Row {
     pub payment_hash: PaymentHash,
     pub direction: Direction,
     pub amount_msat: u64,
-    pub fee_msat: u64,
+    fee_msat: Option<u64>,
     status: Status,
     preimage: Option<Preimage>,
+    /// 0: not told.
     created_at_s: u64,
     /// Of the invoice, where it can be read.
     expires_at_s: Option<u64>,
@@ -33,8 +35,9 @@ enum Status {
 #[derive(Debug)]
 pub(super) struct RowPage {
     pub rows: Vec<Row>,
-    /// In all pages.
-    pub total: u64,
+    pub unreadable: Vec<Unreadable>,
+    /// In all pages, where it is told.
+    pub total: Option<u64>,
 }
 
 /// Reads `{"data": […], "total": n}`.
@@ -43,37 +46,50 @@ pub(super) fn page(answer: &Value, limit: usize) -> Result<RowPage, Error> {
     if data.len() > limit {
         return Err(nonsense("more payments than asked for"));
     }
-    let rows = data.iter().map(Row::read).collect::<Result<Vec<_>, _>>()?;
-    let total = answer.get("total").and_then(Value::as_u64).ok_or_else(|| nonsense("no total"))?;
-    Ok(RowPage { rows, total })
+    let mut page =
+        RowPage { rows: Vec::new(), unreadable: Vec::new(), total: lenient::count(answer, "total") };
+    for one in data {
+        match Row::read(one) {
+            Ok(row) => page.rows.push(row),
+            Err(error) => page.unreadable.push(Unreadable {
+                payment_hash: lenient::text(one, "payment_hash").and_then(|hash| hash.parse().ok()),
+                why: error.to_string(),
+            }),
+        }
+    }
+    Ok(page)
+}
+
+impl RowPage {
+    /// Whether nothing stands in a row that could not be read.
+    pub fn all_read(&self) -> Result<(), Error> {
+        self.unreadable.first().map_or(Ok(()), |odd| Err(Error::Nonsense(odd.why.clone())))
+    }
 }
 
 impl Row {
     pub fn read(value: &Value) -> Result<Self, Error> {
-        let text = |name: &str| value.get(name).and_then(Value::as_str);
-        let number = |name: &str| {
-            let number = value.get(name).and_then(Value::as_i64).filter(|n| n.unsigned_abs() <= MAX_MSAT);
-            number.ok_or_else(|| nonsense(&format!("a payment whose {name} is no amount")))
-        };
+        let text = |name: &str| lenient::text(value, name);
         let payment_hash: PaymentHash = text("payment_hash").unwrap_or_default().parse()?;
-        let amount = number("amount")?;
-        let status = match text("status") {
+        let amount = value.get("amount").and_then(Value::as_i64).filter(|n| n.unsigned_abs() <= MAX_MSAT);
+        let amount = amount.ok_or_else(|| nonsense("a payment whose amount is no amount"))?;
+        let status = match text("status").map(str::to_ascii_lowercase).as_deref() {
             Some("pending") => Status::Pending,
             Some("success") => Status::Success,
             Some("failed") => Status::Failed,
-            other => return Err(nonsense(&format!("a payment with the status {other:?}"))),
+            other => return Err(nonsense(&format!("a payment with the status {:?}", other.map(brief)))),
         };
-        let created = text("created_at").or_else(|| text("time")).and_then(unix_s);
+        let created = lenient::time(value, "created_at").or_else(|| lenient::time(value, "time"));
         let terms = text("bolt11").and_then(|bolt11| bolt11::read(bolt11).ok());
         let preimage = text("preimage").and_then(Preimage::from_hex);
         Ok(Self {
             payment_hash,
             direction: if amount < 0 { Direction::Out } else { Direction::In },
             amount_msat: amount.unsigned_abs(),
-            fee_msat: number("fee")?.unsigned_abs(),
+            fee_msat: lenient::fee(value, "fee"),
             status,
             preimage: preimage.filter(|preimage| preimage.payment_hash() == payment_hash),
-            created_at_s: created.ok_or_else(|| nonsense("a payment without a time"))?,
+            created_at_s: created.unwrap_or_default(),
             expires_at_s: terms
                 .filter(|terms| terms.payment_hash == payment_hash)
                 .map(|terms| terms.expires_at_s),
@@ -89,7 +105,7 @@ impl Row {
                 received_msat: Some(self.amount_msat),
                 // LNbits keeps the time of the last change, whatever it was.
                 settled_at_s: None,
-                fee_msat: Some(self.fee_msat),
+                fee_msat: self.fee_msat,
             },
             Status::Pending | Status::Failed if is_late => State::Expired,
             Status::Pending => State::Pending,
@@ -103,7 +119,7 @@ impl Row {
             Status::Success => Outgoing::Paid(Payment {
                 payment_hash: self.payment_hash,
                 amount_msat: self.amount_msat,
-                fee_msat: self.fee_msat,
+                fee_msat: self.fee_msat.unwrap_or_default(),
                 preimage: self.preimage,
             }),
             Status::Pending => Outgoing::Pending,
@@ -134,31 +150,11 @@ fn nonsense(why: &str) -> Error {
     Error::Nonsense(why.to_owned())
 }
 
-/// Unix seconds of `2026-11-21T20:41:00.123456+00:00`. Without an offset it is UTC; other offsets are not read.
-fn unix_s(text: &str) -> Option<u64> {
-    let (date, time) = text.split_once(['T', ' '])?;
-    let time = time.strip_suffix("+00:00").or_else(|| time.strip_suffix('Z')).unwrap_or(time);
-    let time = time.split('.').next()?;
-    let parts = |text: &str, sign: char| -> Option<[u64; 3]> {
-        let mut parts = text.split(sign).map(|part| part.parse::<u64>().ok());
-        let three = [parts.next()??, parts.next()??, parts.next()??];
-        parts.next().is_none().then_some(three)
-    };
-    let ([year, month, day], [hour, minute, second]) = (parts(date, '-')?, parts(time, ':')?);
-    let sane = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !sane || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    // Days since 1970, by counting years from March.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    Some((days - 719_468) * 86_400 + hour * 3_600 + minute * 60 + second)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::super::lenient::oddities;
     use super::super::super::testing::{NOW_S, invoice};
     use super::*;
 
@@ -207,17 +203,55 @@ mod tests {
     }
 
     #[test]
+    fn a_paid_invoice_is_seen_whatever_a_side_field_says() {
+        let sides = [
+            "fee",
+            "bolt11",
+            "created_at",
+            "time",
+            "preimage",
+            "memo",
+            "extra",
+            "webhook",
+            "expiry",
+            "wallet_id",
+        ];
+        for side in sides {
+            for odd in oddities() {
+                let read = row(|v| {
+                    v["status"] = "success".into();
+                    v[side] = odd.clone();
+                });
+                let read = read.unwrap_or_else(|error| panic!("{side} = {odd}: {error}"));
+                let State::Settled { received_msat, .. } = read.state(NOW_S) else {
+                    panic!("{side} = {odd}")
+                };
+                assert_eq!((read.direction, received_msat), (Direction::In, Some(21_000)), "{side} = {odd}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_names_the_row_that_cannot_be_read_and_keeps_the_others_whatever_its_total_says() {
+        let good = json!({ "payment_hash": "ab".repeat(32), "amount": 1, "status": "success" });
+        for total in oddities() {
+            let answer = json!({ "data": [good, { "payment_hash": "cd".repeat(32), "amount": "1" }, 7], "total": total });
+            let page = page(&answer, 10).unwrap();
+            let named: Vec<_> = page.unreadable.iter().map(|odd| odd.payment_hash.is_some()).collect();
+            assert_eq!((page.rows.len(), named), (1, vec![true, false]), "{total}");
+        }
+    }
+
+    #[test]
     fn what_is_no_payment_is_nonsense() {
-        let cases: [(&str, Value); 9] = [
+        let cases: [(&str, Value); 7] = [
             ("amount", json!(1.5)),
             ("amount", json!("21000")),
             ("amount", json!(null)),
             ("amount", json!(u64::MAX)),
-            ("fee", json!([])),
             ("status", json!("paid")),
             ("payment_hash", json!("ab")),
             ("payment_hash", json!(7)),
-            ("created_at", json!("yesterday")),
         ];
         for (name, value) in cases {
             let read = row(|v| v[name] = value.clone());
@@ -225,16 +259,5 @@ mod tests {
         }
         assert!(matches!(page(&json!([]), 10), Err(Error::Nonsense(_))));
         assert!(matches!(page(&json!({"data": [1, 2, 3], "total": 3}), 2), Err(Error::Nonsense(_))));
-    }
-
-    #[test]
-    fn times_are_read_as_lnbits_writes_them() {
-        assert_eq!(unix_s("1970-01-01T00:00:00"), Some(0));
-        assert_eq!(unix_s("2026-09-21T14:13:20.123456+00:00"), Some(1_790_000_000));
-        assert_eq!(unix_s("2024-02-29 23:59:59Z"), Some(1_709_251_199));
-        for bad in ["", "2026", "2026-13-01T00:00:00", "2026-01-01T00:00:00+02:00", "T", "1-1-1T1:1:1", "-T-"]
-        {
-            assert_eq!(unix_s(bad), None, "{bad}");
-        }
     }
 }

@@ -79,7 +79,7 @@ impl Wallet for Scripted {
     }
 
     async fn history(&self, _: &Cursor, _: u32) -> Result<Page, Error> {
-        Ok(Page { items: Vec::new(), next: None })
+        Ok(Page { items: Vec::new(), unreadable: Vec::new(), next: None })
     }
 
     fn hints(&self) -> Option<broadcast::Receiver<Hint>> {
@@ -98,7 +98,12 @@ fn settled() -> State {
 /// As fast as a test wants it.
 fn options() -> Options {
     let quick = Schedule::new(Duration::from_millis(10), Duration::from_millis(20));
-    Options { schedule: quick, least_pause: Duration::from_millis(1), ..Options::default() }
+    Options {
+        schedule: quick,
+        least_pause: Duration::from_millis(1),
+        per_minute: 100_000,
+        ..Options::default()
+    }
 }
 
 /// The next change.
@@ -119,11 +124,11 @@ async fn one_that_never_answers_holds_nobody_up_and_only_so_many_are_asked_for_a
     let wallet = Scripted::new(Duration::from_millis(5));
     let (lookups, mut found) =
         start(&wallet, Options { at_once: 4, each: Duration::from_millis(300), ..options() });
-    lookups.follow(hash(0)).unwrap();
+    lookups.follow(hash(0), None).unwrap();
     for n in 1..=12 {
         wallet.set(n, settled());
-        lookups.follow(hash(n)).unwrap();
-        lookups.follow(hash(n)).unwrap();
+        lookups.follow(hash(n), None).unwrap();
+        lookups.follow(hash(n), None).unwrap();
     }
     let mut seen = BTreeSet::new();
     for _ in 0..12 {
@@ -144,9 +149,9 @@ async fn a_wallets_hint_leads_to_a_look_and_proves_nothing() {
     let (lookups, mut found) = start(&wallet, Options { schedule: Schedule::new(hour, hour), ..options() });
     wallet.set(1, State::Pending);
     wallet.set(2, State::Pending);
-    lookups.follow(hash(1)).unwrap();
+    lookups.follow(hash(1), None).unwrap();
     assert_eq!(next(&mut found).await.state, State::Pending);
-    lookups.follow(hash(2)).unwrap();
+    lookups.follow(hash(2), None).unwrap();
     assert_eq!(next(&mut found).await.state, State::Pending);
 
     wallet.hints.send(Hint::Changed(hash(2))).unwrap();
@@ -160,4 +165,30 @@ async fn a_wallets_hint_leads_to_a_look_and_proves_nothing() {
         hash(2),
         "the hint of before was looked into and was nothing"
     );
+}
+
+#[tokio::test]
+async fn an_invoice_that_cannot_be_looked_up_is_told_after_a_few_tries_and_no_longer_once_it_can() {
+    let wallet = Scripted::new(Duration::ZERO);
+    let (lookups, mut found) = start(&wallet, Options { each: Duration::from_millis(5), ..options() });
+    lookups.follow(hash(1), None).unwrap();
+    let told = async |wanted: usize| {
+        let began = Instant::now();
+        while lookups.unanswered().len() != wanted {
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", lookups.unanswered());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lookups.unanswered()
+    };
+    let one = told(1).await.remove(0);
+    assert!(one.failures >= TOLD_AFTER && one.error.contains("did not answer"), "{one:?}");
+    wallet.set(1, State::Pending);
+    assert_eq!(next(&mut found).await.state, State::Pending);
+    told(0).await;
+    for tried in 1..=TOLD_AFTER {
+        lookups.failed(hash(2), &Error::Nonsense("a state of 7".into()));
+        assert_eq!(lookups.unanswered().len(), usize::from(tried == TOLD_AFTER));
+    }
+    lookups.forget(hash(2)).await;
+    assert!(lookups.unanswered().is_empty());
 }

@@ -13,10 +13,11 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::message::{self, Info};
-use super::socket::{Said, Socket};
+use super::said::{self, Said};
 use super::uri::Uri;
 use crate::backoff::random_unit;
 use crate::clock::Clock;
+use crate::wallet::socket::Socket;
 use crate::wallet::{Error, Hint, Limits, Schedule};
 
 /// Requests that wait for an answer at the same time.
@@ -66,10 +67,6 @@ impl Link {
     pub fn start(uri: Uri, limits: Limits, clock: Clock) -> Result<Self, Error> {
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|_| Error::Setup("a wallet over Nostr is opened inside the runtime".into()))?;
-        // Whoever was first stays; the node's relay room installs the same.
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::trace!("a TLS provider was there already");
-        }
         let shared = Arc::new(Shared {
             uri,
             limits,
@@ -239,7 +236,7 @@ impl Shared {
         let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
-                said = socket.next() => match said? {
+                said = socket.next() => match said::read(&said?) {
                     Said::Event(event) => self.take(*event),
                     Said::Ok { event, accepted, .. } if auth.as_ref() == Some(&event) => {
                         auth = None;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::uri::Uri;
-use crate::wallet::{Error, PaymentHash, brief};
+use crate::wallet::{Error, PaymentHash, bolt11, brief, lenient};
 
 /// How contents are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,35 +89,48 @@ pub(super) fn decrypt(uri: &Uri, scheme: Scheme, content: &str) -> Result<String
     }
 }
 
-/// The `result` of an answer to `method`, or the error that it tells.
+/// The `result` of an answer to `method`, or the error that it tells. The answer names our request and is signed by the
+/// wallet, so an error counts whatever else is said, and a result counts unless it says that it is another method's.
 pub(super) fn result(plain: &str, method: &'static str) -> Result<Value, Error> {
     let nonsense = |why: String| Error::Nonsense(why);
     let mut answer: Value = serde_json::from_str(plain)
         .map_err(|error| nonsense(format!("an answer that is no JSON: {error}")))?;
-    let kind = answer.get("result_type").and_then(Value::as_str).unwrap_or_default();
-    if kind != method {
-        return Err(Error::Lie { what: "method", asked: method.into(), got: brief(kind) });
-    }
-    if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
-        let words = |name: &str| brief(error.get(name).and_then(Value::as_str).unwrap_or_default());
-        let (code, message) = (words("code"), words("message"));
+    if let Some(error) = answer.get("error").filter(|error| is_told(error)) {
+        let words = |name: &str| brief(lenient::text(error, name).unwrap_or_default());
+        let (code, message) = match error {
+            Value::String(text) => (String::new(), brief(text)),
+            _ => (words("code").to_ascii_uppercase(), words("message")),
+        };
         return Err(match code.as_str() {
+            "RATE_LIMITED" => Error::Busy { message, retry_after_s: None },
             "UNAUTHORIZED" | "RESTRICTED" => Error::Denied(format!("{code}: {message}")),
             "NOT_IMPLEMENTED" => {
                 Error::Unsupported { wallet: "the wallet".into(), what: method, detail: message }
             }
-            "NOT_FOUND"
-            | "INSUFFICIENT_BALANCE"
-            | "QUOTA_EXCEEDED"
-            | "RATE_LIMITED"
-            | "UNSUPPORTED_ENCRYPTION" => Error::Said { code, message },
+            "NOT_FOUND" | "INSUFFICIENT_BALANCE" | "QUOTA_EXCEEDED" | "UNSUPPORTED_ENCRYPTION" => {
+                Error::Said { code, message }
+            }
             // PAYMENT_FAILED, too: it "may be due to a timeout", and then the payment can still arrive.
             _ => Error::Failed { code, message },
         });
     }
+    if let Some(other) = lenient::text(&answer, "result_type").filter(|told| *told != method) {
+        return Err(Error::Lie { what: "method", asked: method.into(), got: brief(other) });
+    }
     match answer.get_mut("result").map(Value::take) {
         Some(result @ Value::Object(_)) => Ok(result),
         _ => Err(nonsense("an answer without result and error".into())),
+    }
+}
+
+/// Whether an `error` says anything: some wallets send an empty one with a good answer.
+fn is_told(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
     }
 }
 
@@ -126,8 +139,10 @@ pub(super) fn notified(uri: &Uri, event: &Event) -> Result<PaymentHash, Error> {
     let scheme = if event.kind.as_u16() == 23196 { Scheme::Nip04 } else { Scheme::Nip44 };
     let plain = decrypt(uri, scheme, &event.content)?;
     let told: Value = serde_json::from_str(&plain).map_err(|error| Error::Nonsense(error.to_string()))?;
-    let hash = told.pointer("/notification/payment_hash").and_then(Value::as_str);
-    hash.ok_or_else(|| Error::Nonsense("a notification without payment_hash".into()))?.parse()
+    let about = told.get("notification").unwrap_or(&Value::Null);
+    let hash = lenient::text(about, "payment_hash").and_then(|hash| hash.parse().ok());
+    let of_invoice = || bolt11::read(lenient::text(about, "invoice")?).ok().map(|terms| terms.payment_hash);
+    hash.or_else(of_invoice).ok_or_else(|| Error::Nonsense("a notification about no payment".into()))
 }
 
 /// NIP-42: who we are, to a relay that wants to know.
@@ -177,6 +192,21 @@ mod tests {
         let ok = r#"{"result_type":"get_balance","error":null,"result":{"balance":1}}"#;
         assert_eq!(result(ok, "get_balance").unwrap()["balance"], 1);
         assert!(matches!(result(ok, "pay_invoice"), Err(Error::Lie { what: "method", .. })));
+        for kind in [r#""result_type":null,"#, r#""result_type":7,"#, r#""result_type":"","#, ""] {
+            let bare = format!(r#"{{{kind}"error":{{}},"result":{{"balance":1}}}}"#);
+            assert_eq!(result(&bare, "get_balance").unwrap()["balance"], 1, "{bare}");
+            // Said before anything was sent, and never a doubt.
+            for code in ["NOT_FOUND", "not_found", "INSUFFICIENT_BALANCE"] {
+                let no = format!(r#"{{{kind}"error":{{"code":"{code}","message":7}}}}"#);
+                assert!(matches!(result(&no, "pay_invoice"), Err(Error::Said { .. })), "{no}");
+            }
+        }
+        let of_another = r#"{"result_type":"error","error":{"code":"RATE_LIMITED"}}"#;
+        let busy = result(of_another, "pay_invoice").unwrap_err();
+        assert!(matches!(busy, Error::Busy { .. }) && !busy.leaves_doubt(), "{busy:?}");
+        for odd in [r#"{"error":"no"}"#, r#"{"error":1}"#, r#"{"error":["no"],"result":{}}"#] {
+            assert!(matches!(result(odd, "pay_invoice"), Err(Error::Failed { .. })), "{odd}");
+        }
         let error = |code: &str| {
             let text = format!(
                 r#"{{"result_type":"pay_invoice","error":{{"code":"{code}","message":"m"}},"result":null}}"#

@@ -1,7 +1,7 @@
 //! One command of the job's: how it is started and how it ended. What it prints is `streams`'s, whose turn it is
 //! `serve`'s.
 
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,25 @@ use coinop_shim::launch::{Inside, Launch};
 use coinop_shim::wire::Ended;
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use super::streams::{Outbox, Output, Window};
 use super::usage::Counts;
 
 /// How long output may still come from a command that has ended, when a process it left behind holds the pipe.
 const AFTERMATH: Duration = Duration::from_millis(50);
+
+/// A pipe that belongs to the job, which can then open its own streams by path, as in `tee /dev/stderr`.
+fn jobs_pipe(user: Option<(u32, u32)>) -> io::Result<(PipeReader, PipeWriter)> {
+    let Some((uid, gid)) = user else { return io::pipe() };
+    // Neither call fails aloud. A pipe that is still ours serves as well, but by its descriptor only.
+    setfsgid(Gid::from_raw(gid));
+    setfsuid(Uid::from_raw(uid));
+    let made = io::pipe();
+    setfsuid(Uid::from_raw(0));
+    setfsgid(Gid::from_raw(0));
+    made
+}
 
 /// A command that was started, until its end is told.
 pub struct Running {
@@ -44,12 +57,12 @@ impl Running {
     ) -> Result<Running, Errno> {
         let errno = |why: io::Error| Errno::from_raw(why.raw_os_error().unwrap_or(libc::EIO));
         counts.settle();
-        let (out, out_theirs) = io::pipe().map_err(errno)?;
-        let (err, err_theirs) = io::pipe().map_err(errno)?;
+        let (out, out_theirs) = jobs_pipe(inside.user).map_err(errno)?;
+        let (err, err_theirs) = jobs_pipe(inside.user).map_err(errno)?;
         let mut stdio: Vec<OwnedFd> = vec![out_theirs.into(), err_theirs.into()];
         let mut input = None;
         if stdin {
-            let (theirs, ours) = io::pipe().map_err(errno)?;
+            let (theirs, ours) = jobs_pipe(inside.user).map_err(errno)?;
             stdio.push(theirs.into());
             input = Some(Outbox::new(ours.into()).map_err(errno)?);
         }

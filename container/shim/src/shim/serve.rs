@@ -31,6 +31,11 @@ use super::worker::Worker;
 /// Of the signals that an engine sends to process 1, those passed on to the job.
 const FORWARDED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// The most pseudo-terminals of a container, how often they are counted while a command runs, and where: an engine gives
+/// a container as many as the kernel has, and no cgroup counts what they hold.
+const PTYS: usize = 64;
+const COUNT_PTYS: Duration = Duration::from_millis(100);
+const TERMINALS: &str = "/dev/pts";
 /// How soon a kill is tried again on those that it did not find, or that were not the job's yet.
 const AGAIN: Duration = Duration::from_millis(5);
 
@@ -53,7 +58,7 @@ pub fn serve() -> io::Result<()> {
     hello.mounts.iter().try_for_each(places::make)?;
     sys::keep_setuid_and_setgid()?;
     let places = places::open_all(&hello)?;
-    let rooms = places::measure_all()?;
+    let rooms = places::measure_all(&hello)?;
     // It keeps the right to write where the job may not, so it leaves before the walls are closed.
     let worker = Worker::start(hello.uid, hello.gid)?;
     let workspace =
@@ -76,6 +81,7 @@ pub fn serve() -> io::Result<()> {
         running,
         pace,
         began,
+        terminals_counted: began,
         stopping: false,
         killing,
     };
@@ -131,6 +137,8 @@ struct Shim {
     /// How fast what they print is taken, and since when its times count.
     pace: Pace,
     began: Instant,
+    /// When terminals were last counted.
+    terminals_counted: Instant,
     /// The engine stops the container: no command's end is its own from now on.
     stopping: bool,
     /// The questions whose answer is that nothing of the job runs.
@@ -170,6 +178,7 @@ impl Shim {
                     Turn::Stderr(n) => self.output(n, |run| &mut run.stderr, FromShim::Stderr)?,
                 }
             }
+            self.count_terminals()?;
             self.kill_again()?;
             self.finish()?;
         }
@@ -185,7 +194,9 @@ impl Shim {
         asked.extend(self.worker.wants().map(|pipe| (pipe, PollFlags::POLLOUT, Turn::ToWorker)));
         let again = (!self.killing.is_empty() || self.running.values().any(Running::lives_on))
             .then(|| Instant::now() + AGAIN);
-        let mut until = self.running.values().filter_map(Running::patience).chain(again).min();
+        let counting = (!self.running.is_empty()).then_some(self.terminals_counted + COUNT_PTYS);
+        let mut until =
+            self.running.values().filter_map(Running::patience).chain(again).chain(counting).min();
         let now = self.began.elapsed();
         for (n, run) in &self.running {
             let stdin = run.stdin.as_ref().and_then(Outbox::wants);
@@ -330,6 +341,17 @@ impl Shim {
             run.end(reaped.status, &self.counts)?;
         }
         Ok(())
+    }
+
+    /// Ends what runs when it has more terminals than a container may.
+    fn count_terminals(&mut self) -> io::Result<()> {
+        if self.running.is_empty() || self.terminals_counted.elapsed() < COUNT_PTYS {
+            return Ok(());
+        }
+        self.terminals_counted = Instant::now();
+        // All of them, and `ptmx`. Where there are none, none can be made.
+        let open = std::fs::read_dir(TERMINALS).map_or(0, |listed| listed.take(PTYS + 2).count());
+        if open > PTYS + 1 { self.as_job(processes::kill_all) } else { Ok(()) }
     }
 
     /// Tells of commands that have ended and have no more to say.

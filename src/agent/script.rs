@@ -22,7 +22,8 @@ pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>) -> Result<Work, Error> {
     let mut work = Work::default();
     for command in commands {
         let started = Instant::now();
-        let (exit, mut output) = run_one(sandbox, command, &cwd, &env, task.feed).await?;
+        task.feed.push(format!("$ {command}\n").as_bytes());
+        let (exit, mut output) = run_one(sandbox, command, &cwd, &env, Some(task.feed)).await?;
         if let Exit::NotStarted { errno } = exit {
             output.push(Stream::Stderr, what_is_missing(sandbox, &cwd, &env, errno).await?.as_bytes());
         }
@@ -44,9 +45,8 @@ async fn run_one(
     command: &str,
     cwd: &Path,
     env: &BTreeMap<String, String>,
-    feed: &Feed<'_>,
+    feed: Option<&Feed<'_>>,
 ) -> Result<(Exit, Output), Error> {
-    feed.push(format!("$ {command}\n").as_bytes());
     let command = Command {
         argv: vec!["sh".into(), "-c".into(), command.into()],
         cwd: cwd.to_path_buf(),
@@ -57,7 +57,7 @@ async fn run_one(
     let mut process = sandbox.exec(command).await?;
     let mut output = Output::default();
     while let Some(event) = process.events.recv().await {
-        if let Event::Stdout(bytes) | Event::Stderr(bytes) = &event {
+        if let (Event::Stdout(bytes) | Event::Stderr(bytes), Some(feed)) = (&event, feed) {
             feed.push(bytes);
         }
         match event {
@@ -79,7 +79,7 @@ async fn what_is_missing(
 ) -> Result<String, Error> {
     let reason = nix::errno::Errno::from_raw(errno).desc();
     let top = Path::new(".");
-    if cwd != top && run_one(sandbox, ":", top, env).await?.0 == (Exit::Code { code: 0 }) {
+    if cwd != top && run_one(sandbox, ":", top, env, None).await?.0 == (Exit::Code { code: 0 }) {
         return Ok(format!("coinop: workdir {:?} cannot be entered: {reason}\n", cwd.display().to_string()));
     }
     let path = match env.get("PATH") {

@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(75);
 pub enum Ask {
     /// Stop this job; the id of its request in full.
     Cancel(String),
+    /// What this running job has printed so far; the id of its request in full.
+    Logs(String),
     Status,
     /// An order about money, as `desk` spells it.
     Desk(serde_json::Value),
@@ -46,6 +48,8 @@ pub enum Ask {
 pub trait Handler: Send + Sync {
     /// Stops an open job in the owner's name. `Err` says why not, in a sentence.
     async fn cancel(&self, job: &str) -> Result<(), String>;
+    /// What a running job has printed, or the end of it. `Err` says why not, in a sentence.
+    async fn logs(&self, job: &str) -> Result<String, String>;
     /// Carries out an order about money. `Err` says why not, in a sentence.
     async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String>;
     /// What the node is doing, as an object.
@@ -147,6 +151,10 @@ async fn answer(stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()
                 Ok(()) => Answer::Ok(serde_json::Value::Null),
                 Err(why) => Answer::Error(why),
             },
+            Ok(Ask::Logs(job)) => match handler.logs(&job).await {
+                Ok(log) => Answer::Ok(log.into()),
+                Err(why) => Answer::Error(why),
+            },
             Ok(Ask::Status) => Answer::Ok(handler.status().await),
             Ok(Ask::Desk(order)) => match handler.desk(order).await {
                 Ok(answer) => Answer::Ok(answer),
@@ -207,6 +215,9 @@ mod tests {
     impl Handler for Node {
         async fn cancel(&self, job: &str) -> Result<(), String> {
             if job == "known" { Ok(()) } else { Err(format!("there is no open job {job}")) }
+        }
+        async fn logs(&self, job: &str) -> Result<String, String> {
+            Ok(format!("log of {job}"))
         }
         async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String> {
             Ok(if order == "much" { "x".repeat(5 << 20).into() } else { order })

@@ -1,6 +1,7 @@
 //! The customer's ear: what an event means for one request of ours. Pure; sending, waiting and printing
 //! are left to the caller.
 
+pub mod check;
 pub mod pay;
 
 use nostr_sdk::prelude::{Event, Filter, Keys, Kind, PublicKey};

@@ -29,4 +29,5 @@ pub mod relay;
 pub mod repo;
 pub mod sandbox;
 pub mod store;
+pub mod units;
 pub mod wallet;

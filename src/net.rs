@@ -10,6 +10,10 @@ pub fn without_user(text: &str) -> String {
             let (head, tail) = (text.get(..scheme + 3), text.get(at..));
             format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
         }
+        // `user:password@host:path`, as ssh writes it.
+        (None, Some(at)) if text.get(..at).is_some_and(|user| user.contains(':')) => {
+            format!("…{}", text.get(at..).unwrap_or_default())
+        }
         _ => text.to_owned(),
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Live;
 use crate::announcer::{self, Announcer};
 use crate::clock;
 use crate::config::Config;
@@ -70,6 +71,7 @@ pub enum Error {
 /// A node that is running.
 pub struct Node {
     engine: Engine,
+    live: Arc<Live>,
     relays: relay::Handle,
     store: Store,
     ledger: Ledger,
@@ -224,12 +226,14 @@ impl Node {
         );
         let (outbox, inbox) = (relays.clone(), relays.clone());
         let identity = backend.identity();
+        let live = Arc::new(Live::default());
         let engine = Engine::start(Rooms {
             store: store.clone(),
             ledger: ledger.clone(),
             till: desk.till.clone(),
             repos: Arc::clone(&repos),
             backend,
+            live: Arc::clone(&live),
             keys: keys.clone(),
             rules,
             options: Arc::new(engine_options(&config)),
@@ -241,7 +245,7 @@ impl Node {
         desk.attach(engine.clone());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(hand_over(events, engine.clone()));
+        tasks.spawn(hand_over(events, engine.clone(), relays.clone()));
         tasks.spawn(tell_relays(engine.clone(), relays.clone()));
         if let Some((till, found)) = till {
             tasks.spawn(receipts::watch(told, Arc::clone(&till), store.clone()));
@@ -268,6 +272,7 @@ impl Node {
         });
         let mut node = Node {
             engine,
+            live,
             relays,
             store,
             ledger,
@@ -358,6 +363,7 @@ impl Node {
     fn owner_side(&self) -> OwnerSide {
         OwnerSide {
             engine: self.engine.clone(),
+            live: Arc::clone(&self.live),
             relays: self.relays.clone(),
             provider: self.provider.clone(),
             skills: self.skills.clone(),
@@ -369,8 +375,13 @@ impl Node {
 }
 
 /// Verified events go to the dispatcher; `done` moves the relay's cursor once the event is dealt with.
-async fn hand_over(mut events: mpsc::Receiver<Inbound>, engine: Engine) {
+async fn hand_over(mut events: mpsc::Receiver<Inbound>, engine: Engine, relays: relay::Handle) {
     while let Some(inbound) = events.recv().await {
+        if relays.has_result(&inbound.event) {
+            tracing::debug!(request = %inbound.event.id, "passed over: it has a result already");
+            inbound.done();
+            continue;
+        }
         let (event, relay) = (inbound.event.clone(), inbound.relay.clone());
         engine.offer(Offer { event, relay, done: Box::new(move || inbound.done()) }).await;
     }
@@ -408,6 +419,7 @@ async fn keep_books(desk: Desk) {
 /// What the owner may ask and order over the control socket.
 struct OwnerSide {
     engine: Engine,
+    live: Arc<Live>,
     relays: relay::Handle,
     provider: String,
     skills: Vec<String>,
@@ -420,6 +432,11 @@ struct OwnerSide {
 impl control::Handler for OwnerSide {
     async fn cancel(&self, job: &str) -> Result<(), String> {
         self.engine.cancel(job).await.map_err(|failure| failure.reason)
+    }
+
+    async fn logs(&self, job: &str) -> Result<String, String> {
+        let printed = self.live.read(job).ok_or("the job is not running")?;
+        Ok(String::from_utf8_lossy(&printed).into_owned())
     }
 
     async fn desk(&self, order: serde_json::Value) -> Result<serde_json::Value, String> {

@@ -1,6 +1,7 @@
 //! What runs in a sandbox for a job type. Today the script agent; it sees a sandbox and an order, never
 //! the network, the store or the wire.
 
+mod live;
 mod output;
 pub mod script;
 
@@ -10,6 +11,7 @@ use crate::market::JobType;
 use crate::protocol::Order;
 use crate::sandbox::{self, Exit, Limit};
 
+pub use live::{Feed, Live};
 pub use output::Output;
 
 /// What an agent is told to do.
@@ -17,6 +19,8 @@ pub use output::Output;
 pub struct Task<'a> {
     pub job_type: &'a JobType,
     pub order: &'a Order,
+    /// Hears what the commands print, as it comes.
+    pub feed: &'a Feed<'a>,
 }
 
 /// What came of it, in the order of events.

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{CommandRun, Error, Output, Stream, Task, Work};
+use super::{CommandRun, Error, Feed, Output, Stream, Task, Work};
 use crate::sandbox::{self, Command, Event, Exit, Sandbox};
 
 /// Puts the inputs under `/job` and runs the commands. `work` tells what came of them, also of those before an error.
@@ -29,8 +29,9 @@ pub async fn run(sandbox: &dyn Sandbox, task: Task<'_>, work: &mut Work) -> Resu
             ..Command::default()
         };
         let started = Instant::now();
+        task.feed.push(format!("$ {command}\n").as_bytes());
         let (mut output, mut heard) = (Output::default(), started);
-        let exit = match run_one(sandbox, run, &mut output, &mut heard).await {
+        let exit = match run_one(sandbox, run, &mut output, &mut heard, Some(task.feed)).await {
             Ok(exit) => exit,
             // A limit of the whole sandbox may end it before a command has started, or between its end and its exit.
             Err(error) => Exit::Limit { limit: sandbox.limit().ok_or(error)? },
@@ -58,9 +59,13 @@ async fn run_one(
     command: Command,
     output: &mut Output,
     heard: &mut Instant,
+    feed: Option<&Feed<'_>>,
 ) -> Result<Exit, Error> {
     let mut process = sandbox.exec(command).await?;
     while let Some(event) = process.events.recv().await {
+        if let (Event::Stdout(bytes) | Event::Stderr(bytes), Some(feed)) = (&event, feed) {
+            feed.push(bytes);
+        }
         match event {
             Event::Stdout(bytes) => output.push(Stream::Stdout, &bytes),
             Event::Stderr(bytes) => output.push(Stream::Stderr, &bytes),
@@ -87,7 +92,7 @@ async fn what_is_missing(
         env: env.clone(),
         ..Command::default()
     };
-    let starts = run_one(sandbox, shell, &mut Output::default(), &mut Instant::now()).await?;
+    let starts = run_one(sandbox, shell, &mut Output::default(), &mut Instant::now(), None).await?;
     if cwd != top && starts == (Exit::Code { code: 0 }) {
         return Ok(format!("coinop: workdir {:?} cannot be entered: {reason}\n", cwd.display().to_string()));
     }

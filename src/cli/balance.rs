@@ -2,6 +2,7 @@
 //! can read.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use nostr_sdk::prelude::{Keys, PublicKey};
@@ -16,7 +17,7 @@ use crate::customer::{Customer, Heard};
 use crate::keys;
 use crate::protocol::draft::Draft;
 use crate::protocol::{ACCOUNT_KIND, Feedback, Scheme, Status};
-use crate::relay::{Client, Wire};
+use crate::relay::{Client, Published, Subscription};
 use crate::store::record::Answer;
 
 /// How long to wait for the first relay, and for relays to take the question.
@@ -39,8 +40,8 @@ pub struct Args {
     /// Relay to publish to and read from; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
-    /// Give up after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    /// Give up after this long: 90s, 2m, or a number of seconds
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = |text: &str| super::request::within(text, 600))]
     pub timeout: u64,
     /// Print JSON
     #[arg(long)]
@@ -70,18 +71,39 @@ async fn ask(args: &Args, relays: Vec<String>, keys: Keys) -> Outcome {
     };
     let request = draft.unsigned(&keys, clock::now_s()).or_exit(Exit::Usage)?;
     let request = request.sign_with_keys(&keys).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let client = Client::connect(&relays, Some(keys.clone()), true, Wire::default(), RELAY_PATIENCE)
+    let client = Client::connect(&relays, Some(keys.clone()), true, super::request::wire(), RELAY_PATIENCE)
         .await
         .or_exit(Exit::Unreachable)?;
     let customer = Customer::new(request.clone(), keys, Some(args.provider));
     let mut answers = client.subscribe(vec![customer.filter()]);
-    let published = client.publish(&request, RELAY_PATIENCE).await;
-    if !published.iter().any(|p| p.answer == Answer::Stored) {
-        return Err(Failure::say(Exit::Unreachable, "no relay accepted the question"));
-    }
+    let asking = client.publish(&request, RELAY_PATIENCE);
+    let said = answer(args, &customer, &mut answers, asking).await;
+    client.close().await;
+    show(args, &said?)
+}
+
+/// The provider's last word. It proves that the question was delivered, whatever its relays say.
+async fn answer(
+    args: &Args,
+    customer: &Customer,
+    answers: &mut Subscription,
+    asking: impl Future<Output = Vec<Published>>,
+) -> Result<Feedback, Failure> {
+    let mut asking = pin!(asking);
+    let mut asked = false;
     let until = Instant::now() + Duration::from_secs(args.timeout);
-    let said = loop {
-        let received = tokio::time::timeout_at(until, answers.next()).await;
+    loop {
+        let received = tokio::select! {
+            received = tokio::time::timeout_at(until, answers.next()) => received,
+            relays = &mut asking, if !asked => {
+                asked = true;
+                if relays.iter().any(|p| p.answer == Answer::Stored) {
+                    continue;
+                }
+                let words = "no relay took the question, and nobody answered it";
+                return Err(Failure::say(Exit::Unreachable, words));
+            }
+        };
         let Ok(Some(received)) = received else {
             let words =
                 format!("Timed out after {} s without an answer; is the provider running?", args.timeout);
@@ -90,11 +112,9 @@ async fn ask(args: &Args, relays: Vec<String>, keys: Keys) -> Outcome {
         if let Heard::Feedback { feedback, .. } = customer.hear(&received.event)
             && feedback.status.is_terminal()
         {
-            break feedback;
+            return Ok(feedback);
         }
-    };
-    client.close().await;
-    show(args, &said)
+    }
 }
 
 fn show(args: &Args, said: &Feedback) -> Outcome {

@@ -1,6 +1,7 @@
 //! What every command shares: the flags of configuration, the start of logging, the runtime, the key.
 
 use std::future::Future;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -173,7 +174,7 @@ pub fn log_at(level: &str) {
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(format::debug_fn(field).delimited(" "))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
         .with_ansi(output::Paint::stderr().is_on())
         .with_target(!plain)
         .try_init();
@@ -209,6 +210,20 @@ pub fn free_space(dir: &Path) -> Option<u64> {
 /// What is free, where that is little.
 pub fn low_space(dir: &Path) -> Option<u64> {
     free_space(dir).filter(|free| *free < LOW_SPACE_BYTES)
+}
+
+/// Stderr for the log. Whoever read it may be gone (`connect 2>&1 | tee`, ended by Ctrl-C): that is no reason to end
+/// otherwise than in order, so what cannot be written is dropped.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(std::io::stderr().write(bytes).unwrap_or(bytes.len()))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs a command that waits. Only such commands pay for a runtime.

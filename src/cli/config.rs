@@ -10,7 +10,8 @@ use serde_json::json;
 use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
-use crate::config::{Config, DEFAULT_TOML, Origin, env_name};
+use crate::config::{Config, DEFAULT_TOML, Origin, Value, env_name};
+use crate::units::Unit;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -119,7 +120,7 @@ fn show(common: &Common, as_json: bool) -> Outcome {
         let tone = if row.origin == Origin::Default { Tone::Faint } else { Tone::Plain };
         table.row(vec![
             row.key.into(),
-            row.value.to_string().into(),
+            shown(row.key, &row.value).into(),
             Cell::toned(row.origin.to_string(), tone),
         ]);
     }
@@ -133,6 +134,14 @@ fn show(common: &Common, as_json: bool) -> Outcome {
         env_name("limits.wall_ms")
     ));
     Ok(Exit::Ok)
+}
+
+/// A figure with its unit, as the configuration reads it back.
+fn shown(key: &str, value: &Value) -> String {
+    match (Unit::of_key(key), value) {
+        (Some(unit), Value::Number(figure)) => unit.write(*figure),
+        _ => value.to_string(),
+    }
 }
 
 fn check(common: &Common, file: &std::path::Path, as_json: bool) -> Outcome {

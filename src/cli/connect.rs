@@ -1,20 +1,24 @@
 //! `coinop connect`: flags into configuration, then the node. The node itself is `node`'s business.
 
 use std::path::PathBuf;
-
-use tokio::signal::unix::{SignalKind, signal};
+use std::time::Duration;
 
 use super::common::{Common, Overrides, block_on, low_space, node_key};
 use super::exit::{Exit, Failure, Outcome};
 use super::output;
+use super::signals::Signals;
 use crate::config::Config;
 use crate::keys::NodeKey;
 use crate::node::{self, Node};
 
+/// How long the banner waits for relays that have neither connected nor failed.
+const RELAY_PATIENCE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Use NIP-90 (default, the only protocol)
-    #[arg(long, required = true)]
+    #[arg(long)]
     pub nip90: bool,
     /// Job types to serve: code,analysis,…
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -77,22 +81,18 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 }
 
 async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
-    let relays = config.relays.join(", ");
     // From here on a signal means an orderly end, also one that comes while the node starts.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let node = Node::start(config, key.keys().clone(), None).await?;
     output::talk(&format!("provider  {}", key.npub()));
-    output::talk(&format!("relays    {relays}"));
     output::talk(&format!("skills    {}", node.skills().join(", ")));
     output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
-    output::talk("Serving. Press Ctrl-C to finish running jobs and stop, twice to stop now");
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
         () = first_answer(&node), if once => {}
         // A node that takes nothing any more must not look alive.
         () = node.engine().gone() => {}
+        () = tell_relays(&node) => {}
     }
     let open = node.engine().progress().borrow().open.len();
     let jobs = match open {
@@ -112,8 +112,7 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
             }
             Ok(Exit::Ok)
         }
-        _ = terminate.recv() => Err(ended_at_once()),
-        _ = interrupt.recv() => Err(ended_at_once()),
+        () = signals.next() => Err(ended_at_once()),
     }
 }
 
@@ -130,6 +129,40 @@ fn warnings(config: &Config) -> Result<Vec<String>, Failure> {
         all.push(format!("only {free} free in {dir}; a full disk stops the node from taking jobs"));
     }
     Ok(all)
+}
+
+/// Says how many relays there are once each has connected or failed, and that the node serves once one is there.
+/// Never ends: what comes after is in the log.
+async fn tell_relays(node: &Node) {
+    let relays = node.relays();
+    let ours = || relays.status().into_iter().filter(|relay| relay.ours).collect::<Vec<_>>();
+    let tried = async {
+        while !ours().iter().all(|relay| relay.link.connected || relay.link.trouble.is_some()) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    if tokio::time::timeout(RELAY_PATIENCE, tried).await.is_err() {
+        tracing::debug!("not every relay was reached or failed yet");
+    }
+    let all = ours();
+    let connected = all.iter().filter(|relay| relay.link.connected).count();
+    output::talk(&format!("relays    {connected} of {} relays connected", all.len()));
+    for relay in &all {
+        let state = match (relay.link.connected, &relay.link.trouble) {
+            (true, _) => "connected".to_owned(),
+            (false, Some(trouble)) => format!("not reached: {}", output::tame(trouble, 200)),
+            (false, None) => "not reached yet".to_owned(),
+        };
+        output::talk(&format!("          {}: {state}", relay.relay));
+    }
+    if connected == 0 {
+        output::talk("no relay is connected, so no job can arrive; trying again until one is");
+        while !ours().iter().any(|relay| relay.link.connected) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    output::talk("Serving. Press Ctrl-C to finish running jobs and stop, twice to stop now");
+    std::future::pending().await
 }
 
 fn ended_at_once() -> Failure {

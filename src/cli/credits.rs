@@ -17,6 +17,7 @@ use crate::job::Till;
 use crate::ledger::Ledger;
 use crate::node;
 use crate::store::{Holder, Store};
+use crate::units;
 
 /// How long `topup --wait` looks for the payment.
 const LOOK: Duration = Duration::from_millis(500);
@@ -58,10 +59,11 @@ pub enum Command {
     Topup {
         /// npub or hex
         customer: String,
-        /// Millisatoshi; rounded up to a whole sat
+        /// How much: 5sat, or a number of millisatoshi; rounded up to a whole sat
+        #[arg(value_name = "AMOUNT", value_parser = units::msat)]
         msat: u64,
-        /// Wait until it is paid, at most so many seconds
-        #[arg(long, value_name = "SECONDS")]
+        /// Wait until it is paid, at most this long: 90s, 15m, or a number of seconds
+        #[arg(long, value_name = "TIME", value_parser = units::seconds)]
         wait: Option<u64>,
         /// Print JSON
         #[arg(long)]
@@ -71,7 +73,8 @@ pub enum Command {
     Grant {
         /// npub or hex
         customer: String,
-        /// Millisatoshi
+        /// How much: 5sat, or a number of millisatoshi
+        #[arg(value_name = "AMOUNT", value_parser = units::msat)]
         msat: u64,
         /// Why, for the books
         #[arg(long, default_value = "")]
@@ -90,7 +93,7 @@ pub enum Command {
         /// The customer's bolt11 invoice, with an amount
         bolt11: String,
         /// The most that the wallet may pay in fees; they are the node's
-        #[arg(long, value_name = "MSAT", default_value_t = 10_000)]
+        #[arg(long, value_name = "AMOUNT", default_value = "10sat", value_parser = units::msat)]
         max_fee: u64,
         /// Print JSON
         #[arg(long)]
@@ -100,7 +103,8 @@ pub enum Command {
     WriteOff {
         /// npub or hex
         customer: String,
-        /// Millisatoshi
+        /// How much: 5sat, or a number of millisatoshi
+        #[arg(value_name = "AMOUNT", value_parser = units::msat)]
         msat: u64,
         /// Why, for the books
         #[arg(long, default_value = "")]

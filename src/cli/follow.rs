@@ -2,6 +2,7 @@
 
 mod paying;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,15 @@ use serde_json::json;
 use self::paying::{Paying, end_of};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Paint};
+use super::signals::Signals;
 use crate::customer::pay::{Payable, Purse};
 use crate::customer::{Answer, Customer, Heard};
 use crate::keys::npub;
 use crate::protocol::cancel::cancel;
 use crate::protocol::proof::Verdict;
 use crate::protocol::{Feedback, Status};
-use crate::relay::{Client, Subscription};
+use crate::relay::{Client, Published, Subscription};
+use crate::store::record;
 use crate::wallet::Wallet;
 
 /// When a provider says no and nobody was asked by name: how long others have to say yes.
@@ -75,21 +78,31 @@ pub enum Why {
     /// Time was up while a provider waited for money.
     Unpaid,
     Timeout,
-    /// Ctrl-C.
+    /// Ctrl-C, SIGTERM or SIGHUP.
     Interrupted,
+    /// No relay said OK, and nobody answered.
+    Untaken,
     /// The relays are gone.
     Lost,
 }
 
 impl Follow<'_> {
-    /// Waits for a result that holds, the last no, the deadline or Ctrl-C.
-    pub async fn run(&self, mut answers: Subscription) -> End {
+    /// Waits for a result that holds, the last no, the deadline or a signal. `publishing` sends the request beside it:
+    /// an answer that names the request proves that it was delivered, whatever its relays say.
+    pub async fn run(
+        &self,
+        mut answers: Subscription,
+        publishing: impl Future<Output = Vec<Published>>,
+        mut signals: Signals,
+    ) -> End {
         let mut feedback: Vec<(PublicKey, Feedback)> = Vec::new();
         let mut bad: Option<Answer> = None;
         let mut paid: Option<Paid> = None;
         let mut paying: Option<Paying> = None;
         let mut ignored = 0;
         let mut until = self.deadline;
+        let mut publishing = pin!(publishing);
+        let mut published = false;
         let why = loop {
             let received = tokio::select! {
                 received = answers.next() => received,
@@ -97,13 +110,16 @@ impl Follow<'_> {
                     self.payment_ended(ended, &mut paying, &mut paid);
                     continue;
                 }
-                () = tokio::time::sleep_until(until.into()) => break self.out_of_time(&feedback),
-                interrupt = tokio::signal::ctrl_c() => {
-                    if let Err(error) = interrupt {
-                        tracing::debug!("Ctrl-C cannot be heard: {error}");
+                relays = &mut publishing, if !published => {
+                    published = true;
+                    let taken = relays.iter().any(|relay| relay.answer == record::Answer::Stored);
+                    if !taken && feedback.is_empty() && bad.is_none() {
+                        break Why::Untaken;
                     }
-                    break Why::Interrupted;
+                    continue;
                 }
+                () = tokio::time::sleep_until(until.into()) => break self.out_of_time(&feedback),
+                () = signals.next() => break Why::Interrupted,
             };
             let Some(received) = received else { break Why::Lost };
             match self.customer.hear(&received.event) {
@@ -153,7 +169,7 @@ impl Follow<'_> {
             }
         };
         let gave_up = match why {
-            Why::Timeout | Why::Interrupted | Why::Unpaid => true,
+            Why::Timeout | Why::Interrupted | Why::Unpaid | Why::Untaken => true,
             // Somebody slower may still be at work on a request that anybody could take.
             Why::Refused | Why::Failed => self.customer.provider().is_none(),
             Why::Result | Why::Lost => false,
@@ -177,7 +193,7 @@ impl Follow<'_> {
         End { why, answer, feedback, paid, elapsed_ms }
     }
 
-    fn say(&self, words: &str) {
+    pub(super) fn say(&self, words: &str) {
         output::talk(&format!("{}  {words}", stamp(self.started)));
     }
 
@@ -201,7 +217,7 @@ impl Follow<'_> {
         match event.sign_with_keys(keys) {
             Ok(event) => {
                 let told = self.client.publish(&event, CANCEL_PATIENCE).await;
-                let stored = told.iter().filter(|p| p.answer == crate::store::record::Answer::Stored).count();
+                let stored = told.iter().filter(|p| p.answer == record::Answer::Stored).count();
                 self.say(&format!(
                     "Cancelled the request (deletion sent to {stored} of {} relays)",
                     told.len()
@@ -304,6 +320,7 @@ pub fn report(customer: &Customer, end: &End, as_json: bool) -> Outcome {
             format!("Timed out after {} without a result", output::span(end.elapsed_ms)),
         )),
         Why::Interrupted => Err(Failure::say(exit, "interrupted")),
+        Why::Untaken => Err(Failure::say(exit, "no relay took the request, and nobody answered it")),
         Why::Lost => Err(Failure::say(exit, "all relays are gone")),
     }
 }
@@ -324,7 +341,7 @@ fn exit_of(end: &End) -> Exit {
         (Why::Refused | Why::Failed | Why::Unpaid, _) => Exit::Refused,
         (Why::Timeout, _) => Exit::Timeout,
         (Why::Interrupted, _) => Exit::Failure,
-        (Why::Lost, _) => Exit::Unreachable,
+        (Why::Lost | Why::Untaken, _) => Exit::Unreachable,
     }
 }
 
@@ -372,7 +389,8 @@ fn print(answer: &Answer) -> Result<(), Failure> {
 fn print_content(content: &str) -> Result<(), Failure> {
     use std::io::IsTerminal;
     if std::io::stdout().is_terminal() {
-        output::data(output::tame_lines(content).trim_end_matches('\n'))?;
+        let shown = readable(content).unwrap_or_else(|| content.to_owned());
+        output::data(output::tame_lines(&shown).trim_end_matches('\n'))?;
     } else {
         output::raw(content.as_bytes())?;
         if !content.ends_with('\n') {
@@ -380,6 +398,42 @@ fn print_content(content: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A report of commands as a person reads it: each command, what it printed, how it ended. `None`: it is none.
+fn readable(content: &str) -> Option<String> {
+    let report: serde_json::Value = serde_json::from_str(content).ok()?;
+    let runs = report.get("command_results")?.as_array()?;
+    let mut text = String::new();
+    let mut add = |part: &str| {
+        text.push_str(part);
+        if !part.is_empty() && !part.ends_with('\n') {
+            text.push('\n');
+        }
+    };
+    let is_one = runs.len() == 1;
+    for run in runs {
+        add(&format!("$ {}", run.get("command")?.as_str()?));
+        for stream in ["stdout", "stderr"] {
+            let printed = run.get(stream).and_then(serde_json::Value::as_str);
+            // A report may bring what the only command printed once, for all commands.
+            let whole = report.get(stream).and_then(serde_json::Value::as_str).filter(|_| is_one);
+            add(printed.or(whole).unwrap_or_default());
+        }
+        let code = run.get("exit_code").and_then(serde_json::Value::as_i64);
+        add(&code.map_or("[no exit code]".to_owned(), |code| format!("[exit {code}]")));
+    }
+    for artifact in report.get("artifacts").and_then(serde_json::Value::as_array).into_iter().flatten() {
+        let of = |key: &str| artifact.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+        let size = artifact.get("size").and_then(serde_json::Value::as_u64).map(output::bytes);
+        let what =
+            size.map_or_else(|| of("error").to_owned(), |size| format!("{size}, sha256 {}", of("sha256")));
+        add(&format!("artifact {}: {what}", of("path")));
+    }
+    for warning in report.get("warnings").and_then(serde_json::Value::as_array).into_iter().flatten() {
+        add(&format!("warning: {}", warning.as_str().unwrap_or_default()));
+    }
+    Some(text)
 }
 
 fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
@@ -402,6 +456,7 @@ fn to_json(customer: &Customer, end: &End) -> serde_json::Value {
         Why::Timeout => "timeout",
         Why::Interrupted => "interrupted",
         Why::Lost => "relays-gone",
+        Why::Untaken => "not-taken",
     };
     let mut object = json!({
         "request_id": customer.request().id.to_hex(),
@@ -464,4 +519,24 @@ pub fn finding(finding: &crate::protocol::proof::Finding) -> serde_json::Value {
         Verdict::Unchecked(why) => ("unchecked", Some(why)),
     };
     json!({ "what": finding.what, "verdict": verdict, "why": why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_commands_with_their_output_and_end() {
+        let report = r#"{"exit_code":3,"stdout":"hi\nno\n","stderr":"","command_results":[
+            {"command":"echo hi","exit_code":0,"stdout":"hi\n","stderr":""},
+            {"command":"false","exit_code":3,"stdout":"no","stderr":"oops"}],
+            "artifacts":[{"path":"a.txt","sha256":"ab","size":2048},{"path":"b","error":"not there"}],
+            "warnings":["a link leads out"]}"#;
+        let wanted = "$ echo hi\nhi\n[exit 0]\n$ false\nno\noops\n[exit 3]\n\
+            artifact a.txt: 2.0 KiB, sha256 ab\nartifact b: not there\nwarning: a link leads out\n";
+        assert_eq!(readable(report).as_deref(), Some(wanted));
+        for other in ["a patch", "{}", r#"{"command_results":7}"#, r#"{"command_results":[{}]}"#] {
+            assert_eq!(readable(other), None, "{other}");
+        }
+    }
 }

@@ -48,7 +48,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// What the job's commands printed
+    /// What the job's commands printed; of a running job, so far
     Logs(Logs),
     /// Stop a job of the running node; its customer gets an error that says so
     Cancel {
@@ -248,6 +248,9 @@ fn show(config: &Config, id: &str, as_json: bool) -> Outcome {
 
 fn logs(config: &Config, args: &Logs) -> Outcome {
     let (store, row) = find(config, &args.job)?;
+    if row.state.is_open() {
+        return live_log(config, &row, args);
+    }
     let blob = row.summary.as_ref().and_then(|summary| summary.log_blob.as_deref());
     let log = match blob {
         Some(sha) => store.blob(sha, LOG_CAP_BYTES)?,
@@ -259,18 +262,38 @@ fn logs(config: &Config, args: &Logs) -> Outcome {
         return Ok(Exit::Ok);
     }
     let Some(log) = log else {
-        let why = match (row.state.is_open(), blob) {
-            (true, _) => "the job has not ended; its log is kept when it has",
-            (false, None) => "no log was kept",
-            (false, Some(_)) => "the log is no longer here",
-        };
+        let why = if blob.is_none() { "no log was kept" } else { "the log is no longer here" };
         return Err(Failure::say(Exit::Failure, format!("job {}: {why}", output::short(&row.job))));
     };
-    // Also in a pipe: a pager at its other end shows a terminal what it gets.
-    if args.raw {
-        output::raw(&log)?;
+    print_log(&log, args.raw)
+}
+
+/// What an open job has printed so far: the running node knows.
+fn live_log(config: &Config, row: &JobRow, args: &Logs) -> Outcome {
+    let log = match control::ask(&config.data_dir, &Ask::Logs(row.job.clone())) {
+        Ok(log) => log.as_str().unwrap_or_default().to_owned(),
+        Err(error @ control::Error::NotRunning(_)) => return Err(error).or_exit(Exit::Held),
+        Err(control::Error::Refused(_)) => {
+            let words = format!("job {} has not begun to run", output::short(&row.job));
+            return Err(Failure::say(Exit::Failure, words));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if args.json {
+        output::json(&json!({ "job": row.job, "state": row.state, "sha256": null, "log": log }))?;
+        return Ok(Exit::Ok);
+    }
+    print_log(log.as_bytes(), args.raw)?;
+    output::talk(&format!("job {} is still running", output::short(&row.job)));
+    Ok(Exit::Ok)
+}
+
+/// Escaped, also in a pipe: a pager at its other end shows a terminal what it gets.
+fn print_log(log: &[u8], raw: bool) -> Outcome {
+    if raw {
+        output::raw(log)?;
     } else {
-        output::raw(output::tame_lines(&String::from_utf8_lossy(&log)).as_bytes())?;
+        output::raw(output::tame_lines(&String::from_utf8_lossy(log)).as_bytes())?;
     }
     Ok(Exit::Ok)
 }

@@ -21,7 +21,9 @@ pub mod ledger;
 pub mod output;
 pub mod request;
 pub mod scan;
+pub mod signals;
 pub mod span;
+pub mod status;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -54,6 +56,8 @@ pub enum Command {
     Request(Box<request::Args>),
     /// List the requests on relays, and which of them this node would take
     Scan(scan::Args),
+    /// What the running node is doing: its relays, its jobs
+    Status(status::Args),
     /// The jobs of this node
     Jobs(jobs::Args),
     /// What a job's commands printed: short for `jobs logs`
@@ -92,6 +96,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Connect(args) => connect::run(args, &common),
         Command::Request(args) => request::run(*args, &common),
         Command::Scan(args) => scan::run(args, &common),
+        Command::Status(args) => status::run(args, &common),
         Command::Jobs(args) => jobs::run(args, &common),
         Command::Logs(args) => jobs::run(jobs::Args { command: jobs::Command::Logs(args) }, &common),
         Command::Credits(args) => credits::run(args, &common),

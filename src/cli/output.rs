@@ -171,26 +171,39 @@ impl Table {
         self.rows.len() <= 1
     }
 
-    /// The lines, without spaces at their ends.
-    pub fn lines(&self, paint: Paint) -> Vec<String> {
+    /// The lines, without spaces at their ends. Within `most` columns, where that is given: the widest columns are made
+    /// narrower, and what does not fit goes on below.
+    pub fn lines(&self, paint: Paint, most: Option<usize>) -> Vec<String> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |n: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(n));
             cells.map(|cell| cell.text.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let line = |row: &Vec<Cell>| {
+        let mut widths: Vec<usize> = (0..columns).map(width).collect();
+        if let Some(most) = most {
+            narrow(&mut widths, most);
+        }
+        self.rows.iter().flat_map(|row| self.row_lines(row, &widths, paint)).collect()
+    }
+
+    fn row_lines(&self, row: &[Cell], widths: &[usize], paint: Paint) -> Vec<String> {
+        let cells: Vec<Vec<String>> =
+            row.iter().zip(widths).map(|(cell, width)| wrapped(&cell.text, *width)).collect();
+        let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+        let line = |nth: usize| {
             let mut line = String::new();
-            for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let pad = " ".repeat(width.saturating_sub(cell.text.chars().count()));
+            for (n, ((cell, parts), width)) in row.iter().zip(&cells).zip(widths).enumerate() {
+                let part = parts.get(nth).map(String::as_str).unwrap_or_default();
+                let pad = " ".repeat(width.saturating_sub(part.chars().count()));
                 let text = match cell.tone {
-                    Tone::Plain => cell.text.clone(),
-                    Tone::Good => paint.good(&cell.text),
-                    Tone::Bad => paint.bad(&cell.text),
-                    Tone::Unsure => paint.unsure(&cell.text),
-                    Tone::Faint => paint.faint(&cell.text),
+                    _ if part.is_empty() => String::new(),
+                    Tone::Plain => part.to_owned(),
+                    Tone::Good => paint.good(part),
+                    Tone::Bad => paint.bad(part),
+                    Tone::Unsure => paint.unsure(part),
+                    Tone::Faint => paint.faint(part),
                 };
-                let gap = if n == 0 { "" } else { "  " };
+                let gap = if n == 0 { "" } else { GAP };
                 match self.right.get(n) {
                     Some(true) => line.extend([gap, &pad, &text]),
                     _ => line.extend([gap, &text, &pad]),
@@ -198,12 +211,63 @@ impl Table {
             }
             line.trim_end().to_string()
         };
-        self.rows.iter().map(line).collect()
+        (0..height).map(line).collect()
     }
 
+    /// On a terminal within its width; in a pipe each row is one line, whole.
     pub fn print(&self) -> std::io::Result<()> {
-        self.lines(Paint::stdout()).iter().try_for_each(|line| data(line))
+        self.lines(Paint::stdout(), columns()).iter().try_for_each(|line| data(line))
     }
+}
+
+/// Between two columns.
+const GAP: &str = "  ";
+/// No column is made narrower than this.
+const NARROWEST: usize = 8;
+
+/// Columns of the terminal that is stdout: `COLUMNS`, else 80. `None` in a pipe, unless `COLUMNS` is set.
+fn columns() -> Option<usize> {
+    let set = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse().ok());
+    let set = set.filter(|columns| (20..=1_000).contains(columns));
+    set.or_else(|| std::io::stdout().is_terminal().then_some(80))
+}
+
+/// Takes from the widest columns until all of them fit, or none can give more.
+fn narrow(widths: &mut [usize], most: usize) {
+    let gaps = GAP.len() * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > most {
+        match widths.iter_mut().max().filter(|widest| **widest > NARROWEST) {
+            Some(widest) => *widest -= 1,
+            None => return,
+        }
+    }
+}
+
+/// The text in lines of at most `width` characters, broken between words where that is possible.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(1);
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let mut rest: Vec<char> = word.chars().collect();
+        let is_first = used == 0;
+        if !is_first && used + 1 + rest.len() > width {
+            lines.push(String::new());
+            used = 0;
+        } else if !is_first {
+            lines.last_mut().into_iter().for_each(|line| line.push(' '));
+            used += 1;
+        }
+        while used + rest.len() > width {
+            let tail = rest.split_off(width.saturating_sub(used).min(rest.len()));
+            lines.last_mut().into_iter().for_each(|line| line.extend(&rest));
+            lines.push(String::new());
+            (rest, used) = (tail, 0);
+        }
+        used += rest.len();
+        lines.last_mut().into_iter().for_each(|line| line.extend(&rest));
+    }
+    lines
 }
 
 /// `1234567` → `1,234,567`.
@@ -303,7 +367,10 @@ mod tests {
         let mut table = Table::new(&["name", ">size", "note"]);
         table.row(vec!["a".into(), "7".into(), "".into()]);
         table.row(vec!["longer".into(), "1,234".into(), "ü".into()]);
-        assert_eq!(table.lines(Paint(false)), ["name     size  note", "a           7", "longer  1,234  ü"]);
+        assert_eq!(
+            table.lines(Paint(false), None),
+            ["name     size  note", "a           7", "longer  1,234  ü"]
+        );
     }
 
     #[test]
@@ -311,7 +378,23 @@ mod tests {
         let mut table = Table::pairs();
         table.row(vec![Cell::toned("ok", Tone::Good), "x".into()]);
         table.row(vec!["failed".into(), "y".into()]);
-        assert_eq!(table.lines(Paint(true)), ["\x1b[32mok\x1b[0m      x", "failed  y"]);
+        assert_eq!(table.lines(Paint(true), None), ["\x1b[32mok\x1b[0m      x", "failed  y"]);
+    }
+
+    #[test]
+    fn a_table_fits_80_columns_and_loses_nothing() {
+        let mut table = Table::new(&["job", ">wall", "end"]);
+        let (id, why) = ("q".repeat(64), "repo_unreachable: the server said ".repeat(6));
+        table.row(vec![id.as_str().into(), "12.3 s".into(), why.as_str().into()]);
+        table.row(vec!["b".into(), "".into(), "äöü".repeat(60).into()]);
+        for (most, paint) in [(80, Paint(false)), (40, Paint(false))] {
+            let lines = table.lines(paint, Some(most));
+            assert!(lines.iter().all(|line| line.chars().count() <= most), "{lines:#?}");
+            let said: String = lines.concat().chars().filter(|c| !c.is_whitespace()).collect();
+            assert_eq!(said.matches('q').count(), 64, "{lines:#?}");
+            assert_eq!((said.matches("ö").count(), said.matches("said").count()), (60, 6), "{lines:#?}");
+        }
+        assert_eq!(table.lines(Paint(false), None).len(), 3, "a pipe gets a line a row");
     }
 
     #[test]

@@ -4,22 +4,24 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use nostr_sdk::prelude::{JsonUtil, PublicKey};
+use nostr_sdk::prelude::{Event, JsonUtil, PublicKey};
 
 use super::common::{Common, Overrides, block_on};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::follow::{self, Follow, Payer};
-use super::output;
+use super::output::{self, Paint};
+use super::signals::Signals;
 use crate::clock;
 use crate::config::Config;
-use crate::customer::Customer;
 use crate::customer::pay::Purse;
+use crate::customer::{Customer, check};
 use crate::keys::{self, NodeKey};
 use crate::node;
 use crate::protocol::Scheme;
 use crate::protocol::draft::Draft;
 use crate::relay::{Client, Published, Wire};
 use crate::store::record::Answer;
+use crate::units::{self, Unit};
 
 /// How long to wait for the first relay, and for relays to take the request.
 const RELAY_PATIENCE: Duration = Duration::from_secs(15);
@@ -59,30 +61,30 @@ pub struct Args {
     /// Let processes that a command leaves running go on under the next commands; else they end with it
     #[arg(long)]
     pub keep_background: bool,
-    /// Ask for this much wall time
-    #[arg(long, value_name = "N")]
+    /// Ask for this much wall time: 90s, 15m, or a number of seconds
+    #[arg(long, value_name = "TIME", value_parser = units::seconds)]
     pub time_secs: Option<u64>,
-    /// Ask for this much memory
-    #[arg(long, value_name = "N")]
+    /// Ask for this much memory: 2GiB, or a number of MiB
+    #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     pub memory_mb: Option<u64>,
-    /// Ask for this much disk
-    #[arg(long, value_name = "N")]
+    /// Ask for this much disk: 2GiB, or a number of MiB
+    #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     pub disk_mb: Option<u64>,
     /// The form of the result, a MIME type
     #[arg(long, value_name = "MIME")]
     pub output: Option<String>,
-    /// The most that the job may cost, told to the provider
-    #[arg(long, value_name = "MSAT")]
+    /// The most that the job may cost, told to the provider: 5sat, or a number of millisatoshi
+    #[arg(long, value_name = "AMOUNT", value_parser = units::msat)]
     pub bid: Option<u64>,
     /// Pay what --provider asks, once and up to --max, from the wallet of the configuration ([payment]); what is not
     /// used of it is the credit of --key there
     #[arg(long, requires_all = ["provider", "max", "key"])]
     pub pay: bool,
-    /// The most to pay, in millisatoshi
-    #[arg(long, value_name = "MSAT")]
+    /// The most to pay: 5sat, or a number of millisatoshi
+    #[arg(long, value_name = "AMOUNT", value_parser = units::msat)]
     pub max: Option<u64>,
     /// The most that the wallet may add in fees
-    #[arg(long, value_name = "MSAT", default_value_t = 10_000)]
+    #[arg(long, value_name = "AMOUNT", default_value = "10sat", value_parser = units::msat)]
     pub max_fee: u64,
     /// Only this provider: npub or hex
     #[arg(long, value_name = "NPUB", value_parser = provider)]
@@ -96,8 +98,8 @@ pub struct Args {
     /// Where to ask and to listen; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
-    /// Give up after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    /// Give up after this long: 90s, 15m, or a number of seconds
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = |text: &str| within(text, 604_800))]
     pub timeout: u64,
     /// Sign with this key [default: a new one, for this request only]
     #[arg(long, value_name = "FILE")]
@@ -139,6 +141,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("expected NAME=VALUE")?;
     Ok((key.to_string(), value.to_string()))
+}
+
+/// A time from one second to `most`.
+pub(super) fn within(text: &str, most: u64) -> Result<u64, String> {
+    let seconds = units::seconds(text).map_err(|error| error.to_string())?;
+    if (1..=most).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err(format!("between 1s and {}", Unit::Ms.write(most * 1_000)))
 }
 
 pub(super) fn provider(text: &str) -> Result<PublicKey, String> {
@@ -221,48 +232,46 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         let words = "no relay to ask: give --relay wss://…, or set `relays` in the configuration file";
         return Err(Failure::say(Exit::Config, words));
     }
+    let draft = args.draft(&relays);
+    check::check(&draft, args.kind.is_some()).or_exit(Exit::Usage)?;
+    for place in check::secrets(&draft) {
+        let place = output::tame(&place, 100);
+        let words =
+            "looks like a secret, and everybody can read it; --encrypt hides it from all but --provider";
+        output::talk(&format!("{} {place} {words}", Paint::stderr().unsure("warning:")));
+    }
     let key = args.key()?;
     block_on(async {
         let payer = args.payer(&config)?;
-        send(args, relays, key, payer).await
+        send(args, draft, relays, key, payer).await
     })
 }
 
-async fn send(args: Args, relays: Vec<String>, key: NodeKey, payer: Option<Payer>) -> Outcome {
+async fn send(args: Args, draft: Draft, relays: Vec<String>, key: NodeKey, payer: Option<Payer>) -> Outcome {
     let started = Instant::now();
     let keys = key.keys().clone();
-    let request = args.draft(&relays).unsigned(&keys, clock::now_s()).or_exit(Exit::Usage)?;
+    let request = draft.unsigned(&keys, clock::now_s()).or_exit(Exit::Usage)?;
     let request = request.sign_with_keys(&keys).map_err(|error| Failure::new(Exit::Failure, error))?;
     save(args.save_request.as_ref(), &request)?;
 
     // Private addresses are fine here: these relays were named by the person at the keyboard.
-    let client = Client::connect(&relays, Some(keys.clone()), true, Wire::default(), RELAY_PATIENCE)
+    let client = Client::connect(&relays, Some(keys.clone()), true, wire(), RELAY_PATIENCE)
         .await
         .or_exit(Exit::Unreachable)?;
     let customer = Customer::new(request.clone(), keys, args.provider);
     // Ears first: a fast provider answers before the relay has said OK.
     let answers = client.subscribe(vec![customer.filter()]);
-    let published = client.publish(&request, RELAY_PATIENCE).await;
-    let took: Vec<&Published> = published.iter().filter(|p| p.answer == Answer::Stored).collect();
-    for refused in published.iter().filter(|p| p.answer != Answer::Stored) {
-        output::talk(&format!("{}: {}", refused.relay, reason(&refused.answer)));
-    }
-    if took.is_empty() {
-        return Err(Failure::say(Exit::Unreachable, "no relay took the request"));
-    }
-    output::talk(&format!(
-        "{}  request {} (kind {}) published to {} of {} relays, signed by {}",
-        follow::stamp(started),
-        output::short(&request.id.to_hex()),
-        request.kind.as_u16(),
-        took.len(),
-        published.len(),
-        output::short(&key.npub())
-    ));
+    // From here on a signal takes back what was sent.
+    let signals = Signals::new()?;
     let deadline = started + Duration::from_secs(args.timeout);
     let cancel = !args.no_cancel;
     let follow = Follow { client: &client, customer: &customer, started, deadline, cancel, payer };
-    let end = follow.run(answers).await;
+    let publishing = async {
+        let published = client.publish(&request, RELAY_PATIENCE).await;
+        follow.say(&told(&request, &key, &published));
+        published
+    };
+    let end = follow.run(answers, publishing, signals).await;
     client.close().await;
     if let Some(answer) = &end.answer {
         save(args.save.as_ref(), &answer.event)?;
@@ -270,7 +279,27 @@ async fn send(args: Args, relays: Vec<String>, key: NodeKey, payer: Option<Payer
     follow::report(&customer, &end, args.json)
 }
 
-fn save(path: Option<&PathBuf>, event: &nostr_sdk::prelude::Event) -> Result<(), Failure> {
+/// A relay that says no OK is asked soon whether it has the event.
+pub(super) fn wire() -> Wire {
+    Wire { ok_timeout: Duration::from_secs(5), ..Wire::default() }
+}
+
+/// What relays said to the request, one line each where they did not take it.
+fn told(request: &Event, key: &NodeKey, published: &[Published]) -> String {
+    let took = published.iter().filter(|p| p.answer == Answer::Stored).count();
+    let mut lines = vec![format!(
+        "request {} (kind {}) as {}, at {took} of {} relays",
+        output::short(&request.id.to_hex()),
+        request.kind.as_u16(),
+        output::short(&key.npub()),
+        published.len()
+    )];
+    let refused = published.iter().filter(|p| p.answer != Answer::Stored);
+    lines.extend(refused.map(|p| format!("           {}: {}", p.relay, reason(&p.answer))));
+    lines.join("\n")
+}
+
+fn save(path: Option<&PathBuf>, event: &Event) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
     std::fs::write(path, event.as_json() + "\n")
         .map_err(|error| Failure::say(Exit::Failure, format!("cannot write {}: {error}", path.display())))

@@ -13,10 +13,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::keys::{self, NodeKey, npub};
 use crate::market::{Admission, Code, Refusal, Rules, judge};
+use crate::net::without_user;
 use crate::node;
 use crate::protocol::request::{self, Request};
-use crate::relay::{Client, Wire};
+use crate::relay::{Client, Stored, Wire};
 use crate::store::Store;
+use crate::units;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -31,8 +33,8 @@ pub struct Args {
     /// Look at these kinds [default: those of the job types]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5000..=5999))]
     pub kind: Vec<u16>,
-    /// Go back this far
-    #[arg(long, value_name = "SECONDS", default_value_t = 3_600)]
+    /// Go back this far: 90s, 15m, 1d, or a number of seconds
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::seconds)]
     pub since_secs: u64,
     /// At most this many requests
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
@@ -85,11 +87,15 @@ async fn look(args: Args, config: Config, key: NodeKey, rules: Rules) -> Outcome
     let client = Client::connect(&config.relays, Some(keys.clone()), true, Wire::default(), PATIENCE)
         .await
         .or_exit(Exit::Unreachable)?;
-    let mut events = client.query(vec![filter], PATIENCE).await;
+    let Stored { mut events, cut } = client.stored(vec![filter], PATIENCE).await;
     events.truncate(limit);
-    let missing = config.relays.len().saturating_sub(client.connected().len());
-    if missing > 0 {
-        output::talk(&format!("{missing} of {} relays did not answer", config.relays.len()));
+    if !cut.is_empty() {
+        let all = config.relays.len();
+        output::talk(&format!(
+            "{} of {all} relays did not tell all they have: {}",
+            cut.len(),
+            cut.join(", ")
+        ));
     }
     client.close().await;
     // A store of another version or a damaged one is no reason not to look at relays.
@@ -157,7 +163,7 @@ fn report(seen: &[Seen], now_s: u64, as_json: bool) -> Outcome {
 fn what(admission: &Admission) -> String {
     let order = &admission.order;
     let work = order.commands.first().or(order.task.as_ref()).map(String::as_str).unwrap_or_default();
-    let repo = order.repo.as_deref().unwrap_or("no repository");
+    let repo = order.repo.as_deref().map_or_else(|| "no repository".to_owned(), without_user);
     format!("{}: {repo} {work}", admission.job_type.manifest.name)
 }
 
@@ -177,7 +183,7 @@ fn to_json(one: &Seen) -> serde_json::Value {
         "skill": admission.map(|a| a.job_type.manifest.name.as_str()),
         "most_msat": admission.map(|a| a.agreed.most_msat),
         "policy": admission.map(|a| &a.policy),
-        "repo": order.and_then(|o| o.repo.as_deref()),
+        "repo": order.and_then(|o| o.repo.as_deref()).map(without_user),
         "git_ref": order.and_then(|o| o.git_ref.as_deref()),
         "commands": order.map(|o| &o.commands),
         "bid_msat": one.request.as_ref().and_then(|r| r.bid_msat),

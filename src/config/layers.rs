@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::settings::{self, Kind, Setting, Value};
 use super::{DEFAULT_TOML, Error, Fault, Problem, Row, Sources};
 use crate::keys::PASSWORD_VAR;
+use crate::units::Unit;
 
 pub(super) const CONFIG_VAR: &str = "COINOP_CONFIG";
 const PREFIX: &str = "COINOP_";
@@ -289,6 +290,9 @@ fn shape(setting: &Setting, value: &DeValue<'_>) -> Result<Value, Fault> {
             let read = u64::from_str_radix(number.as_str(), number.radix());
             return read.map(Value::Number).map_err(|_| wrong_type(setting, number.as_str()));
         }
+        (Kind::Number { .. }, DeValue::String(text)) if Unit::of_key(setting.key).is_some() => {
+            return figure(setting, text).map(Value::Number);
+        }
         (Kind::List(_), DeValue::Array(items)) => {
             let items: Option<Vec<_>> = items.iter().map(|item| text(item.get_ref())).collect();
             items.map(Value::List)
@@ -299,6 +303,19 @@ fn shape(setting: &Setting, value: &DeValue<'_>) -> Result<Value, Fault> {
     shaped.ok_or_else(|| wrong_type(setting, &format!("a {}", value.type_str())))
 }
 
+/// A number as text; where the key says what it counts, with a unit or without.
+fn figure(setting: &Setting, text: &str) -> Result<u64, Fault> {
+    match Unit::of_key(setting.key) {
+        Some(unit) => {
+            unit.read(text, 1).map_err(|error| Fault::Bad { key: setting.key.into(), why: error.to_string() })
+        }
+        None => {
+            let plain = text.trim().replace('_', "");
+            plain.parse().map_err(|_| wrong_type(setting, &format!("{text:?}")))
+        }
+    }
+}
+
 /// The text of a variable or of `--set`, in the shape of its setting. A list is separated by commas.
 fn read(setting: &Setting, text: &str) -> Result<Value, Fault> {
     match setting.kind {
@@ -307,10 +324,7 @@ fn read(setting: &Setting, text: &str) -> Result<Value, Fault> {
             "false" | "0" | "no" => Ok(Value::Flag(false)),
             other => Err(wrong_type(setting, &format!("{other:?}"))),
         },
-        Kind::Number { .. } => {
-            let plain = text.trim().replace('_', "");
-            plain.parse().map(Value::Number).map_err(|_| wrong_type(setting, &format!("{text:?}")))
-        }
+        Kind::Number { .. } => figure(setting, text).map(Value::Number),
         Kind::List(_) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Ok(Value::List(items.map(str::to_string).collect()))

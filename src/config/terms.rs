@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::price::{MOST_MSAT, Price, Way};
 use crate::store::money::is_name;
+use crate::units;
 
 /// One rule: the way, and whom and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +151,7 @@ impl FromStr for Rule {
                 "skill" => skill.replace(value.to_owned()).is_some(),
                 "backend" => backend.replace(value.to_owned()).is_some(),
                 "cap_msat" => {
-                    let cap = number(value).filter(|cap| *cap <= MOST_MSAT);
+                    let cap = units::msat(value).ok().filter(|cap| *cap <= MOST_MSAT);
                     cap_msat
                         .replace(cap.ok_or_else(|| bad("cap_msat is no number up to one bitcoin"))?)
                         .is_some()
@@ -220,7 +221,10 @@ pub fn priced(text: &str) -> Result<(String, Price), String> {
     let mut price = Price::default();
     for word in words {
         let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the skill"))?;
-        let value = number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?;
+        let value = match key.ends_with("_msat") {
+            true => units::msat(value).map_err(|why| bad(&format!("{key}: {why}")))?,
+            false => number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?,
+        };
         *match key {
             "base_msat" => &mut price.base_msat,
             "per_second_msat" => &mut price.per_second_msat,

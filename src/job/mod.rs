@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use nostr_sdk::prelude::{Keys, PublicKey};
 
+use crate::agent::Live;
 use crate::clock::Clock;
 use crate::config::Rent;
 use crate::ledger::{self, Budgets, Committed, Ledger};
@@ -54,6 +55,8 @@ pub struct Rooms {
     pub till: Option<Arc<Till>>,
     pub repos: Arc<Repos>,
     pub backend: Arc<dyn Backend>,
+    /// Where running jobs put what they print, for the owner.
+    pub live: Arc<Live>,
     pub keys: Keys,
     pub rules: Arc<Rules>,
     pub options: Arc<Options>,

@@ -172,7 +172,8 @@ async fn once(
         Ok(sandbox) => sandbox,
         Err(error) => return or_again(error),
     };
-    let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order };
+    let feed = rooms.live.begin(&id);
+    let task = Task { job_type: &ticket.admission.job_type, order: &ticket.admission.order, feed: &feed };
     let mut work = Work::default();
     let done = agent::script::run(&*sandbox, task, &mut work).await;
     let limit = match done {

@@ -8,6 +8,7 @@ use nostr_sdk::prelude::PublicKey;
 use super::job_type::{Limits, Need, Output};
 use super::{Agreed, Catalog, Code, JobType, Metered, Refusal, Terms, Way};
 use crate::config::RepoPattern;
+use crate::net::without_user;
 use crate::protocol::{Order, Request};
 use crate::repo::Location;
 use crate::sandbox::Policy;
@@ -106,7 +107,7 @@ impl Admission {
 }
 
 /// Kinds of the public registry that we serve too: code, image and video work, content discovery.
-fn is_shared(kind: u16) -> bool {
+pub fn is_shared(kind: u16) -> bool {
     matches!(kind, 5000 | 5100 | 5200 | 5300)
 }
 
@@ -137,16 +138,27 @@ fn judge_customer(rules: &Rules, customer: &PublicKey) -> Result<(), Refusal> {
 }
 
 fn judge_order(rules: &Rules, job_type: &JobType, order: &Order) -> Result<(), Refusal> {
-    let manifest = &job_type.manifest;
     if let Some(repo) = &order.repo {
         // Before anything is owed for it. Whether `file://` is allowed here is the room's own to say.
         if let Err(error) = Location::parse(repo, true) {
             return refuse(Code::RepoRefused, error.to_string());
         }
         if !rules.allow_repos.is_empty() && !rules.allow_repos.iter().any(|p| p.matches(repo)) {
+            // This goes out in public: a password in the URL must not.
+            let repo = without_user(repo);
             return refuse(Code::RepoRefused, format!("{repo} is not among the repositories allowed here"));
         }
-    } else if manifest.input.repo == Need::Required {
+    }
+    fits(job_type, order)
+}
+
+/// Whether an order has what this job type needs, and nothing that it does not do. Of the node it knows nothing.
+///
+/// # Errors
+/// What is missing or too much.
+pub fn fits(job_type: &JobType, order: &Order) -> Result<(), Refusal> {
+    let manifest = &job_type.manifest;
+    if order.repo.is_none() && manifest.input.repo == Need::Required {
         return refuse(Code::InvalidInput, "no repository: give an `i` url with marker `repo`");
     }
     if manifest.input.task == Need::Required && order.task.is_none() {

@@ -8,7 +8,7 @@ pub mod refusal;
 
 pub use catalog::Catalog;
 pub use job_type::JobType;
-pub use judge::{Admission, Rules, judge, judge_time};
+pub use judge::{Admission, Rules, fits, is_shared, judge, judge_time};
 pub use refusal::{Code, Refusal};
 
 pub use crate::config::Terms;

@@ -8,9 +8,11 @@ use std::time::Duration;
 use nostr_sdk::prelude::{Event, Filter, JsonUtil, Keys};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::delivery::Delivery;
+use super::fill::{Fill, Page};
 use super::session::{Command, Link, Session, Signal, Sink};
 use super::subscriptions::Life;
 use super::verify::{Counts, Wanted, check};
@@ -20,6 +22,8 @@ use crate::store::record::Answer;
 
 /// Events waiting for a reader of one subscription; then the relays are held back.
 const WAITING: usize = 1024;
+/// Stored events asked for at a time.
+const PAGE: usize = 500;
 /// Ids remembered for one subscription; an older event may come twice.
 const SEEN: usize = 65_536;
 
@@ -36,6 +40,15 @@ pub struct Received {
     pub event: Event,
     /// The relay that was first.
     pub relay: String,
+}
+
+/// What relays have stored.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Newest first, each once.
+    pub events: Vec<Event>,
+    /// Relays that were not heard to the end: they may have more.
+    pub cut: Vec<String>,
 }
 
 /// Connections to some relays. Dropping it cuts them; `close` says goodbye first.
@@ -74,8 +87,8 @@ struct State {
 struct Listener {
     events: mpsc::Sender<Received>,
     seen: HashSet<[u8; 32]>,
-    /// Relays that have sent all they had stored, or will not.
-    told: HashSet<usize>,
+    /// Relays that have sent all they had stored (true), or will not.
+    told: HashMap<usize, bool>,
 }
 
 /// Events of one subscription, from all relays, each once. Dropping it unsubscribes.
@@ -99,6 +112,31 @@ impl Subscription {
         let told = || lock(&self.shared.state).subscriptions.get(&self.id).map_or(all, |l| l.told.len());
         self.shared.until(within, || told() >= all).await;
         told()
+    }
+
+    /// Hands on every event until this relay has told all it has stored (true), or will not.
+    async fn gather(&mut self, relay: usize, mut take: impl FnMut(Event)) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut changes = shared.changed.subscribe();
+        loop {
+            while let Ok(received) = self.events.try_recv() {
+                take(received.event);
+            }
+            let told =
+                lock(&shared.state).subscriptions.get(&self.id).and_then(|l| l.told.get(&relay).copied());
+            if let Some(whole) = told
+                && self.events.is_empty()
+            {
+                return whole;
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return false },
+                received = self.events.recv() => match received {
+                    Some(received) => take(received.event),
+                    None => return false,
+                },
+            }
+        }
     }
 }
 
@@ -221,58 +259,85 @@ impl Client {
 
     /// Subscribes at every relay, over breaks and reconnects, until dropped.
     pub fn subscribe(&self, filters: Vec<Filter>) -> Subscription {
-        self.listen(filters, Life::Always)
+        self.listen(filters, Life::Always, &self.relays)
     }
 
     /// What the relays have stored, newest first, each event once; waits at most `within` for the slowest.
     pub async fn query(&self, filters: Vec<Filter>, within: Duration) -> Vec<Event> {
-        let mut subscription = self.listen(filters, Life::Once);
-        let mut found = Vec::new();
-        let gather = async {
-            let mut changes = self.shared.changed.subscribe();
-            loop {
-                while let Ok(received) = subscription.events.try_recv() {
-                    found.push(received.event);
-                }
-                let told =
-                    lock(&self.shared.state).subscriptions.get(&subscription.id).map_or(0, |l| l.told.len());
-                if told >= self.relays.len() && subscription.events.is_empty() {
-                    return;
-                }
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    received = subscription.events.recv() => match received {
-                        Some(received) => found.push(received.event),
-                        None => return,
-                    },
-                }
-            }
-        };
-        if tokio::time::timeout(within, gather).await.is_err() {
-            tracing::debug!("not every relay told all it had stored in time");
-        }
-        found.sort();
-        found
+        self.stored(filters, within).await.events
     }
 
-    fn listen(&self, filters: Vec<Filter>, life: Life) -> Subscription {
+    /// As [`Client::query`], and which relays may have more. Of a filter without a limit, or with more than a relay sends
+    /// at once, the next page is asked until there is none.
+    pub async fn stored(&self, filters: Vec<Filter>, within: Duration) -> Stored {
+        let until = Instant::now() + within;
+        let told =
+            self.relays.iter().enumerate().map(|(index, relay)| self.history(index, relay, &filters, until));
+        let told = futures_util::future::join_all(told).await;
+        let mut all = Stored::default();
+        let mut known = HashSet::new();
+        for (relay, (events, whole)) in self.relays.iter().zip(told) {
+            all.events.extend(events.into_iter().filter(|event| known.insert(event.id)));
+            if !whole {
+                all.cut.push(relay.name.clone());
+            }
+        }
+        all.events.sort();
+        all
+    }
+
+    /// All that one relay has, and whether it said that this is all.
+    async fn history(
+        &self,
+        index: usize,
+        relay: &Relay,
+        filters: &[Filter],
+        until: Instant,
+    ) -> (Vec<Event>, bool) {
+        let (mut found, mut known) = (Vec::new(), HashSet::new());
+        for filter in filters {
+            let most = filter.limit.unwrap_or(usize::MAX);
+            let since = filter.since.map_or(0, |since| since.as_secs());
+            let mut fill = Fill::new(vec![filter.clone()], since, most.min(PAGE));
+            let mut count = 0;
+            while let Some(page) = fill.next().filter(|_| count < most) {
+                let mut subscription = self.listen(vec![page], Life::Once, std::slice::from_ref(relay));
+                let mut page = Page::default();
+                let gathered = subscription.gather(index, |event| {
+                    page.note(event.created_at.as_secs());
+                    if known.insert(event.id) && count < most {
+                        count += 1;
+                        found.push(event);
+                    }
+                });
+                let whole = tokio::time::timeout_at(until, gathered).await.unwrap_or(false);
+                if !whole || !fill.page(page) {
+                    tracing::debug!(relay = relay.name, "a relay did not tell all it has stored");
+                    return (found, false);
+                }
+            }
+        }
+        (found, true)
+    }
+
+    fn listen(&self, filters: Vec<Filter>, life: Life, relays: &[Relay]) -> Subscription {
         let (sender, events) = mpsc::channel(WAITING);
         let id = {
             let mut state = lock(&self.shared.state);
             state.next += 1;
             let id = format!("c{}", state.next);
-            let listener = Listener { events: sender, seen: HashSet::new(), told: HashSet::new() };
+            let listener = Listener { events: sender, seen: HashSet::new(), told: HashMap::new() };
             state.subscriptions.insert(id.clone(), listener);
             id
         };
         let wanted = Wanted::new(filters);
-        for relay in &self.relays {
+        for relay in relays {
             let command = Command::Subscribe(id.clone(), Arc::clone(&wanted), life);
             if relay.commands.send(command).is_err() {
                 tracing::trace!(relay = relay.name, "the session has ended");
             }
         }
-        let relays = self.relays.iter().map(|relay| relay.commands.clone()).collect();
+        let relays = relays.iter().map(|relay| relay.commands.clone()).collect();
         Subscription { id, events, shared: Arc::clone(&self.shared), relays }
     }
 
@@ -346,15 +411,20 @@ impl Sink for ClientSink {
                 Signal::Connected(_) => {
                     state.connected.insert(self.index);
                 }
-                Signal::Disconnected => {
+                Signal::Disconnected(_) => {
                     state.connected.remove(&self.index);
                     for listener in state.subscriptions.values_mut() {
-                        listener.told.insert(self.index);
+                        listener.told.entry(self.index).or_insert(false);
                     }
                 }
-                Signal::EndOfStored(id) | Signal::Closed { subscription: id, .. } => {
+                Signal::EndOfStored(id) => {
                     if let Some(listener) = state.subscriptions.get_mut(&id) {
-                        listener.told.insert(self.index);
+                        listener.told.insert(self.index, true);
+                    }
+                }
+                Signal::Closed { subscription: id, .. } => {
+                    if let Some(listener) = state.subscriptions.get_mut(&id) {
+                        listener.told.entry(self.index).or_insert(false);
                     }
                 }
                 Signal::Answered(delivery, answer) => {
@@ -362,7 +432,7 @@ impl Sink for ClientSink {
                         answers.insert(self.index, answer);
                     }
                 }
-                Signal::Ended => {}
+                Signal::Authenticated | Signal::Ended => {}
             }
         }
         self.shared.change();

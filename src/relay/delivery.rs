@@ -53,6 +53,11 @@ pub(super) fn meaning(accepted: bool, reason: &str) -> Meaning {
     }
 }
 
+/// What AUTH may change.
+fn is_about_rights(reason: &str) -> bool {
+    ["restricted:", "blocked:"].iter().any(|prefix| reason.starts_with(prefix))
+}
+
 /// Everything owed to one relay.
 #[derive(Debug)]
 pub(super) struct Deliveries {
@@ -72,6 +77,8 @@ struct Owed {
     state: State,
     retry: Backoff,
     auth_tries: u32,
+    /// The relay said nothing to it in time, and was not asked yet whether it has it.
+    unconfirmed: bool,
     trouble: String,
 }
 
@@ -107,7 +114,7 @@ impl Deliveries {
         }
         let id = delivery.id;
         let (state, retry, trouble) = (State::Ready, self.retry.clone(), String::from("not connected yet"));
-        self.owed.insert(id, Owed { delivery, state, retry, auth_tries: 0, trouble });
+        self.owed.insert(id, Owed { delivery, state, retry, auth_tries: 0, unconfirmed: false, trouble });
         self.line.push_back(id);
     }
 
@@ -144,16 +151,21 @@ impl Deliveries {
         None
     }
 
-    /// The relay's `OK`. A last word comes back with its delivery.
+    /// The relay's `OK`. A last word comes back with its delivery. `auth_pending`: the relay does not know yet who we
+    /// are, so a refusal of our right to send is none of us.
     pub(super) fn answered(
         &mut self,
         id: &[u8; 32],
         accepted: bool,
         reason: &str,
+        auth_pending: bool,
         now: Instant,
         jitter: f64,
     ) -> Option<(Delivery, Answer)> {
-        let meaning = meaning(accepted, reason);
+        let meaning = match meaning(accepted, reason) {
+            Meaning::Rejected if auth_pending && is_about_rights(reason) => Meaning::Auth,
+            meaning => meaning,
+        };
         let owed = self.owed.get_mut(id)?;
         // A second answer to one sending: only a last word counts.
         let was_sent = matches!(owed.state, State::Sent(_));
@@ -193,6 +205,27 @@ impl Deliveries {
         }
     }
 
+    /// The relay does not let us in: what waits for that is tried once more later, or was refused often enough.
+    pub(super) fn auth_failed(&mut self, now: Instant, jitter: f64) -> Vec<(Delivery, Answer)> {
+        let mut refused = Vec::new();
+        for (id, owed) in self.owed.iter_mut().filter(|(_, owed)| owed.state == State::NeedsAuth) {
+            if owed.auth_tries >= MAX_AUTH_TRIES {
+                refused.push(*id);
+            } else {
+                owed.state = State::After(now + owed.retry.next(jitter));
+            }
+        }
+        let reason = |owed: &Owed| Answer::Rejected { reason: owed.trouble.clone() };
+        refused.iter().filter_map(|id| self.take(id, reason)).collect()
+    }
+
+    /// Sent, and not answered in time: events that the relay may have all the same. Each is told once a sending.
+    pub(super) fn take_unconfirmed(&mut self) -> Vec<[u8; 32]> {
+        let silent =
+            |(id, owed): (&[u8; 32], &mut Owed)| std::mem::take(&mut owed.unconfirmed).then_some(*id);
+        self.owed.iter_mut().filter_map(silent).take(WINDOW).collect()
+    }
+
     /// The relay will never take this event: too large, or the address is refused.
     pub(super) fn reject_all(
         &mut self,
@@ -216,6 +249,7 @@ impl Deliveries {
                 && now.duration_since(at) >= self.ok_timeout
             {
                 owed.trouble = format!("no OK within {} s", self.ok_timeout.as_secs());
+                owed.unconfirmed = true;
                 owed.state = State::After(now + owed.retry.next(jitter));
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.line.push_back(*id);
@@ -293,7 +327,7 @@ mod tests {
         let (mut all, now) = (deliveries(), Instant::now());
         all.push(owed(1));
         assert!(all.next(now, false).is_some());
-        assert!(all.answered(&[1; 32], false, "error: disk", now, 1.0).is_none());
+        assert!(all.answered(&[1; 32], false, "error: disk", false, now, 1.0).is_none());
         assert!(all.next(now, false).is_none(), "too early");
         assert!(all.next(now + Duration::from_secs(1), false).is_some());
         let given_up = all.tick(now, 10_000, 1.0);
@@ -307,7 +341,7 @@ mod tests {
         let (mut all, now) = (deliveries(), Instant::now());
         all.push(owed(1));
         assert!(all.next(now, false).is_some());
-        all.answered(&[1; 32], false, "rate-limited: slow", now, 1.0);
+        all.answered(&[1; 32], false, "rate-limited: slow", false, now, 1.0);
         all.push(owed(2));
         assert!(all.next(now, false).is_none());
         assert!(all.next(now + Duration::from_millis(1001), false).is_some());
@@ -333,12 +367,49 @@ mod tests {
         all.push(owed(1));
         for _ in 0..3 {
             assert!(all.next(now, true).is_some());
-            assert!(all.answered(&[1; 32], false, "auth-required: x", now, 1.0).is_none());
+            assert!(all.answered(&[1; 32], false, "auth-required: x", false, now, 1.0).is_none());
             assert!(all.next(now, false).is_none(), "not before AUTH");
         }
         assert!(all.next(now, true).is_some());
-        let word = all.answered(&[1; 32], false, "auth-required: x", now, 1.0);
+        let word = all.answered(&[1; 32], false, "auth-required: x", false, now, 1.0);
         assert!(matches!(word, Some((_, Answer::Rejected { .. }))));
+    }
+
+    #[test]
+    fn a_refusal_before_auth_is_none_and_one_that_auth_does_not_mend_is() {
+        let (mut all, now) = (deliveries(), Instant::now());
+        all.push(owed(1));
+        assert!(all.next(now, false).is_some());
+        assert!(all.answered(&[1; 32], false, "restricted: members only", true, now, 1.0).is_none());
+        assert!(all.next(now, false).is_none() && all.next(now, true).is_some(), "again after AUTH");
+        let word = all.answered(&[1; 32], false, "restricted: members only", false, now, 1.0);
+        assert!(matches!(word, Some((_, Answer::Rejected { .. }))));
+    }
+
+    #[test]
+    fn what_waits_for_auth_does_not_wait_when_the_relay_does_not_let_us_in() {
+        let (mut all, mut now) = (deliveries(), Instant::now());
+        all.push(owed(1));
+        for tried in 1..=MAX_AUTH_TRIES {
+            assert!(all.next(now, false).is_some(), "sending {tried}");
+            assert!(all.answered(&[1; 32], false, "auth-required: who?", false, now, 1.0).is_none());
+            let words = all.auth_failed(now, 1.0);
+            assert_eq!(words.is_empty(), tried < MAX_AUTH_TRIES, "{words:?}");
+            now += Duration::from_secs(8);
+        }
+        assert!(all.is_empty());
+    }
+
+    #[test]
+    fn what_got_no_ok_is_asked_for_once_a_sending() {
+        let (mut all, now) = (deliveries(), Instant::now());
+        all.push(owed(1));
+        assert!(all.next(now, false).is_some());
+        assert!(all.take_unconfirmed().is_empty(), "there is time yet");
+        let later = now + Duration::from_secs(20);
+        assert!(all.tick(later, 1, 1.0).is_empty());
+        assert_eq!((all.take_unconfirmed(), all.take_unconfirmed()), (vec![[1; 32]], vec![]));
+        assert!(all.answered(&[1; 32], true, "", false, later, 1.0).is_some(), "the relay has it");
     }
 
     #[test]
@@ -346,7 +417,7 @@ mod tests {
         let (mut all, now) = (deliveries(), Instant::now());
         (0..200).for_each(|n| all.push(owed(n)));
         assert_eq!(std::iter::from_fn(|| all.next(now, false)).count(), WINDOW);
-        all.answered(&[0; 32], true, "", now, 1.0);
+        all.answered(&[0; 32], true, "", false, now, 1.0);
         assert!(all.next(now, false).is_some());
     }
 }

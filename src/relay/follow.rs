@@ -2,13 +2,14 @@
 //! a timer), and when the cursor is written down. The socket is `session.rs`'s, the check of events `verify.rs`'s.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nostr_sdk::prelude::{Alphabet, Event, EventId, Filter, Kind, PublicKey, SingleLetterTag, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::answered::{Answered, RESULTS};
 use super::fill::{Fill, Page};
 use super::hints::{self, HINTS};
 use super::inbox::{self, Inbox};
@@ -16,7 +17,7 @@ use super::limits::Limits;
 use super::session::{Command, Link, Signal, Sink};
 use super::subscriptions::Life;
 use super::verify::{Counts, Intake, Source, Wanted};
-use super::{Clock, Glance, Inbound, Memory, Options};
+use super::{Clock, Glance, Inbound, Memory, Options, lock};
 use crate::store::record::Record;
 
 const LIVE: &str = "live";
@@ -30,6 +31,9 @@ const MAX_FILTERS: usize = 8;
 const SUBSCRIPTIONS: u64 = 3;
 /// Bad events before we hang up, and how many good ones make up for one bad.
 const MAX_BAD: u64 = 200;
+/// A relay that comes and goes is told of at most this often, and one that stays away is recalled this often.
+const NEWS_EVERY: Duration = Duration::from_secs(60);
+const RECALL_EVERY: Duration = Duration::from_secs(3600);
 
 /// The page that is asked for now, and what has come of it.
 #[derive(Debug, Default)]
@@ -54,6 +58,7 @@ pub(super) struct FollowSink {
     pub(super) source: Arc<Source>,
     pub(super) intake: Arc<Intake>,
     pub(super) inbox: Arc<Inbox>,
+    pub(super) answered: Arc<Answered>,
     pub(super) receipts: Option<mpsc::Sender<Event>>,
     pub(super) page: Arc<Mutex<Asked>>,
     pub(super) signals: mpsc::UnboundedSender<Signal>,
@@ -67,8 +72,11 @@ impl Sink for FollowSink {
         if subscription == HINTS {
             return hints::hear(self.receipts.as_ref(), &self.source, wanted, &glance, &frame);
         }
+        if subscription == RESULTS {
+            return self.answered.hear(wanted, &frame);
+        }
         if subscription.starts_with(FILL) && wanted.may_match(&glance) {
-            let mut asked = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut asked = lock(&self.page);
             if asked.id == subscription {
                 asked.page.note(glance.created_at);
             }
@@ -120,6 +128,10 @@ struct State {
     live: bool,
     /// Everything up to the beginning of this connection was received.
     filled: bool,
+    /// Where the first gap of this connection begins, Unix seconds.
+    from: Option<u64>,
+    /// When the list of results is waited for no longer.
+    results_due: Option<Instant>,
     fill: Option<(Fill, u64)>,
     page_due: Option<Instant>,
     fill_at: Option<Instant>,
@@ -129,9 +141,59 @@ struct State {
     watch_at: Option<Instant>,
 }
 
+/// What the log says of the connection.
+#[derive(Default)]
+struct News {
+    lost: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl News {
+    fn may_tell(&mut self, every: Duration) -> bool {
+        let may = self.told.is_none_or(|at| at.elapsed() >= every);
+        if may {
+            self.told = Some(Instant::now());
+        }
+        may
+    }
+
+    fn connected(&mut self, relay: &str) {
+        match self.lost.take() {
+            None => tracing::info!(relay, "relay connected"),
+            Some(at) if self.told.take().is_some() => {
+                tracing::info!(relay, after_s = at.elapsed().as_secs(), "relay connected again");
+            }
+            Some(_) => tracing::debug!(relay, "relay connected again"),
+        }
+    }
+
+    fn lost(&mut self, relay: &str, why: &str) {
+        self.lost = Some(Instant::now());
+        if self.may_tell(NEWS_EVERY) {
+            tracing::warn!(relay, why, "relay lost; it is tried again for ever");
+        }
+    }
+
+    /// For a relay that is not connected.
+    fn away(&mut self, relay: &str, link: &Link) {
+        let Some(why) = link.trouble.as_deref().filter(|_| link.attempts > 0) else { return };
+        self.lost.get_or_insert_with(Instant::now);
+        if self.may_tell(RECALL_EVERY) {
+            tracing::warn!(
+                relay,
+                why,
+                attempts = link.attempts,
+                "relay not reached; it is tried again for ever"
+            );
+        }
+    }
+}
+
 impl Follow {
     pub(super) async fn run(mut self) {
         let mut state = State::default();
+        let mut news = News::default();
+        let mut asked_results = false;
         let mut tick = tokio::time::interval(self.options.wire.tick);
         let mut drained = false;
         loop {
@@ -139,7 +201,16 @@ impl Follow {
                 signal = self.signals.recv() => match signal {
                     None => break,
                     Some(Signal::Ended) => break,
-                    Some(signal) => self.on_signal(&mut state, signal, drained),
+                    Some(signal) => {
+                        match &signal {
+                            Signal::Connected(_) => news.connected(&self.source.relay),
+                            Signal::Disconnected(why) if !drained => news.lost(&self.source.relay, why),
+                            _ => {}
+                        }
+                        let is_first = matches!(signal, Signal::Connected(_)) && !drained && !asked_results;
+                        self.on_signal(&mut state, signal, drained, is_first);
+                        asked_results |= is_first;
+                    }
                 },
                 changed = self.watched.changed(), if !drained => {
                     if changed.is_ok() && state.watch_at.is_none() {
@@ -152,26 +223,39 @@ impl Follow {
                         self.send(Command::Unsubscribe(LIVE.into()));
                         self.send(Command::Unsubscribe(CANCELS.into()));
                         self.send(Command::Unsubscribe(HINTS.into()));
+                        self.send(Command::Unsubscribe(RESULTS.into()));
                         self.send(Command::Unsubscribe(self.asked().id.clone()));
                         state.fill = None;
+                        state.results_due = None;
                         state.live = false;
                     }
                 }
-                _ = tick.tick() => self.on_tick(&mut state, drained),
+                _ = tick.tick() => {
+                    if !state.connected && !drained {
+                        news.away(&self.source.relay, &lock(&self.link));
+                    }
+                    self.on_tick(&mut state, drained);
+                }
             }
         }
         self.settle(&mut state, true);
     }
 
-    fn on_signal(&self, state: &mut State, signal: Signal, drained: bool) {
+    fn on_signal(&self, state: &mut State, signal: Signal, drained: bool, is_first: bool) {
         match signal {
-            Signal::Connected(limits) if !drained => self.on_connected(state, limits),
-            Signal::Connected(_) | Signal::Ended => {}
-            Signal::Disconnected => {
+            Signal::Connected(limits) if !drained => self.on_connected(state, limits, is_first),
+            // What came before was for strangers: the whole gap is asked for again.
+            Signal::Authenticated if state.connected && state.results_due.is_none() && !drained => {
+                state.filled = false;
+                self.start_fill(state);
+            }
+            Signal::Connected(_) | Signal::Authenticated | Signal::Ended => {}
+            Signal::Disconnected(_) => {
                 let (written, unwritten) = (state.written, state.unwritten);
                 *state = State { written, unwritten, verified_then: state.verified_then, ..State::default() };
                 self.settle(state, true);
             }
+            Signal::EndOfStored(id) if id == RESULTS => self.listen(state),
             Signal::EndOfStored(id) if id == LIVE => {
                 state.live = true;
                 if !state.filled && state.fill.is_none() && !drained {
@@ -190,6 +274,7 @@ impl Follow {
                 match subscription.as_str() {
                     // Whatever came meanwhile is a gap.
                     LIVE => (state.live, state.filled) = (false, false),
+                    RESULTS => self.listen(state),
                     id if id == self.asked().id => self.abandon_fill(state),
                     _ => {}
                 }
@@ -202,27 +287,56 @@ impl Follow {
         }
     }
 
-    fn on_connected(&self, state: &mut State, limits: Limits) {
+    /// `is_first`: of this process at this relay.
+    fn on_connected(&self, state: &mut State, limits: Limits, is_first: bool) {
         state.connected = true;
         state.lean = limits.max_subscriptions.is_some_and(|max| max < SUBSCRIPTIONS);
         let most = limits.max_limit.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
         state.page_limit = self.options.page_limit.min(most);
-        if !state.lean {
-            self.subscribe_live(state);
-            self.subscribe_cancels();
-        }
         if self.options.receipts.is_some()
             && let Some(wanted) = hints::wanted(self.me, self.now(), &limits)
         {
             self.send(Command::Subscribe(HINTS.into(), wanted, Life::Connection));
         }
+        if is_first && !self.options.kinds.is_empty() {
+            // Before the requests: of those which have a result already none is begun.
+            let wanted = Answered::wanted(&self.options.kinds, self.gap(), state.page_limit);
+            self.send(Command::Subscribe(RESULTS.into(), wanted, Life::Once));
+            state.results_due = Some(Instant::now() + self.options.wire.page_timeout);
+        } else {
+            state.results_due = Some(Instant::now());
+            self.listen(state);
+        }
+    }
+
+    /// The results are known, or nobody tells: now the requests.
+    fn listen(&self, state: &mut State) {
+        if state.results_due.take().is_none() {
+            return;
+        }
+        if !state.lean {
+            self.subscribe_live(state);
+            self.subscribe_cancels();
+        }
         self.start_fill(state);
+    }
+
+    /// Where the gap in this relay's history begins, Unix seconds.
+    fn gap(&self) -> u64 {
+        match self.source.progress.cursor() {
+            Some(cursor) => cursor.saturating_sub(self.options.overlap_s),
+            None => self.now().saturating_sub(self.options.look_back_s),
+        }
     }
 
     fn on_tick(&self, state: &mut State, drained: bool) {
         let now = Instant::now();
         if state.connected && !drained {
-            if state.watch_at.is_some_and(|at| at <= now) {
+            if state.results_due.is_some_and(|due| due <= now) {
+                self.send(Command::Unsubscribe(RESULTS.into()));
+                self.listen(state);
+            }
+            if state.results_due.is_none() && state.watch_at.is_some_and(|at| at <= now) {
                 state.watch_at = None;
                 if state.lean && state.fill.is_none() {
                     self.subscribe_live(state);
@@ -236,12 +350,13 @@ impl Follow {
                 self.abandon_fill(state);
             }
             if state.fill.is_none()
+                && state.results_due.is_none()
                 && (state.fill_at.is_some_and(|at| at <= now) || self.can_mend_lag(state, now))
             {
                 self.start_fill(state);
             }
             if state.live && state.filled {
-                let heard = self.link.lock().unwrap_or_else(PoisonError::into_inner).heard_ms / 1000;
+                let heard = lock(&self.link).heard_ms / 1000;
                 self.source.progress.cover(heard);
             }
         }
@@ -313,10 +428,11 @@ impl Follow {
 
     fn start_fill(&self, state: &mut State) {
         let (now, progress) = (self.now(), &self.source.progress);
-        let mut since = match progress.cursor() {
-            Some(cursor) => cursor.saturating_sub(self.options.overlap_s),
-            None => now.saturating_sub(self.options.look_back_s),
-        };
+        let mut since = self.gap();
+        if !state.filled {
+            // The cursor may have moved since: by what a relay showed to a stranger.
+            since = since.min(*state.from.get_or_insert(since));
+        }
         if let Some(lagged) = progress.lagged_from() {
             since = since.min(lagged);
         }
@@ -354,7 +470,7 @@ impl Follow {
     }
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.page)
     }
 
     fn on_page(&self, state: &mut State) {

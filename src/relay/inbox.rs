@@ -122,10 +122,19 @@ impl Inbox {
             Signal::Closed { subscription, .. } if is_ours(&subscription) => {
                 self.tell(relay, &subscription, false);
             }
-            Signal::Disconnected => {
+            signal @ Signal::Disconnected(_) => {
                 let open = self.lock().round.id.clone();
                 self.tell(relay, &open, false);
-                return Some(Signal::Disconnected);
+                return Some(signal);
+            }
+            Signal::Authenticated => {
+                // Before it knew us, a relay may have kept a list to itself.
+                let now_ms = (self.clock)();
+                let mut state = self.lock();
+                state.known.values_mut().filter(|known| known.list.is_none()).for_each(|known| {
+                    known.until_ms = known.until_ms.min(now_ms.saturating_add(UNKNOWN_MS));
+                });
+                return Some(Signal::Authenticated);
             }
             other => return Some(other),
         }
@@ -362,13 +371,13 @@ mod tests {
     fn a_relay_that_cannot_say_is_no_word_that_there_is_none() {
         let (mut room, key) = (room(), Keys::generate().public_key());
         for signal in [
-            Signal::Disconnected,
+            Signal::Disconnected("gone".into()),
             Signal::Closed { subscription: "reads-2".into(), reason: "error: busy".into() },
         ] {
             assert!(room.inbox.reads_at(&key).is_empty());
             assert_eq!(room.asked.try_recv(), Ok(key));
             room.begin();
-            let passed_on = matches!(signal, Signal::Disconnected);
+            let passed_on = matches!(signal, Signal::Disconnected(_));
             assert_eq!(room.inbox.sort_out("wss://ours", signal).is_some(), passed_on);
             room.inbox.end(&[key]);
             room.pass(UNKNOWN_MS);

@@ -3,6 +3,7 @@
 //! decides nothing about jobs.
 
 mod address;
+mod answered;
 mod client;
 mod connection;
 mod cursor;
@@ -28,7 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use address::Address;
-pub use client::{Client, Published, Received, Subscription};
+pub use client::{Client, Published, Received, Stored, Subscription};
 pub use memory::{InMemory, Memory};
 pub use message::{Glance, Message};
 pub use service::{Drained, Handle, Options, RelayStatus, Service};

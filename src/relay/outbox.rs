@@ -1,7 +1,7 @@
 //! Delivery of what the store says is owed: hands each event to the session of each relay, makes sessions for
 //! relays that are not ours, and writes down every relay's last word. When to try again is `delivery.rs`'s.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ struct State {
     flush: Vec<oneshot::Sender<()>>,
     /// A session had its fill, and more is owed to it.
     more: bool,
+    /// What an earlier life of the node owed was looked through.
+    sorted: bool,
 }
 
 impl State {
@@ -97,6 +99,7 @@ impl Outbox {
             sessions: JoinSet::new(),
             flush: Vec::new(),
             more: false,
+            sorted: false,
         };
         let wake = Arc::clone(&self.wake);
         let mut timer = tokio::time::interval(SCAN_EVERY);
@@ -140,8 +143,37 @@ impl Outbox {
         state.tracked.retain(|id, relays| {
             ids.contains(id) || relays.values().any(|track| matches!(track, Track::Handed(_)))
         });
+        if !std::mem::replace(&mut state.sorted, true) {
+            self.drop_for_left_relays(state, &owed);
+        }
         for owed in &owed {
             self.hand_out(state, owed, None);
+        }
+    }
+
+    /// The node's own events were owed to its relays only: to one that left the configuration they are dropped. A
+    /// customer may read there, so answers are still tried, for as long as at any relay that is not ours.
+    fn drop_for_left_relays(&self, state: &mut State, owed: &[Owed]) {
+        let mut left: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for owed in owed {
+            let Some(id) = id(&owed.event) else { continue };
+            for name in &owed.relays_left {
+                if Address::parse(name).is_ok_and(|address| self.own.contains_key(&address)) {
+                    continue;
+                }
+                let (dropped, tried) = left.entry(name).or_default();
+                if owed.job.is_some() {
+                    *tried += 1;
+                    continue;
+                }
+                *dropped += 1;
+                let reason = "the relay is not in the configuration any more".into();
+                self.last_word(state, id, name, Answer::GaveUp { reason });
+            }
+        }
+        for (relay, (dropped, tried)) in left.into_iter().filter(|(_, (dropped, _))| *dropped > 0) {
+            let words = "not in the configuration any more: announcements owed to it are dropped, answers tried for a while";
+            tracing::warn!(relay, dropped, tried, "{words}");
         }
     }
 
@@ -250,9 +282,14 @@ impl Outbox {
         }
     }
 
-    fn last_word(&mut self, state: &mut State, id: [u8; 32], name: &str, answer: Answer) {
+    fn last_word(&self, state: &mut State, id: [u8; 32], name: &str, answer: Answer) {
         let event = hex::encode(id);
-        tracing::debug!(event, relay = name, ?answer, "a relay's last word");
+        match &answer {
+            Answer::GaveUp { reason } => {
+                tracing::info!(event, relay = name, reason, "given up: not delivered there")
+            }
+            answer => tracing::debug!(event, relay = name, ?answer, "a relay's last word"),
+        }
         let record = Record::Delivered { event, relay: name.to_owned(), answer };
         self.memory.append_lazily(vec![record]);
         let before = state.tracked.entry(id).or_default().insert(name.to_owned(), Track::Answered);

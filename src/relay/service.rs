@@ -9,6 +9,7 @@ use nostr_sdk::prelude::{Event, EventId, Keys, PublicKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::answered::Answered;
 use super::finder::{Finder, Peer};
 use super::follow::{Asked, Follow, FollowSink};
 use super::inbox::Inbox;
@@ -92,6 +93,7 @@ impl Service {
         clock: Clock,
     ) -> Result<(Handle, mpsc::Receiver<Inbound>), Error> {
         install_crypto();
+        let me = keys.public_key();
         let (inbound, events) = mpsc::channel(options.inbound_capacity.max(1));
         let weak_inbound = inbound.downgrade();
         let intake = Arc::new(Intake::start(
@@ -104,6 +106,7 @@ impl Service {
         let (drain, draining) = watch::channel(false);
         let (note, notes) = mpsc::unbounded_channel();
         let (answer, answers) = mpsc::unbounded_channel();
+        let answered = Arc::new(Answered::default());
         let (links, mut tasks) = (Links::default(), JoinSet::new());
         let (mut own, mut sources) = (HashMap::new(), Vec::new());
         let (reads, asked) = Inbox::new(options.max_read_relays, Arc::clone(&clock));
@@ -122,6 +125,7 @@ impl Service {
                 source: Arc::clone(&source),
                 intake: Arc::clone(&intake),
                 inbox: Arc::clone(&reads),
+                answered: Arc::clone(&answered),
                 receipts: options.receipts.clone(),
                 page: Arc::clone(&page),
                 signals,
@@ -143,7 +147,7 @@ impl Service {
             tasks.spawn(
                 Follow {
                     options: options.clone(),
-                    me: keys.public_key(),
+                    me,
                     source: Arc::clone(&source),
                     link: Arc::clone(&link),
                     page,
@@ -185,6 +189,8 @@ impl Service {
         };
         let outbox = tokio::spawn(outbox.run());
         let room = Room {
+            me,
+            answered,
             intake,
             reads,
             wake,
@@ -209,6 +215,8 @@ pub struct Handle {
 
 #[derive(Debug)]
 struct Room {
+    me: PublicKey,
+    answered: Arc<Answered>,
     intake: Arc<Intake>,
     reads: Arc<Inbox>,
     wake: Arc<Notify>,
@@ -285,6 +293,12 @@ impl Handle {
             }
             changed
         });
+    }
+
+    /// Whether this request had a result already when the relays were first asked: by anybody where we were not asked
+    /// by name, else by us.
+    pub fn has_result(&self, request: &Event) -> bool {
+        self.room.answered.has(request, &self.room.me)
     }
 
     /// All relays: ours in their order, then those being answered.

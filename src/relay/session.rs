@@ -4,9 +4,9 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use nostr_sdk::prelude::{EventBuilder, JsonUtil, Keys, RelayUrl};
+use nostr_sdk::prelude::{EventBuilder, EventId, Filter, JsonUtil, Keys, RelayUrl};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -15,13 +15,22 @@ use super::delivery::{Deliveries, Delivery};
 use super::limits::Limits;
 use super::message::{self, Message};
 use super::subscriptions::{Ended, Life, Subscriptions};
-use super::verify::Wanted;
+use super::verify::{Counts, Wanted, check};
 use super::{Address, Clock, Error, Glance, Wire, lock};
 use crate::backoff::{Backoff, random_unit};
 use crate::store::record::Answer;
 
 /// Frames that are no relay messages before we hang up.
 const MAX_NONSENSE: u32 = 64;
+/// In the first minutes after a relay was lost the pauses are short: most outages are.
+const EARLY: Duration = Duration::from_secs(10 * 60);
+const EARLY_PAUSE: Duration = Duration::from_secs(30);
+/// How long a relay may leave our AUTH without an answer before what it sent until then counts as all it has.
+const AUTH_PATIENCE: Duration = Duration::from_secs(3);
+/// Subscription ids by which a relay that says no OK is asked whether it has our events.
+const SENT: &str = "sent-";
+/// Subscriptions that the node has for itself on one connection; only beyond them is one for that.
+const SUBSCRIPTIONS: u64 = 5;
 
 /// Who listens to a session. Both are called from the session's task, in the relay's order.
 pub(super) trait Sink: Send + Sync + 'static {
@@ -46,7 +55,10 @@ pub(super) trait Sink: Send + Sync + 'static {
 #[derive(Debug)]
 pub(super) enum Signal {
     Connected(Limits),
-    Disconnected,
+    /// The relay took our AUTH: from now on it may show more. What was asked before is asked again.
+    Authenticated,
+    /// With the reason.
+    Disconnected(String),
     /// All stored events of this subscription were handed over.
     EndOfStored(String),
     Closed {
@@ -106,6 +118,8 @@ struct Kept {
     limits: Option<Limits>,
     /// When the connection was last of use: made, or an event answered for.
     busy: Instant,
+    /// Number of the last subscription that asked for our own events.
+    asked: u64,
     closing: bool,
 }
 
@@ -115,21 +129,45 @@ enum Auth {
     None,
     /// Asked; answered when it is needed or at once.
     Asked(String),
-    Sent([u8; 32]),
+    Sent(Sent),
     Done,
     Refused,
+}
+
+/// An AUTH of ours that the relay has not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sent {
+    id: [u8; 32],
+    challenge: String,
+    at: Instant,
+    /// It was waited for long enough; an answer still counts.
+    late: bool,
+    /// A challenge that came meanwhile.
+    newer: Option<String>,
+}
+
+impl Auth {
+    /// The relay is about to learn who we are: what it says until then is for strangers.
+    fn is_pending(&self) -> bool {
+        match self {
+            Auth::Asked(_) => true,
+            Auth::Sent(sent) => !sent.late,
+            Auth::None | Auth::Done | Auth::Refused => false,
+        }
+    }
 }
 
 impl<S: Sink> Session<S> {
     /// Runs until told to close, or idle when on demand.
     pub(super) async fn run(mut self) {
         let retry = Backoff::new(self.wire.backoff_min, self.wire.backoff_max);
-        let mut backoff = retry.clone();
+        let mut pauses = Pauses::new(&self.wire);
         let mut kept = Kept {
             subscriptions: Subscriptions::default(),
             deliveries: Deliveries::new(retry, self.wire.ok_timeout),
             limits: None,
             busy: Instant::now(),
+            asked: 0,
             closing: false,
         };
         while !kept.closing {
@@ -150,8 +188,8 @@ impl<S: Sink> Session<S> {
                     kept.limits = limits.or(kept.limits);
                     let began = Instant::now();
                     let error = self.connected(&mut kept, connection).await;
-                    if began.elapsed() >= self.wire.backoff_max.min(std::time::Duration::from_secs(30)) {
-                        backoff.reset();
+                    if began.elapsed() >= self.wire.backoff_max.min(EARLY_PAUSE) {
+                        pauses = Pauses::new(&self.wire);
                     }
                     error
                 }
@@ -166,12 +204,12 @@ impl<S: Sink> Session<S> {
             if let Error::Private { .. } | Error::Address { .. } = trouble {
                 let rejected = kept.deliveries.reject_all(&trouble.to_string(), |_| true);
                 self.report(rejected);
-                backoff.worst();
+                pauses.worst();
             }
             if let Error::Hostile(_) = trouble {
-                backoff.worst();
+                pauses.worst();
             }
-            let pause = backoff.next(random_unit());
+            let pause = pauses.next(Instant::now(), random_unit());
             tracing::debug!(relay = %self.address, error = %trouble, ?pause, "relay lost");
             lock(&self.link).trouble = Some(trouble.to_string());
             if self.attend(&mut kept, tokio::time::sleep(pause)).await.is_none() {
@@ -244,7 +282,23 @@ impl<S: Sink> Session<S> {
     fn give_up_late(&self, kept: &mut Kept) {
         let late = kept.deliveries.tick(Instant::now(), (self.clock)(), random_unit());
         self.report(late);
+        self.ask_for_unconfirmed(kept);
         lock(&self.link).owed = kept.deliveries.len();
+    }
+
+    /// A relay may store and pass on what it says no OK to: asked for our own events, it shows what it has. They are
+    /// sent again all the same.
+    fn ask_for_unconfirmed(&self, kept: &mut Kept) {
+        let ids = kept.deliveries.take_unconfirmed();
+        let most = kept.limits.and_then(|limits| limits.max_subscriptions);
+        let has_room = self.on_demand.is_some() || most.is_none_or(|most| most > SUBSCRIPTIONS);
+        if ids.is_empty() || !has_room {
+            return;
+        }
+        kept.subscriptions.unsubscribe(&format!("{SENT}{}", kept.asked));
+        kept.asked += 1;
+        let ours = Filter::new().ids(ids.into_iter().map(EventId::from_byte_array));
+        kept.subscriptions.subscribe(format!("{SENT}{}", kept.asked), Wanted::new(vec![ours]), Life::Once);
     }
 
     fn report(&self, words: Vec<(Delivery, Answer)>) {
@@ -269,7 +323,7 @@ impl<S: Sink> Session<S> {
         self.mark(false);
         kept.subscriptions.disconnected();
         kept.deliveries.disconnected(&error.to_string());
-        self.sink.signal(Signal::Disconnected);
+        self.sink.signal(Signal::Disconnected(error.to_string()));
         error
     }
 
@@ -303,12 +357,10 @@ impl<S: Sink> Session<S> {
                 _ = tick.tick() => {
                     connection.tick().await?;
                     self.give_up_late(kept);
+                    self.wait_no_more_for_auth(kept, &mut auth);
                     self.heard(connection);
                     if self.sink.is_hostile() {
                         return Err(Error::Hostile("too many forged or malformed events".into()));
-                    }
-                    if !kept.subscriptions.is_empty() {
-                        kept.busy = Instant::now();
                     }
                     if self.on_demand.is_some() && kept.busy.elapsed() >= self.wire.linger {
                         kept.closing = self.nothing_owed(kept);
@@ -342,10 +394,14 @@ impl<S: Sink> Session<S> {
             match self.auth_event(challenge) {
                 Some((id, event)) => {
                     connection.feed(format!(r#"["AUTH",{event}]"#)).await?;
-                    *auth = Auth::Sent(id);
+                    let challenge = std::mem::take(challenge);
+                    *auth = Auth::Sent(Sent { id, challenge, at: now, late: false, newer: None });
                     fed = true;
                 }
-                None => *auth = Auth::Refused,
+                None => {
+                    *auth = Auth::Refused;
+                    self.auth_failed(kept);
+                }
             }
         }
         let authed = *auth == Auth::Done;
@@ -377,6 +433,12 @@ impl<S: Sink> Session<S> {
             return if *nonsense > MAX_NONSENSE { Err(Error::Hostile("not Nostr".into())) } else { Ok(()) };
         };
         match message {
+            Message::Event { subscription, .. } if subscription.starts_with(SENT) => {
+                let wanted = kept.subscriptions.wanted(&subscription);
+                if let Some(event) = wanted.and_then(|wanted| check(&frame, wanted, &Counts::default())) {
+                    self.answered(kept, event.id.as_bytes(), true, "", false);
+                }
+            }
             Message::Event { subscription, glance } => {
                 if let Some(wanted) = kept.subscriptions.wanted(&subscription) {
                     let (wanted, subscription) = (Arc::clone(wanted), subscription.into_owned());
@@ -384,46 +446,63 @@ impl<S: Sink> Session<S> {
                 }
             }
             Message::EndOfStored { subscription } => {
-                if kept.subscriptions.end_of_stored(&subscription) {
-                    self.sink.signal(Signal::EndOfStored(subscription.into_owned()));
+                if kept.subscriptions.end_of_stored(&subscription, auth.is_pending()) {
+                    self.told(subscription.into_owned());
                 }
             }
             Message::Closed { subscription, reason } => {
-                let needs_auth = reason.starts_with("auth-required")
-                    && matches!(auth, Auth::None | Auth::Asked(_) | Auth::Sent(_))
-                    && self.keys.is_some();
+                let needs_auth = self.keys.is_some()
+                    && match auth {
+                        Auth::None | Auth::Asked(_) | Auth::Sent(_)
+                            if reason.starts_with("auth-required") =>
+                        {
+                            true
+                        }
+                        auth => auth.is_pending() && reason.starts_with("restricted"),
+                    };
                 let ended =
                     kept.subscriptions.closed(&subscription, needs_auth, Instant::now(), random_unit());
                 if let Some(ended) = ended {
                     lock(&self.link).trouble = Some(format!("closed: {reason}"));
-                    if ended == Ended::Gone || !needs_auth {
+                    if (ended == Ended::Gone || !needs_auth) && !subscription.starts_with(SENT) {
                         self.sink.signal(Signal::Closed { subscription: subscription.into_owned(), reason });
                     }
                 }
             }
-            Message::Ok { event, accepted, reason } => {
-                if *auth == Auth::Sent(event) {
-                    *auth = if accepted { Auth::Done } else { Auth::Refused };
+            Message::Ok { event, accepted, reason } => match auth {
+                Auth::Sent(sent) if sent.id == event => {
+                    let newer = sent.newer.take();
                     let mut link = lock(&self.link);
                     link.authenticated = accepted;
                     if !accepted {
                         link.trouble = Some(format!("AUTH refused: {reason}"));
                     }
-                } else {
-                    let answer =
-                        kept.deliveries.answered(&event, accepted, &reason, Instant::now(), random_unit());
-                    if answer.is_some() {
-                        kept.busy = Instant::now();
+                    drop(link);
+                    *auth = match newer {
+                        // It was asked anew before it had our answer.
+                        Some(challenge) if !accepted => Auth::Asked(challenge),
+                        _ if accepted => Auth::Done,
+                        _ => Auth::Refused,
+                    };
+                    match auth {
+                        Auth::Done => {
+                            kept.subscriptions.authenticated();
+                            self.sink.signal(Signal::Authenticated);
+                        }
+                        Auth::Refused => self.auth_failed(kept),
+                        _ => {}
                     }
-                    lock(&self.link).owed = kept.deliveries.len();
-                    self.report(answer.into_iter().collect());
                 }
-            }
+                auth => self.answered(kept, &event, accepted, &reason, auth.is_pending()),
+            },
             Message::Auth { challenge } => {
                 // Each answer costs a signature: a relay asks once or twice, not for sport.
                 *nonsense += 1;
-                if !matches!(auth, Auth::Sent(_)) && *nonsense <= MAX_NONSENSE {
-                    *auth = Auth::Asked(challenge);
+                match auth {
+                    Auth::Sent(sent) if sent.challenge == challenge => {}
+                    Auth::Sent(sent) => sent.newer = Some(challenge),
+                    _ if *nonsense <= MAX_NONSENSE => *auth = Auth::Asked(challenge),
+                    _ => {}
                 }
             }
             Message::Notice { text } => {
@@ -435,11 +514,104 @@ impl<S: Sink> Session<S> {
         Ok(())
     }
 
+    fn answered(&self, kept: &mut Kept, event: &[u8; 32], accepted: bool, reason: &str, auth_pending: bool) {
+        let (now, jitter) = (Instant::now(), random_unit());
+        let answer = kept.deliveries.answered(event, accepted, reason, auth_pending, now, jitter);
+        if answer.is_some() {
+            kept.busy = now;
+        }
+        lock(&self.link).owed = kept.deliveries.len();
+        self.report(answer.into_iter().collect());
+    }
+
+    /// All stored events of a subscription have come.
+    fn told(&self, subscription: String) {
+        if !subscription.starts_with(SENT) {
+            self.sink.signal(Signal::EndOfStored(subscription));
+        }
+    }
+
+    fn wait_no_more_for_auth(&self, kept: &mut Kept, auth: &mut Auth) {
+        if let Auth::Sent(sent) = auth
+            && !sent.late
+            && sent.at.elapsed() >= AUTH_PATIENCE.min(self.wire.ok_timeout)
+        {
+            sent.late = true;
+            self.auth_failed(kept);
+        }
+    }
+
+    /// We stay strangers here: what the relay has said counts, and nothing waits for AUTH.
+    fn auth_failed(&self, kept: &mut Kept) {
+        let (now, jitter) = (Instant::now(), random_unit());
+        let (told, gone) = kept.subscriptions.auth_failed(now, jitter);
+        told.into_iter().for_each(|subscription| self.told(subscription));
+        for subscription in gone.into_iter().filter(|id| !id.starts_with(SENT)) {
+            let reason = "auth-required: and our AUTH came to nothing".to_owned();
+            self.sink.signal(Signal::Closed { subscription, reason });
+        }
+        let refused = kept.deliveries.auth_failed(now, jitter);
+        self.report(refused);
+    }
+
     /// A signed answer to the relay's challenge (NIP-42), if we have a key.
     fn auth_event(&self, challenge: &str) -> Option<([u8; 32], String)> {
         let keys = self.keys.as_ref()?;
         let url = RelayUrl::parse(self.address.as_str()).ok()?;
         let event = EventBuilder::auth(challenge, url).sign_with_keys(keys).ok()?;
         Some((event.id.to_bytes(), event.as_json()))
+    }
+}
+
+/// The pauses between connections: short for the first minutes, long when a relay stays away.
+struct Pauses {
+    early: Backoff,
+    later: Backoff,
+    began: Option<Instant>,
+    worst: bool,
+}
+
+impl Pauses {
+    fn new(wire: &Wire) -> Self {
+        let early = Backoff::new(wire.backoff_min, wire.backoff_max.min(EARLY_PAUSE));
+        let later = Backoff::new(wire.backoff_min, wire.backoff_max);
+        Self { early, later, began: None, worst: false }
+    }
+
+    /// No retry soon can mend it.
+    fn worst(&mut self) {
+        self.later.worst();
+        self.worst = true;
+    }
+
+    fn next(&mut self, now: Instant, unit: f64) -> Duration {
+        let began = *self.began.get_or_insert(now);
+        let (early, later) = (self.early.next(unit), self.later.next(unit));
+        if !self.worst && now.duration_since(began) < EARLY { early } else { later }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_tried_every_30_s_at_least_in_the_first_minutes_and_seldom_after_an_hour() {
+        let (mut pauses, start) = (Pauses::new(&Wire::default()), Instant::now());
+        let mut now = start;
+        while now.duration_since(start) < EARLY {
+            let pause = pauses.next(now, 1.0);
+            assert!(pause <= Duration::from_secs(30), "{pause:?} after {:?}", now.duration_since(start));
+            now += pause;
+        }
+        let pause = pauses.next(start + Duration::from_secs(3600), 1.0);
+        assert_eq!(pause, Wire::default().backoff_max);
+        let mut hostile = Pauses::new(&Wire::default());
+        hostile.worst();
+        assert_eq!(
+            hostile.next(start, 1.0),
+            Wire::default().backoff_max,
+            "what no retry mends is not hurried"
+        );
     }
 }

@@ -40,6 +40,8 @@ struct One {
 enum State {
     Unsent,
     Sent,
+    /// Sent, and all that the relay shows to somebody it does not know has come: AUTH is under way.
+    Told,
     /// Sent, and its stored events have come.
     Live,
     NeedsAuth,
@@ -48,7 +50,7 @@ enum State {
 
 impl State {
     fn is_open(self) -> bool {
-        matches!(self, Self::Sent | Self::Live)
+        matches!(self, Self::Sent | Self::Told | Self::Live)
     }
 }
 
@@ -84,7 +86,7 @@ impl Subscriptions {
         for (id, one) in &mut self.all {
             let due = match one.state {
                 State::Unsent => true,
-                State::Sent | State::Live => false,
+                State::Sent | State::Told | State::Live => false,
                 State::NeedsAuth => authed,
                 State::After(at) => at <= now,
             };
@@ -96,9 +98,15 @@ impl Subscriptions {
         messages
     }
 
-    /// All stored events have come. `true`: it was asked for, and this is the first time that it is said.
-    pub(super) fn end_of_stored(&mut self, id: &str) -> bool {
-        let Some(one) = self.all.get_mut(id).filter(|one| one.state == State::Sent) else { return false };
+    /// All stored events have come. `true`: it was asked for, and this is the first time that it is said. While the
+    /// relay waits to be told who we are (`auth_pending`) what came is not the whole.
+    pub(super) fn end_of_stored(&mut self, id: &str, auth_pending: bool) -> bool {
+        let open = |one: &&mut One| matches!(one.state, State::Sent | State::Told);
+        let Some(one) = self.all.get_mut(id).filter(open) else { return false };
+        if auth_pending {
+            one.state = State::Told;
+            return false;
+        }
         one.retry.reset();
         one.state = State::Live;
         if one.life == Life::Once {
@@ -123,6 +131,34 @@ impl Subscriptions {
         Some(Ended::Waits)
     }
 
+    /// The relay knows us now: what it was asked before is asked again, for it may show more.
+    pub(super) fn authenticated(&mut self) {
+        for one in self.all.values_mut().filter(|one| one.state.is_open()) {
+            one.state = State::Unsent;
+        }
+    }
+
+    /// AUTH came to nothing. What was told is the whole after all (the first list); what waited for AUTH is tried later,
+    /// or gone (the second).
+    pub(super) fn auth_failed(&mut self, now: Instant, jitter: f64) -> (Vec<String>, Vec<String>) {
+        let in_state = |all: &BTreeMap<String, One>, state: State| -> Vec<String> {
+            all.iter().filter(|(_, one)| one.state == state).map(|(id, _)| id.clone()).collect()
+        };
+        let (told, waiting) = (in_state(&self.all, State::Told), in_state(&self.all, State::NeedsAuth));
+        let told = told.into_iter().filter(|id| self.end_of_stored(id, false)).collect();
+        let mut gone = Vec::new();
+        for id in waiting {
+            let Some(one) = self.all.get_mut(&id) else { continue };
+            if one.life == Life::Once {
+                self.all.remove(&id);
+                gone.push(id);
+            } else {
+                one.state = State::After(now + one.retry.next(jitter));
+            }
+        }
+        (told, gone)
+    }
+
     /// The connection ended.
     pub(super) fn disconnected(&mut self) {
         self.to_close.clear();
@@ -130,10 +166,6 @@ impl Subscriptions {
         for one in self.all.values_mut() {
             one.state = State::Unsent;
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
     }
 }
 
@@ -171,7 +203,7 @@ mod tests {
         let mut subs = Subscriptions::default();
         subs.subscribe("a".into(), wanted(), Life::Always);
         assert!(subs.wanted("a").is_none(), "not sent yet");
-        assert!(!subs.end_of_stored("a"));
+        assert!(!subs.end_of_stored("a", false));
         subs.due(Instant::now(), false);
         assert!(subs.wanted("a").is_some() && subs.wanted("b").is_none());
         subs.unsubscribe("a");
@@ -183,10 +215,10 @@ mod tests {
         let (mut subs, now) = (Subscriptions::default(), Instant::now());
         subs.subscribe("page".into(), wanted(), Life::Once);
         subs.due(now, false);
-        assert!(subs.end_of_stored("page"));
+        assert!(subs.end_of_stored("page", false));
         assert_eq!(subs.due(now, false), [r#"["CLOSE","page"]"#]);
-        assert!(subs.is_empty());
-        assert!(!subs.end_of_stored("page"), "once");
+        assert!(subs.all.is_empty());
+        assert!(!subs.end_of_stored("page", false), "once");
     }
 
     #[test]
@@ -201,5 +233,33 @@ mod tests {
         assert_eq!(subs.closed("a", false, now, 1.0), None, "it is closed already");
         assert!(subs.due(now + Duration::from_secs(3), true).is_empty(), "the second pause is longer");
         assert_eq!(subs.due(now + Duration::from_secs(4), true).len(), 1);
+    }
+
+    #[test]
+    fn what_was_told_before_auth_is_not_the_whole_and_is_asked_again() {
+        let (mut subs, now) = (Subscriptions::default(), Instant::now());
+        for (id, life) in [("page", Life::Once), ("live", Life::Connection)] {
+            subs.subscribe(id.into(), wanted(), life);
+        }
+        subs.due(now, false);
+        assert!(!subs.end_of_stored("page", true) && !subs.end_of_stored("live", true));
+        subs.authenticated();
+        assert_eq!(subs.due(now, true).len(), 2, "both are asked again");
+        assert!(subs.end_of_stored("page", false) && subs.end_of_stored("live", false));
+    }
+
+    #[test]
+    fn when_auth_comes_to_nothing_what_was_told_is_all_there_is() {
+        let (mut subs, now) = (Subscriptions::default(), Instant::now());
+        for (id, life) in [("page", Life::Once), ("other", Life::Once), ("live", Life::Connection)] {
+            subs.subscribe(id.into(), wanted(), life);
+        }
+        subs.due(now, false);
+        assert!(!subs.end_of_stored("page", true));
+        assert_eq!(subs.closed("other", true, now, 1.0), Some(Ended::Waits));
+        assert_eq!(subs.closed("live", true, now, 1.0), Some(Ended::Waits));
+        assert_eq!(subs.auth_failed(now, 1.0), (vec!["page".to_owned()], vec!["other".to_owned()]));
+        assert!(subs.due(now, false).iter().all(|message| !message.starts_with("[\"REQ")), "not at once");
+        assert_eq!(subs.due(now + Duration::from_secs(9), false).len(), 1, "the live one is tried again");
     }
 }

@@ -31,6 +31,14 @@ pub(super) enum Name {
     Ref(String),
 }
 
+/// Whether this can be the name of a branch, a tag or a commit.
+///
+/// # Errors
+/// Why not.
+pub fn check_ref(git_ref: &str) -> Result<(), Error> {
+    Name::parse(Some(git_ref)).map(drop)
+}
+
 impl Name {
     /// `None`, an empty text and `HEAD` are the default branch.
     pub fn parse(git_ref: Option<&str>) -> Result<Name, Error> {

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use address::Location;
 pub use base::Base;
 pub use error::Error;
+pub use fetch::check_ref;
 pub use ignore::Ignore;
 pub use patch::{Patch, Skipped};
 pub use warn::{Kind as WarningKind, MAX_WARNINGS, Warning};

@@ -90,3 +90,36 @@ fn a_skill_that_is_not_there_is_a_configuration_error() {
     assert_eq!(said.code, 3, "{said:?}");
     assert!(said.talk.contains("poetry") && said.talk.contains("generic"), "{said:?}");
 }
+
+#[test]
+fn figures_with_their_unit_are_read_in_files_variables_and_flags_and_shown_with_it() {
+    let home = Home::new();
+    let file = "[limits]\nwall_ms = \"15m\"\nmemory_bytes = \"2GiB\"\n[payment]\nnode_day_msat = \"5sat\"\n";
+    std::fs::write(home.path().join("units.toml"), file).unwrap();
+    let args = ["config", "show", "--config", "units.toml", "--set", "limits.idle_ms=90s", "--json"];
+    let mut command = home.coinop(&args);
+    command.env("COINOP_DRAIN_TIMEOUT_MS", "2m");
+    let said = Said::of(command).json();
+    let value = |key: &str| said["settings"][key]["value"].as_u64();
+    assert_eq!(value("limits.wall_ms"), Some(900_000));
+    assert_eq!(value("limits.memory_bytes"), Some(2 << 30));
+    assert_eq!(value("payment.node_day_msat"), Some(5_000));
+    assert_eq!((value("limits.idle_ms"), value("drain_timeout_ms")), (Some(90_000), Some(120_000)));
+    let table = home.run(&["config", "show", "--config", "units.toml"]).data;
+    let row = |key: &str| table.lines().find(|line| line.starts_with(key)).unwrap().to_owned();
+    assert!(row("limits.wall_ms ").contains(" 15m "), "{table}");
+    assert!(row("limits.memory_bytes ").contains(" 2GiB "), "{table}");
+    let bad = home.run(&["config", "show", "--set", "limits.wall_ms=15 bananas"]);
+    assert!(bad.code == 3 && bad.talk.contains("90s, 15m"), "{bad:?}");
+}
+
+#[test]
+fn a_table_keeps_to_the_columns_that_there_are_and_a_pipe_gets_whole_lines() {
+    let home = Home::new();
+    let mut command = home.coinop(&["config", "show"]);
+    command.env("COLUMNS", "80");
+    let narrow = Said::of(command);
+    assert!(narrow.data.lines().all(|line| line.chars().count() <= 80), "{narrow:?}");
+    let whole = home.run(&["config", "show"]);
+    assert!(whole.data.lines().any(|line| line.chars().count() > 80), "{whole:?}");
+}

@@ -7,6 +7,10 @@ mod customer;
 mod demo;
 mod key_files;
 mod mistakes;
+mod ordering;
+#[path = "../support/scripted.rs"]
+#[expect(dead_code, reason = "a part of it is used here")]
+mod scripted;
 mod serving;
 mod strangers;
 
@@ -75,6 +79,7 @@ fn help_names_every_command_and_every_exit_code() {
         "connect",
         "request",
         "scan",
+        "status",
         "jobs",
         "logs",
         "balance",
@@ -101,7 +106,7 @@ fn a_wrong_command_line_ends_with_2_and_names_what_is_near() {
     assert_eq!(said.code, 2);
     assert!(said.talk.contains("connect"), "{}", said.talk);
     assert!(said.data.is_empty());
-    assert_eq!(home.run(&["connect", "--relay", "ws://127.0.0.1:1"]).code, 2, "--nip90 is not implied");
+    assert_eq!(home.run(&["connect"]).code, 3, "--nip90 is the default; what lacks is a relay");
     assert_eq!(
         home.run(&["request", "--encrypt", "--relay", "ws://127.0.0.1:1"]).code,
         2,

@@ -20,7 +20,7 @@ impl Node {
     /// Returns when it serves.
     fn start(home: &Home, args: &[&str]) -> Node {
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_coinop"))
-            .args([&["connect", "--nip90", "--allow-private-repos"], args].concat())
+            .args([&["connect", "--allow-private-repos"], args].concat())
             .env_clear()
             .env("HOME", home.path())
             .env("PATH", "/usr/bin:/bin")
@@ -43,6 +43,12 @@ impl Node {
     fn end(mut self) -> i32 {
         kill(Pid::from_raw(self.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         self.0.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Node {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
     }
 }
 
@@ -141,14 +147,31 @@ fn a_job_walks_from_request_to_result_and_every_command_sees_it() {
 
     // The owner stops a job; its customer hears so.
     let slow = std::thread::spawn(move || {
-        customer.run(&["request", "--repo", &repo_url, "--cmd", "sleep 60", "--relay", &relay_url])
+        customer.run(&[
+            "request",
+            "--repo",
+            &repo_url,
+            "--cmd",
+            "echo begun; sleep 60",
+            "--relay",
+            &relay_url,
+        ])
     });
     let open = || home.run(&["jobs", "list", "--state", "running", "--json"]).json();
     until("the slow job runs", || open().as_array().is_some_and(|jobs| jobs.len() == 1));
     let id = open()[0]["job"].as_str().unwrap().to_string();
-    let unfinished = home.run(&["jobs", "logs", &id]);
-    assert_eq!(unfinished.code, 1);
-    assert!(unfinished.talk.contains("has not ended"), "{unfinished:?}");
+    let mut unfinished = home.run(&["jobs", "logs", &id]);
+    until("what the running job has printed is there", || {
+        unfinished = home.run(&["jobs", "logs", &id]);
+        unfinished.code == 0 && unfinished.data.contains("begun")
+    });
+    assert_eq!(unfinished.data, "$ echo begun; sleep 60\nbegun\n");
+    assert!(unfinished.talk.contains("is still running"), "{unfinished:?}");
+    let status = home.run(&["status", "--json"]);
+    assert_eq!((status.code, &status.json()["jobs"]["running"]), (0, &1.into()), "{status:?}");
+    let status = home.run(&["status"]);
+    assert!(status.data.contains("1 of 1 relays connected"), "{status:?}");
+    assert!(status.data.contains("1 running, 0 waiting"), "{status:?}");
     let stopped = home.run(&["jobs", "cancel", &id[..12], "--json"]);
     assert_eq!(stopped.code, 0, "{stopped:?}");
     let heard: Said = slow.join().unwrap();
@@ -254,4 +277,83 @@ fn a_customer_asks_its_balance_with_its_own_key_and_nobody_elses() {
     let said = ask("me.key", &["--timeout", "1"]);
     assert_eq!(said.code, 5, "{said:?}");
     assert!(said.talk.contains("Timed out after 1 s"), "{said:?}");
+}
+
+/// `coinop connect` whose stderr is the test's.
+fn connect(home: &Home, relay: &str) -> (Node, BufReader<std::process::ChildStderr>) {
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_coinop"))
+        .args(["connect", "--relay", relay])
+        .env_clear()
+        .env("HOME", home.path())
+        .env("PATH", "/usr/bin:/bin")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    (Node(child), said)
+}
+
+/// Reads on until a line has these words; all that was read.
+fn read_until(said: &mut BufReader<std::process::ChildStderr>, words: &str) -> String {
+    let mut all = String::new();
+    while !all.lines().last().is_some_and(|line| line.contains(words)) {
+        assert!(said.read_line(&mut all).unwrap() > 0, "it ended without {words:?}:\n{all}");
+    }
+    all
+}
+
+#[test]
+fn a_node_that_reaches_no_relay_says_so_and_says_when_one_is_there_is_lost_and_is_back() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(LocalRelay::start()).unwrap();
+    let (address, url) = (relay.address(), relay.url());
+    drop(relay);
+    let home = Home::new();
+    let none = home.run(&["status"]);
+    assert!(none.code == 7 && none.talk.contains("no node runs"), "{none:?}");
+    let (node, mut said) = connect(&home, &url);
+    let told = read_until(&mut said, "no relay is connected");
+    assert!(told.contains("0 of 1 relays connected") && !told.contains("serving"), "{told}");
+    assert!(told.contains(&format!("{url}: not reached")), "{told}");
+    let status = home.run(&["status"]);
+    assert_eq!(status.code, 8, "{status:?}");
+    assert!(status.data.contains("0 of 1 relays connected"), "{status:?}");
+    assert!(status.data.contains("not connected"), "{status:?}");
+
+    let relay = runtime.block_on(LocalRelay::start_at(address)).unwrap();
+    let told = told + &read_until(&mut said, "serving");
+    assert!(told.contains("WARN") && told.contains("relay not reached"), "{told}");
+    assert!(told.contains("INFO") && told.contains("relay connected again"), "{told}");
+    until("the node's status tells", || home.run(&["status"]).code == 0);
+    drop(relay);
+    let told = read_until(&mut said, "relay lost");
+    assert!(told.contains("WARN") && told.contains(&url), "{told}");
+    let _relay = runtime.block_on(LocalRelay::start_at(address)).unwrap();
+    read_until(&mut said, "relay connected again");
+    std::thread::spawn(move || said.lines().for_each(drop));
+    assert_eq!(node.end(), 0);
+}
+
+#[test]
+fn a_node_whose_log_nobody_reads_any_more_still_ends_in_order() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(LocalRelay::start()).unwrap();
+    let home = Home::new();
+    let (mut node, mut said) = connect(&home, &relay.url());
+    read_until(&mut said, "serving");
+    // `connect 2>&1 | tee log`, ended by Ctrl-C: tee goes first.
+    drop(said);
+    drop(relay);
+    node.signal(Signal::SIGINT);
+    assert_eq!(node.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_node_whose_terminal_closes_ends_in_order() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(LocalRelay::start()).unwrap();
+    let home = Home::new();
+    let mut node = Node::start(&home, &["--relay", &relay.url()]);
+    node.signal(Signal::SIGHUP);
+    assert_eq!(node.0.wait().unwrap().code(), Some(0));
 }

@@ -252,3 +252,38 @@ async fn a_node_that_stops_listening_still_delivers() {
     .await;
     assert!(job(node.store(), &late).is_none(), "nothing is taken any more");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_has_a_result_already_is_passed_over_at_a_first_start() {
+    let relay = Scripted::start().await;
+    let stage = Stage::new(&[&relay.url], &[]);
+    let other = Keys::generate();
+    let open = |command: &str| {
+        let (customer, draft) =
+            (Keys::generate(), Draft { kind: 5930, commands: vec![command.into()], ..Draft::default() });
+        draft.unsigned(&customer, now_s()).expect("a draft").sign_with_keys(&customer).expect("a signature")
+    };
+    let result = |to: &Event, by: &Keys| {
+        let event = EventBuilder::new(Kind::from(6930u16), "done").tag(Tag::event(to.id));
+        event.sign_with_keys(by).expect("a signature").as_json()
+    };
+    let (taken, free) = (open("echo taken"), open("echo free"));
+    let (ours, done_before) = (request(&stage.keys, "echo ours"), request(&stage.keys, "echo before"));
+    for event in [&taken, &free, &ours, &done_before] {
+        relay.push(&event.as_json());
+    }
+    // A stranger's result frees nobody from what was asked of it by name.
+    for event in [result(&taken, &other), result(&ours, &other), result(&done_before, &stage.keys)] {
+        relay.push(&event);
+    }
+    let node = stage.start_on(Backstage::new(&[])).await;
+    done(&node, &free).await;
+    done(&node, &ours).await;
+    assert_eq!(jobs(node.store()).len(), 2, "what has a result is not begun");
+    node.drain().await.expect("an end");
+    let node = stage.start_on(Backstage::new(&[])).await;
+    let later = request(&stage.keys, "echo later");
+    relay.push(&later.as_json());
+    done(&node, &later).await;
+    assert_eq!(jobs(node.store()).len(), 3, "nor at the next start");
+}

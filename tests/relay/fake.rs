@@ -31,6 +31,14 @@ pub struct Rules {
     pub hang_up_after: usize,
     /// REQ and EVENT need AUTH first.
     pub auth: bool,
+    /// Stored events are shown only after AUTH; EOSE is said to everybody.
+    pub shy: bool,
+    /// AUTH gets no answer.
+    pub deaf_to_auth: bool,
+    /// EVENT is refused as restricted before AUTH.
+    pub restricted: bool,
+    /// Published events are stored and passed on.
+    pub keeps: bool,
     /// Answers to EVENTs, in order; then OK true. `None`: no answer at all.
     pub answers: Vec<Option<(bool, String)>>,
     /// The first so many REQs are refused with this reason.
@@ -284,6 +292,9 @@ impl Connection {
                 let good = event.verify().is_ok()
                     && event.kind == Kind::Authentication
                     && event.as_json().contains("challenge-1");
+                if rules.deaf_to_auth {
+                    return Some(());
+                }
                 self.authed = good;
                 self.say(json!(["OK", event.id, good, ""]).to_string()).await
             }
@@ -293,6 +304,15 @@ impl Connection {
                 if needs_auth {
                     self.say(json!(["AUTH", "challenge-1"]).to_string()).await?;
                     return self.say(json!(["OK", event.id, false, "auth-required: who?"]).to_string()).await;
+                }
+                if rules.restricted && !self.authed {
+                    return self
+                        .say(json!(["OK", event.id, false, "restricted: members only"]).to_string())
+                        .await;
+                }
+                if rules.keeps {
+                    self.shared.stored.lock().unwrap().push(event.clone());
+                    self.shared.live.send(json!(["EVENT", "SUB", event]).to_string()).ok();
                 }
                 let answer = self.shared.next_answer();
                 match answer {
@@ -314,7 +334,8 @@ impl Connection {
         for frame in &rules.raw {
             self.say(frame.replace("SUB", &id)).await?;
         }
-        let stored = self.shared.stored.lock().unwrap().clone();
+        let hidden = rules.shy && !self.authed;
+        let stored = if hidden { vec![] } else { self.shared.stored.lock().unwrap().clone() };
         let mut found: Vec<Event> =
             stored.into_iter().filter(|e| rules.unfiltered || wanted(&filters, e)).collect();
         found.sort();

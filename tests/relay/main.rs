@@ -6,6 +6,7 @@ mod fake;
 mod gaps;
 mod hostile;
 mod outbox;
+mod rights;
 mod speed;
 mod talk;
 

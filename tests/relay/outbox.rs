@@ -10,7 +10,7 @@ use super::fake::{Fake, Rules, until};
 use super::*;
 
 /// A node of ours with an event owed to these relays.
-fn owing(relays: &[String], give_up_in: Duration, options: Options) -> (Node, Event) {
+pub(super) fn owing(relays: &[String], give_up_in: Duration, options: Options) -> (Node, Event) {
     let event = signed(Kind::Custom(6930), "a result", 0, vec![]);
     let node = Node::start(options);
     owe(&node, &event, relays, give_up_in);
@@ -21,7 +21,7 @@ fn owe(node: &Node, event: &Event, relays: &[String], give_up_in: Duration) {
     let give_up_ms = coinop::clock::now_ms() + give_up_in.as_millis() as u64;
     node.memory.queue(Outgoing {
         event: event.id.to_hex(),
-        job: None,
+        job: Some("a".repeat(64)),
         json: event.as_json(),
         relays_left: relays.to_vec(),
         give_up_ms,
@@ -31,7 +31,7 @@ fn owe(node: &Node, event: &Event, relays: &[String], give_up_in: Duration) {
 
 const LONG: Duration = Duration::from_secs(60);
 
-async fn answers(node: &Node, event: &Event, count: usize) -> Vec<(String, Answer)> {
+pub(super) async fn answers(node: &Node, event: &Event, count: usize) -> Vec<(String, Answer)> {
     let id = event.id.to_hex();
     until("the relays have answered", || node.memory.deliveries(&id).len() >= count).await;
     let mut all = node.memory.deliveries(&id);

@@ -19,6 +19,8 @@ pub enum Says {
     Ok,
     /// `OK false` with this reason.
     Refuses(String),
+    /// Takes it and says nothing.
+    Nothing,
 }
 
 pub struct Scripted {
@@ -147,12 +149,13 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) -> Option<()> {
                         let event = Event::from_json(message.get(1)?.to_string()).ok()?;
                         let says = {
                             let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-                            if state.says == Says::Ok {
+                            if matches!(state.says, Says::Ok | Says::Nothing) {
                                 state.given.push(event.clone());
                             }
                             state.says.clone()
                         };
                         let answer = match says {
+                            Says::Nothing => continue,
                             Says::Ok => json!(["OK", event.id.to_hex(), true, ""]),
                             Says::Refuses(reason) => json!(["OK", event.id.to_hex(), false, reason]),
                         };

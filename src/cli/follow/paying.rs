@@ -103,7 +103,7 @@ impl Follow<'_> {
             Why::Result | Why::Refused | Why::Failed | Why::Unpaid | Why::Timeout => PAYMENT_PATIENCE,
             // Somebody waits at the keyboard.
             Why::Interrupted => PAYMENT_PATIENCE / 4,
-            Why::Lost => Duration::ZERO,
+            Why::Lost | Why::Untaken => Duration::ZERO,
         };
         let until = tokio::time::Instant::now() + patience;
         while paying.is_some() {

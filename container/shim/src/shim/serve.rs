@@ -381,7 +381,11 @@ impl Shim {
         self.terminals_counted = Instant::now();
         // All of them, and `ptmx`. Where there are none, none can be made.
         let open = std::fs::read_dir(TERMINALS).map_or(0, |listed| listed.take(PTYS + 2).count());
-        if open > PTYS + 1 { self.as_job(processes::kill_all) } else { Ok(()) }
+        if open > PTYS + 1 {
+            // What does not end at once is counted again.
+            self.as_job(processes::kill_all)?;
+        }
+        Ok(())
     }
 
     /// Tells of commands that have ended and have no more to say.

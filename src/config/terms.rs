@@ -269,6 +269,14 @@ mod tests {
     }
 
     #[test]
+    fn a_cost_that_hangs_on_a_processor_time_that_was_not_counted_is_not_known() {
+        let rent = Rent { per_second: 1_000, ..Rent::default() };
+        assert_eq!(rent.of(2_000, None, 0), Some(2_000));
+        let by_cpu = Rent { per_cpu_second: 1_000, ..rent };
+        assert_eq!((by_cpu.of(2_000, Some(500), 0), by_cpu.of(2_000, None, 0)), (Some(2_500), None));
+    }
+
+    #[test]
     fn what_is_no_rule_says_what_it_lacks() {
         for (text, why) in [
             ("", "says nothing"),

@@ -146,3 +146,18 @@ pub enum Answer {
     /// `give_up_ms` passed; the last trouble is the reason.
     GaveUp { reason: String },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Summary;
+
+    #[test]
+    fn a_summary_of_the_first_builds_keeps_its_processor_time_and_one_without_has_none() {
+        let read = |cpu: &str| -> Summary {
+            let text = format!(r#"{{"wall_ms":5,{cpu}"peak_memory_bytes":1,"price_msat":0}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        assert_eq!(read(r#""cpu_ms":7,"#).cpu_ms, Some(7));
+        assert_eq!((read(r#""cpu_ms":null,"#).cpu_ms, read("").cpu_ms), (None, None));
+    }
+}

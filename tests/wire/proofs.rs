@@ -1,5 +1,6 @@
 //! The checks of a result that need only the events: each lie by its name, and what stays unchecked.
 
+use coinop::protocol::Reply;
 use coinop::protocol::proof::{Finding, Verdict};
 use nostr_sdk::prelude::*;
 
@@ -38,6 +39,19 @@ fn an_encrypted_result_checks_with_either_key_and_is_left_unchecked_without() {
             let opened = proof::check_with_keys(&event, Some(&request.event), &keys);
             assert_eq!((bad(&opened), unchecked(&opened)), (vec![], vec!["claims"]));
         }
+    }
+}
+
+#[test]
+fn a_processor_time_that_was_not_counted_is_no_tag_and_reads_back_as_not_known() {
+    for scheme in [None, Some(Scheme::Nip44)] {
+        let request = request(scheme);
+        let event = result_event(&request, "{}", &Proof { cpu_ms: None, ..a_proof("{}") });
+        assert!(!event.as_json().contains("cpu_ms"));
+        let findings = proof::check_with_keys(&event, Some(&request.event), &customer());
+        assert_eq!(bad(&findings), [""; 0]);
+        let read = Reply::decode(&event, &customer()).unwrap().proof.expect("a proof");
+        assert_eq!((read.cpu_ms, read.wall_ms), (None, a_proof("{}").wall_ms));
     }
 }
 

@@ -310,7 +310,13 @@ impl Shim {
         };
         // With one command running, everything inside is its work.
         let alone = self.running.len() == 1;
-        self.as_job(|| if alone { drop(processes::kill_all()) } else { processes::kill_family(root) })
+        self.as_job(|| {
+            if alone {
+                processes::kill_all();
+            } else {
+                processes::kill_family(root);
+            }
+        })
     }
 
     /// Ends what commands left that have ended themselves: everything of the job's where no other runs. Their ends are

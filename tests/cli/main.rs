@@ -7,6 +7,9 @@ mod customer;
 mod demo;
 mod key_files;
 mod serving;
+#[expect(dead_code, reason = "no test here needs git")]
+#[path = "../support/skip.rs"]
+mod skip;
 
 use std::path::Path;
 

@@ -12,6 +12,9 @@ mod ordering;
 #[expect(dead_code, reason = "a part of it is used here")]
 mod scripted;
 mod serving;
+#[expect(dead_code, reason = "no test here needs git")]
+#[path = "../support/skip.rs"]
+mod skip;
 mod strangers;
 
 use std::path::Path;

@@ -178,8 +178,8 @@ fn examined(stand_ins: StandIns) -> Vec<(libc::c_long, Vec<sock_filter>)> {
             libc::SYS_ptrace,
             vec![
                 load(argument(0)),
-                jump(JUMP_EQ, libc::PTRACE_SEIZE as u32, 3, 0),
-                jump(JUMP_EQ, libc::PTRACE_SETOPTIONS as u32, 2, 0),
+                jump(JUMP_EQ, libc::PTRACE_SEIZE, 3, 0),
+                jump(JUMP_EQ, libc::PTRACE_SETOPTIONS, 2, 0),
                 jump(JUMP_EQ, PTRACE_OLDSETOPTIONS, 1, 0),
                 give(ALLOW),
                 load(argument(3)),
@@ -448,15 +448,15 @@ mod tests {
 
     #[test]
     fn a_job_traces_its_own_but_stops_nobody_at_an_exit() {
-        let (traceme, attach) = (libc::PTRACE_TRACEME as u32, libc::PTRACE_ATTACH as u32);
-        let (seize, options) = (libc::PTRACE_SEIZE as u32, libc::PTRACE_SETOPTIONS as u32);
+        let (traceme, attach) = (libc::PTRACE_TRACEME, libc::PTRACE_ATTACH);
+        let (seize, options) = (libc::PTRACE_SEIZE, libc::PTRACE_SETOPTIONS);
         let (exit, forks) = (libc::PTRACE_O_TRACEEXIT as u32, libc::PTRACE_O_TRACEFORK as u32);
         let no = ERRNO | libc::EPERM as u32;
         for (request, data, verdict) in [
             (traceme, 0, ALLOW),
             (attach, 0, ALLOW),
             // Only these take options: elsewhere the same bits are data or a signal.
-            (libc::PTRACE_POKEDATA as u32, exit, ALLOW),
+            (libc::PTRACE_POKEDATA, exit, ALLOW),
             (seize, 0, ALLOW),
             (seize, forks, ALLOW),
             (seize, forks | exit, no),

@@ -11,7 +11,7 @@ use crate::control::{self, Ask};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// JSON on stdout, for programs
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -61,19 +61,19 @@ pub struct Args {
     /// Let processes that a command leaves running go on under the next commands; else they end with it
     #[arg(long)]
     pub keep_background: bool,
-    /// Ask for this much wall time: 90s, 15m, or a number of seconds
+    /// Time limit of the job: 90s, 15m, or a number of seconds
     #[arg(long, value_name = "TIME", value_parser = units::seconds)]
     pub time_secs: Option<u64>,
-    /// Ask for this much memory: 2GiB, or a number of MiB
+    /// Memory limit of the job: 2GiB, or a number of MiB
     #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     pub memory_mb: Option<u64>,
-    /// Ask for this much disk: 2GiB, or a number of MiB
+    /// Disk limit of the job: 2GiB, or a number of MiB
     #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     pub disk_mb: Option<u64>,
     /// The form of the result, a MIME type
     #[arg(long, value_name = "MIME")]
     pub output: Option<String>,
-    /// The most that the job may cost, told to the provider: 5sat, or a number of millisatoshi
+    /// Price limit sent to the provider: 5sat, or a number of millisatoshi
     #[arg(long, value_name = "AMOUNT", value_parser = units::msat)]
     pub bid: Option<u64>,
     /// Pay what --provider asks, once and up to --max, from the wallet of the configuration ([payment]); what is not
@@ -95,11 +95,11 @@ pub struct Args {
         default_missing_value = "nip44", requires = "provider"
     )]
     pub encrypt: Option<Encrypt>,
-    /// Where to ask and to listen; may be repeated [default: `relays` of the configuration]
+    /// Relay to publish to and read from; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
-    /// Give up after this long: 90s, 15m, or a number of seconds
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = |text: &str| within(text, 604_800))]
+    /// Give up after this long: 90s, 30m, or a number of seconds
+    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = |text: &str| within(text, 604_800))]
     pub timeout: u64,
     /// Sign with this key [default: a new one, for this request only]
     #[arg(long, value_name = "FILE")]
@@ -288,11 +288,11 @@ pub(super) fn wire() -> Wire {
 fn told(request: &Event, key: &NodeKey, published: &[Published]) -> String {
     let took = published.iter().filter(|p| p.answer == Answer::Stored).count();
     let mut lines = vec![format!(
-        "request {} (kind {}) as {}, at {took} of {} relays",
+        "request {} (kind {}) published to {took} of {} relays, signed by {}",
         output::short(&request.id.to_hex()),
         request.kind.as_u16(),
-        output::short(&key.npub()),
-        published.len()
+        published.len(),
+        output::short(&key.npub())
     )];
     let refused = published.iter().filter(|p| p.answer != Answer::Stored);
     lines.extend(refused.map(|p| format!("           {}: {}", p.relay, reason(&p.answer))));

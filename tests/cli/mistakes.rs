@@ -355,6 +355,8 @@ fn smaller_ones_say_what_to_do() {
         doctor.data.contains("All checks passed") || doctor.data.contains("Failed checks are enforced"),
         "{doctor:?}"
     );
+    // A job may take 15 minutes where nothing else is configured: its customer waits longer than that.
+    assert!(home.run(&["request", "-h"]).data.contains("[default: 20m]"));
     // The short help has no flags that every command has; the long one does.
     assert!(!home.run(&["jobs", "list", "-h"]).data.contains("--log-level"));
     assert!(home.run(&["jobs", "list", "--help"]).data.contains("--log-level"));

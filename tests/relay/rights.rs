@@ -133,6 +133,14 @@ async fn an_event_refused_before_auth_is_sent_again_after_it() {
 }
 
 #[tokio::test]
+async fn an_event_that_needs_auth_does_not_wait_where_auth_comes_to_nothing() {
+    let relay = Fake::start(Rules { auth: true, deaf_to_auth: true, ..Rules::default() }).await;
+    let (node, event) = owing(&[relay.url()], LONG, options(&[&relay]));
+    let reason = "auth-required: who?".to_owned();
+    assert_eq!(answers(&node, &event, 1).await, [(relay.url(), Answer::Rejected { reason })]);
+}
+
+#[tokio::test]
 async fn announcements_for_a_relay_that_left_the_configuration_are_dropped_and_answers_are_not() {
     let (ours, left) = (Fake::start(Rules::default()).await, Fake::start(Rules::default()).await);
     let options = Options { allow_private: true, ..options(&[&ours]) };

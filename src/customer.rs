@@ -81,7 +81,12 @@ impl Customer {
     /// Subscribes to all that can be an answer.
     pub fn filter(&self) -> Filter {
         let kinds = [Kind::from(FEEDBACK_KIND), Kind::from(self.result_kind())];
-        Filter::new().kinds(kinds).event(self.request.id)
+        let filter = Filter::new().kinds(kinds).event(self.request.id);
+        // What strangers say about it need not even come.
+        match self.provider {
+            Some(provider) => filter.author(provider),
+            None => filter,
+        }
     }
 
     fn result_kind(&self) -> u16 {

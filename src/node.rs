@@ -37,6 +37,8 @@ pub use setup::{
 
 /// How long what is owed is still offered to relays at the end.
 const DELIVERY_GRACE: Duration = Duration::from_secs(5);
+/// Requests dated this much before `max_request_age_ms` are still heard, to be refused, seconds.
+const LATE_S: u64 = 86_400;
 /// How long a clone that nobody waits for any more may take to notice.
 const REPO_GRACE: Duration = Duration::from_secs(5);
 /// How often refunds in doubt and the day's signature are looked at.
@@ -212,6 +214,8 @@ impl Node {
             kinds: kinds.iter().copied().chain([protocol::ACCOUNT_KIND]).collect(),
             allow_private: config.admission.allow_private_relays,
             look_back_s: config.relay.lookback_ms / 1000,
+            // Who comes with an older date hears that it is too old.
+            live_back_s: (config.admission.max_request_age_ms / 1000).saturating_add(LATE_S),
             max_read_relays: engine_options(&config).max_answer_relays,
             receipts: till.is_some().then_some(receipts),
             ..relay::Options::default()

@@ -25,6 +25,27 @@ impl Bucket {
     }
 }
 
+/// Refusals told in the log one by one in a minute; more are counted.
+const TOLD_PER_MINUTE: u32 = 20;
+
+/// What of a flood is told in the log.
+#[derive(Debug, Default)]
+pub(super) struct Sample {
+    minute: Bucket,
+    untold: u64,
+}
+
+impl Sample {
+    /// Whether to tell this one, and how many were not told before it.
+    pub(super) fn tell(&mut self, now_ms: u64) -> Option<u64> {
+        if self.minute.take(now_ms, TOLD_PER_MINUTE) {
+            return Some(std::mem::take(&mut self.untold));
+        }
+        self.untold += 1;
+        None
+    }
+}
+
 /// What is left of the minute for cancellations of requests that we do not know.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
@@ -51,6 +72,14 @@ impl Tombstones {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_flood_a_few_are_told_a_minute_and_the_rest_is_counted() {
+        let mut sample = Sample::default();
+        let told = (0..100_000).filter(|_| sample.tell(60_000).is_some()).count();
+        assert_eq!(told, 20);
+        assert_eq!((sample.tell(120_000), sample.tell(120_001)), (Some(99_980), Some(0)));
+    }
 
     #[test]
     fn one_author_has_a_share_of_the_tombstones_and_all_together_the_whole() {

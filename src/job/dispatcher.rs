@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::budget::{Bucket, Tombstones};
+use super::budget::{Bucket, Sample, Tombstones};
 use super::ending;
 use super::engine::{Offer, Progress, Status};
 use super::queue::Queue;
@@ -96,6 +96,7 @@ pub(super) struct Dispatcher {
     workers: JoinSet<()>,
     pub(super) stopped: Option<store::Error>,
     pub(super) refusals: Bucket,
+    pub(super) told_refusals: Sample,
     pub(super) quota: Quota,
     pub(super) tombstones: Tombstones,
     /// Requests taken back, each with its author, whose record is on its way to the disk.
@@ -129,6 +130,7 @@ impl Dispatcher {
             workers: JoinSet::new(),
             stopped: None,
             refusals: Bucket::default(),
+            told_refusals: Sample::default(),
             quota: Quota::default(),
             tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),

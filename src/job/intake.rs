@@ -202,7 +202,14 @@ impl Dispatcher {
     ) {
         let id = offer.event.id;
         if targeted {
-            tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, "request refused");
+            match self.told_refusals.tell(self.rooms.now_ms()) {
+                Some(untold) => {
+                    tracing::info!(%id, code = %refusal.code, reason = %refusal.reason, untold, "request refused");
+                }
+                None => {
+                    tracing::debug!(%id, code = %refusal.code, reason = %refusal.reason, "request refused")
+                }
+            }
         } else {
             tracing::debug!(%id, code = %refusal.code, reason = %refusal.reason, "request left alone");
         }

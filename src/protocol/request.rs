@@ -269,7 +269,9 @@ impl Reader {
                 self.providers.extend(key.filter(|key| !self.providers.contains(key)));
             }
             "expiration" => {
-                let at = tags::value(row, 1).and_then(tags::digits);
+                // Some write a time as a float.
+                let whole = |text: &str| text.split_once('.').map_or(text, |(whole, _)| whole).to_owned();
+                let at = tags::value(row, 1).and_then(|text| tags::digits(&whole(text)));
                 self.expiration = [self.expiration, at].into_iter().flatten().min();
             }
             _ => {}

@@ -24,6 +24,7 @@ use crate::store::record::Answer;
 const WAITING: usize = 1024;
 /// Stored events asked for at a time.
 const PAGE: usize = 500;
+const LEAST_PAGE: usize = 50;
 /// Ids remembered for one subscription; an older event may come twice.
 const SEEN: usize = 65_536;
 
@@ -298,7 +299,8 @@ impl Client {
         for filter in filters {
             let most = filter.limit.unwrap_or(usize::MAX);
             let since = filter.since.map_or(0, |since| since.as_secs());
-            let mut fill = Fill::new(vec![filter.clone()], since, most.min(PAGE));
+            // Of a few the first may be unreadable: what was asked for is behind it.
+            let mut fill = Fill::new(vec![filter.clone()], since, most.clamp(LEAST_PAGE, PAGE));
             let mut count = 0;
             while let Some(page) = fill.next().filter(|_| count < most) {
                 let mut subscription = self.listen(vec![page], Life::Once, std::slice::from_ref(relay));

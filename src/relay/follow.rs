@@ -2,6 +2,7 @@
 //! a timer), and when the cursor is written down. The socket is `session.rs`'s, the check of events `verify.rs`'s.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ const IDS_A_FILTER: usize = 100;
 const MAX_FILTERS: usize = 8;
 /// A relay with fewer subscriptions gets one at a time.
 const SUBSCRIPTIONS: u64 = 3;
-/// Bad events before we hang up, and how many good ones make up for one bad.
-const MAX_BAD: u64 = 200;
+/// Forged events of one connection before we hang up; a good one makes up for a forged one.
+const MAX_BAD: i64 = 200;
 /// A relay that comes and goes is told of at most this often, and one that stays away is recalled this often.
 const NEWS_EVERY: Duration = Duration::from_secs(60);
 const RECALL_EVERY: Duration = Duration::from_secs(3600);
@@ -62,6 +63,8 @@ pub(super) struct FollowSink {
     pub(super) receipts: Option<mpsc::Sender<Event>>,
     pub(super) page: Arc<Mutex<Asked>>,
     pub(super) signals: mpsc::UnboundedSender<Signal>,
+    /// The balance when the connection began.
+    pub(super) began_at: AtomicI64,
 }
 
 impl Sink for FollowSink {
@@ -85,6 +88,9 @@ impl Sink for FollowSink {
     }
 
     fn signal(&self, signal: Signal) {
+        if let Signal::Connected(_) = &signal {
+            self.began_at.store(self.balance(), Ordering::Relaxed);
+        }
         let Some(signal) = self.inbox.sort_out(&self.source.relay, signal) else { return };
         if self.signals.send(signal).is_err() {
             tracing::trace!("a relay spoke after its follower ended");
@@ -92,9 +98,16 @@ impl Sink for FollowSink {
     }
 
     fn is_hostile(&self) -> bool {
+        self.balance().saturating_sub(self.began_at.load(Ordering::Relaxed)) > MAX_BAD
+    }
+}
+
+impl FollowSink {
+    /// Forged events less good ones, so far. What cannot be read may be signed by a stranger, and is not counted.
+    fn balance(&self) -> i64 {
         let counts = &self.source.counts;
-        let bad = Counts::of(&counts.forged) + Counts::of(&counts.malformed);
-        bad > MAX_BAD + Counts::of(&counts.verified) + Counts::of(&counts.duplicate)
+        let count = |counter| i64::try_from(Counts::of(counter)).unwrap_or(i64::MAX);
+        count(&counts.forged) - count(&counts.verified) - count(&counts.duplicate)
     }
 }
 
@@ -403,9 +416,10 @@ impl Follow {
     }
 
     fn subscribe_live(&self, state: &mut State) {
-        let since = self.now().saturating_sub(self.options.overlap_s);
-        let mut filters: Vec<_> =
-            self.requests().into_iter().map(|filter| filter.since(Timestamp::from(since))).collect();
+        let since = self.now().saturating_sub(self.options.live_back_s.max(self.options.overlap_s));
+        // What is stored is the fill's to get; the limit does not count for what comes from now on.
+        let live = |filter: Filter| filter.since(Timestamp::from(since)).limit(state.page_limit);
+        let mut filters: Vec<_> = self.requests().into_iter().map(live).collect();
         if state.lean {
             filters.extend(self.cancels());
         }

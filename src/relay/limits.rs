@@ -37,7 +37,7 @@ pub struct Limits {
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
-    limitation: Option<Limits>,
+    limitation: serde_json::Value,
 }
 
 fn lenient<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
@@ -52,7 +52,9 @@ fn lenient_bool<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<bool>, 
 impl Limits {
     /// Reads a NIP-11 document. Whatever is not there or nonsense is no limit.
     pub(super) fn parse(document: &[u8]) -> Option<Self> {
-        serde_json::from_slice::<Document>(document).ok().map(|d| d.limitation.unwrap_or_default())
+        serde_json::from_slice::<Document>(document)
+            .ok()
+            .map(|d| serde_json::from_value(d.limitation).unwrap_or_default())
     }
 
     /// Asks the relay, at these addresses only. Takes at most `timeout`; no answer is no limit.
@@ -109,7 +111,11 @@ mod tests {
         assert_eq!(limits.max_message_length, Some(65536));
         assert_eq!((limits.max_subscriptions, limits.max_limit), (None, Some(500)));
         assert_eq!((limits.auth_required, limits.payment_required), (None, Some(true)));
-        assert_eq!(Limits::parse(b"{}"), Some(Limits::default()));
+        for odd in
+            [&br#"{}"#[..], br#"{"limitation":null}"#, br#"{"limitation":[1]}"#, br#"{"limitation":"none"}"#]
+        {
+            assert_eq!(Limits::parse(odd), Some(Limits::default()));
+        }
         assert_eq!(Limits::parse(b"<html>"), None);
     }
 }

@@ -54,6 +54,12 @@ pub fn look(frame: &str) -> Option<Message<'_>> {
     serde_json::from_str(frame).ok()
 }
 
+/// Whether a frame that cannot be read is meant to be an event.
+pub(super) fn is_event(frame: &str) -> bool {
+    let word = frame.trim_start().strip_prefix('[').map(str::trim_start);
+    word.is_some_and(|word| word.starts_with(r#""EVENT""#))
+}
+
 /// Builds the event of an `EVENT` frame. It is not verified.
 pub(super) fn event(frame: &str) -> Option<Event> {
     serde_json::from_str::<(IgnoredAny, IgnoredAny, Event)>(frame).ok().map(|(_, _, event)| event)

@@ -33,6 +33,8 @@ pub struct Options {
     pub look_back_s: u64,
     /// Seconds asked again before a cursor, for events that reached the relay late.
     pub overlap_s: u64,
+    /// Seconds before now from which on live events are wanted by their own date, at least `overlap_s`.
+    pub live_back_s: u64,
     /// How often history is asked for although nothing was noticed missing.
     pub refill_every: Duration,
     /// How often a cursor is written while events come.
@@ -64,6 +66,7 @@ impl Default for Options {
             allow_private: false,
             look_back_s: 3600,
             overlap_s: 600,
+            live_back_s: 600,
             refill_every: Duration::from_secs(600),
             cursor_every: Duration::from_secs(5),
             quiet_cursor_every: Duration::from_secs(240),
@@ -129,6 +132,7 @@ impl Service {
                 receipts: options.receipts.clone(),
                 page: Arc::clone(&page),
                 signals,
+                began_at: Default::default(),
             };
             tasks.spawn(
                 Session {

@@ -96,6 +96,8 @@ pub struct Link {
     pub heard_ms: u64,
     /// Frames over the cap, dropped unread.
     pub oversized: u64,
+    /// Events of strangers that cannot be read, dropped.
+    pub unreadable: u64,
 }
 
 pub(super) struct Session<S> {
@@ -154,6 +156,11 @@ impl Auth {
             Auth::Sent(sent) => !sent.late,
             Auth::None | Auth::Done | Auth::Refused => false,
         }
+    }
+
+    /// Nothing is to be hoped for from AUTH on this connection.
+    fn has_failed(&self) -> bool {
+        matches!(self, Auth::Refused) || matches!(self, Auth::Sent(sent) if sent.late)
     }
 }
 
@@ -429,6 +436,11 @@ impl<S: Sink> Session<S> {
             return Ok(());
         }
         let Some(message) = message::look(&frame) else {
+            if message::is_event(&frame) {
+                // Anybody may sign an event that no parser takes: passing it on is no fault of the relay's.
+                lock(&self.link).unreadable += 1;
+                return Ok(());
+            }
             *nonsense += 1;
             return if *nonsense > MAX_NONSENSE { Err(Error::Hostile("not Nostr".into())) } else { Ok(()) };
         };
@@ -436,7 +448,7 @@ impl<S: Sink> Session<S> {
             Message::Event { subscription, .. } if subscription.starts_with(SENT) => {
                 let wanted = kept.subscriptions.wanted(&subscription);
                 if let Some(event) = wanted.and_then(|wanted| check(&frame, wanted, &Counts::default())) {
-                    self.answered(kept, event.id.as_bytes(), true, "", false);
+                    self.answered(kept, event.id.as_bytes(), true, "", auth);
                 }
             }
             Message::Event { subscription, glance } => {
@@ -493,7 +505,7 @@ impl<S: Sink> Session<S> {
                         _ => {}
                     }
                 }
-                auth => self.answered(kept, &event, accepted, &reason, auth.is_pending()),
+                auth => self.answered(kept, &event, accepted, &reason, auth),
             },
             Message::Auth { challenge } => {
                 // Each answer costs a signature: a relay asks once or twice, not for sport.
@@ -514,14 +526,18 @@ impl<S: Sink> Session<S> {
         Ok(())
     }
 
-    fn answered(&self, kept: &mut Kept, event: &[u8; 32], accepted: bool, reason: &str, auth_pending: bool) {
+    fn answered(&self, kept: &mut Kept, event: &[u8; 32], accepted: bool, reason: &str, auth: &Auth) {
         let (now, jitter) = (Instant::now(), random_unit());
-        let answer = kept.deliveries.answered(event, accepted, reason, auth_pending, now, jitter);
+        let answer = kept.deliveries.answered(event, accepted, reason, auth.is_pending(), now, jitter);
         if answer.is_some() {
             kept.busy = now;
         }
-        lock(&self.link).owed = kept.deliveries.len();
         self.report(answer.into_iter().collect());
+        if auth.has_failed() {
+            let refused = kept.deliveries.auth_failed(now, jitter);
+            self.report(refused);
+        }
+        lock(&self.link).owed = kept.deliveries.len();
     }
 
     /// All stored events of a subscription have come.

@@ -73,6 +73,18 @@ impl Said {
     }
 }
 
+/// Whoever runs the tests ignores this signal (`nohup`, a job in the background of a script), and so do the programs
+/// that they start.
+pub(crate) fn is_ignored(signal: nix::sys::signal::Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim().to_owned();
+    let ignored = u64::from_str_radix(&mask, 16).unwrap() >> (signal as u32 - 1) & 1 == 1;
+    if ignored {
+        eprintln!("SKIPPED {signal}: it is ignored here");
+    }
+    ignored
+}
+
 #[test]
 fn help_names_every_command_and_every_exit_code() {
     let said = Home::new().run(&["--help"]);

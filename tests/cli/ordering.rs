@@ -13,7 +13,8 @@ use super::Home;
 use super::scripted::{Says, Scripted};
 
 struct Place {
-    runtime: tokio::runtime::Runtime,
+    /// What the relay runs on.
+    _runtime: tokio::runtime::Runtime,
     relay: Scripted,
 }
 
@@ -23,7 +24,7 @@ impl Place {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let relay = runtime.block_on(Scripted::start());
         relay.says(says);
-        Place { runtime, relay }
+        Place { _runtime: runtime, relay }
     }
 
     /// The first published event of this kind range, within 20 s.
@@ -177,6 +178,9 @@ fn a_request_that_no_relay_took_and_nobody_answered_is_taken_back_and_ends_with_
 #[test]
 fn each_signal_that_ends_a_command_takes_the_order_back() {
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        if super::is_ignored(signal) {
+            continue;
+        }
         let (home, place) = (Home::new(), Place::new(Says::Ok));
         let ordering = order(&home, &place, &[]);
         let request = place.given(is_request);
@@ -185,6 +189,5 @@ fn each_signal_that_ends_a_command_takes_the_order_back() {
         assert!(cancel.tags.event_ids().any(|id| *id == request.id), "{signal}: {cancel:?}");
         let output = wait_for(ordering);
         assert_eq!(output.status.code(), Some(1), "{signal}: {output:?}");
-        place.runtime.block_on(async {});
     }
 }

@@ -198,3 +198,15 @@ async fn cancels_come_by_kind_by_our_key_and_by_the_job_watched() {
     node.handle.watch_cancels(vec![]);
     until("it is not subscribed to any more", || relay.subscribed() == ["live"]).await;
 }
+
+#[tokio::test]
+async fn a_live_request_with_an_old_date_is_heard_as_far_back_as_the_node_takes_them() {
+    let relay = Fake::start(Rules::default()).await;
+    let mut node = Node::start(Options { live_back_s: 7200, ..options(&[&relay]) });
+    until("it is live", || relay.asked("fill").len() >= 3).await;
+    let began = now();
+    until("the history is whole", || node.cursor(&relay).is_some_and(|at| at >= began)).await;
+    let late = request("late", 5000);
+    relay.publish(&late);
+    assert_eq!(node.next_id().await, late.id);
+}

@@ -227,3 +227,43 @@ async fn a_relay_that_hangs_up_after_each_message_is_tried_for_ever() {
     relay.rules(|rules| rules.hang_up_after = 0);
     node.take(2).await;
 }
+
+#[tokio::test]
+async fn what_a_stranger_signed_and_no_parser_takes_does_not_cut_the_relay() {
+    let odd = |n: u64| {
+        let event = request(&format!("{n}"), 1).as_json();
+        let odd = match n % 2 {
+            0 => event.replacen(r#""tags":[]"#, r#""tags":[[]]"#, 1),
+            _ => event.replacen(r#""created_at":"#, r#""created_at":0.5,"was":"#, 1),
+        };
+        format!(r#"["EVENT","SUB",{odd}]"#)
+    };
+    let relay = Fake::start(Rules { raw: (0..400).map(odd).collect(), ..Rules::default() }).await;
+    let good = request("good", 1);
+    relay.store(&good);
+    let mut node = Node::start(options(&[&relay]));
+    assert_eq!(node.next_id().await, good.id);
+    until("all of it was read", || relay.asked("fill").len() >= 3).await;
+    let (live, event) = (request("live", 0), relay.connections());
+    relay.publish(&live);
+    assert_eq!(node.next_id().await, live.id);
+    assert_eq!((event, relay.connections()), (1, 1), "one connection all the time");
+    assert!(node.status(&relay).link.unreadable > 100);
+}
+
+#[tokio::test]
+async fn forgeries_of_an_earlier_connection_are_not_counted_again() {
+    let raw: Vec<_> = (0..300).map(|n| frame(&tampered(&request(&format!("{n}"), 1)))).collect();
+    let relay = Fake::start(Rules { raw, ..Rules::default() }).await;
+    let mut node = Node::start(options(&[&relay]));
+    until("it was cut", || relay.connections() >= 2).await;
+    relay.rules(|rules| rules.raw.clear());
+    let good = request("good", 1);
+    relay.store(&good);
+    assert_eq!(node.next_id().await, good.id);
+    let connections = relay.connections();
+    let live = request("live", 0);
+    relay.publish(&live);
+    assert_eq!(node.next_id().await, live.id);
+    assert!(relay.connections() <= connections + 1, "it stays");
+}

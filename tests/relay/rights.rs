@@ -98,7 +98,7 @@ async fn a_query_is_whole_only_after_auth() {
 #[tokio::test]
 async fn a_query_goes_on_past_the_length_of_a_relays_page_up_to_what_was_asked_for() {
     let relay = Fake::start(Rules { page: 7, ..Rules::default() }).await;
-    let all: Vec<_> = (0..40).map(|n| request(&format!("{n}"), 10 + n)).collect();
+    let all: Vec<_> = (0..40).map(|n| request(&format!("{n}"), 10 + 2 * n)).collect();
     all.iter().for_each(|event| relay.store(event));
     let client = Client::connect(&[relay.url()], None, false, options(&[]).wire, LONG).await.unwrap();
     let filter = |most| vec![Filter::new().kind(Kind::Custom(REQUEST_KIND)).limit(most)];
@@ -130,6 +130,14 @@ async fn an_event_refused_before_auth_is_sent_again_after_it() {
     let relay = Fake::start(rules).await;
     let (node, event) = owing(&[relay.url()], LONG, options(&[&relay]));
     assert_eq!(answers(&node, &event, 1).await, [(relay.url(), Answer::Stored)]);
+}
+
+#[tokio::test]
+async fn an_event_that_needs_auth_does_not_wait_where_auth_comes_to_nothing() {
+    let relay = Fake::start(Rules { auth: true, deaf_to_auth: true, ..Rules::default() }).await;
+    let (node, event) = owing(&[relay.url()], LONG, options(&[&relay]));
+    let reason = "auth-required: who?".to_owned();
+    assert_eq!(answers(&node, &event, 1).await, [(relay.url(), Answer::Rejected { reason })]);
 }
 
 #[tokio::test]

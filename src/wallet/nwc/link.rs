@@ -246,7 +246,7 @@ impl Shared {
                             self.send_waiting(socket, &mut sent).await?;
                         }
                     }
-                    Said::Ok { event, accepted: false, reason } if !reason.starts_with("auth-required") => {
+                    Said::Ok { event, accepted: false, reason } if !is_before_auth(auth.is_some(), &reason) => {
                         self.refused(&event, reason);
                     }
                     Said::Auth(challenge) => {
@@ -254,7 +254,7 @@ impl Shared {
                         auth = Some(event.id.to_hex());
                         socket.send(&format!(r#"["AUTH",{}]"#, event.as_json())).await?;
                     }
-                    Said::Closed(reason) if !reason.starts_with("auth-required") => return Err(Error::Cut(reason)),
+                    Said::Closed(reason) if !is_before_auth(auth.is_some(), &reason) => return Err(Error::Cut(reason)),
                     Said::Ok { .. } | Said::Closed(_) | Said::Other => {}
                 },
                 order = orders.recv() => match order {
@@ -373,6 +373,13 @@ impl Shared {
     }
 }
 
+/// A refusal that AUTH may mend: the relay asks for it, or does not know us while it is under way. All is asked and sent
+/// again once it took our AUTH.
+fn is_before_auth(pending: bool, reason: &str) -> bool {
+    let about_rights = ["restricted:", "blocked:"].iter().any(|prefix| reason.starts_with(prefix));
+    reason.starts_with("auth-required") || (pending && about_rights)
+}
+
 /// Whether it names us; `None` where it names nobody.
 fn is_for(event: &Event, us: &PublicKey) -> Option<bool> {
     let mut named = event.tags.public_keys().peekable();
@@ -387,4 +394,22 @@ fn short(id: &str) -> &str {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_counts_once_the_relay_knows_us_and_not_before() {
+        for (pending, reason, before) in [
+            (true, "restricted: members only", true),
+            (true, "blocked: who are you?", true),
+            (false, "restricted: members only", false),
+            (true, "invalid: bad event", false),
+            (false, "auth-required: who are you?", true),
+        ] {
+            assert_eq!(is_before_auth(pending, reason), before, "{reason}");
+        }
+    }
 }

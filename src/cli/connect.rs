@@ -1,17 +1,22 @@
 //! `coinop connect`: flags into configuration, then the node. The node itself is `node`'s business.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::common::{Common, Overrides, block_on, node_key};
 use super::exit::{Exit, Failure, Outcome};
-use super::output;
+use super::{output, payment};
 use crate::config::Config;
 use crate::job;
 use crate::keys::NodeKey;
 use crate::node::{self, Node};
-use crate::store;
+use crate::wallet::{self, Wallet};
+
+/// How long the banner waits for the wallet; what comes later is logged.
+const WALLET_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -71,12 +76,14 @@ impl Args {
 pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start(args.overrides())?;
     needs_relays(&config)?;
+    node::catalog(&config).map_err(failure)?;
     let key = node_key(&config)?;
     block_on(serve(config, key, args.once))
 }
 
 async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     let relays = config.relays.join(", ");
+    let prices = payment::prices_line(&config, &node::catalog(&config).map_err(failure)?);
     // From here on a signal means an orderly end, also one that comes while the node starts.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -85,6 +92,8 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     output::talk(&format!("relays    {relays}"));
     output::talk(&format!("skills    {}", node.skills().join(", ")));
     output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
+    output::talk(&format!("prices    {prices}"));
+    output::talk(&format!("wallet    {}", wallet_line(node.wallet()).await));
     output::talk("serving; Ctrl-C or SIGTERM ends in order, a second one at once");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -107,12 +116,30 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
     }
 }
 
+/// What the wallet says of itself, if it says so soon.
+async fn wallet_line(wallet: Option<Arc<dyn Wallet>>) -> String {
+    let Some(wallet) = wallet else { return "none; credit is what you grant".into() };
+    let name = wallet.identity();
+    let asked = tokio::spawn(async move {
+        let state = payment::wallet_state(&*wallet).await;
+        if let Err(error) = &state {
+            tracing::warn!(wallet = %wallet.identity(), %error, "the wallet cannot be used: no job can be paid for");
+        }
+        state
+    });
+    match tokio::time::timeout(WALLET_PATIENCE, asked).await {
+        Ok(Ok(Ok(state))) => format!("{name}: {state}"),
+        Ok(Ok(Err(error))) => format!("{name}: NOT USABLE: {error}"),
+        Ok(Err(broke)) => format!("{name}: {broke}"),
+        Err(_) => format!("{name}: no answer yet"),
+    }
+}
+
 fn failure(error: node::Error) -> Failure {
     let exit = match &error {
-        node::Error::Store(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
-        node::Error::Store(store::Error::OtherKey { .. }) => Exit::Config,
-        node::Error::Store(_) | node::Error::Job(job::Error::Store(_)) => Exit::Store,
-        node::Error::Catalog(_) => Exit::Config,
+        node::Error::Store(error) | node::Error::Job(job::Error::Store(error)) => Exit::of_store(error),
+        node::Error::Catalog(_) | node::Error::Payment(_) => Exit::Config,
+        node::Error::Wallet(wallet::Error::Setup(_)) => Exit::Config,
         _ => Exit::Failure,
     };
     Failure::new(exit, error)

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::store;
+
 /// How a command ended, for the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -32,6 +34,17 @@ pub const CODES: &[(Exit, &str)] = &[
     (Exit::CommandsFailed, "a genuine result came, and it says that the job's commands failed"),
     (Exit::Store, "the data directory cannot be read or written: a full or failing disk, or a damaged log"),
 ];
+
+impl Exit {
+    /// The code of what the store says.
+    pub fn of_store(error: &store::Error) -> Exit {
+        match error {
+            store::Error::Held { .. } | store::Error::KeyHeld { .. } => Exit::Held,
+            store::Error::OtherKey { .. } => Exit::Config,
+            _ => Exit::Store,
+        }
+    }
+}
 
 /// The list for `--help`.
 pub fn help() -> String {
@@ -66,7 +79,7 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
-        let exit = if error.is::<crate::store::Error>() { Exit::Store } else { Exit::Failure };
+        let exit = error.downcast_ref().map_or(Exit::Failure, Exit::of_store);
         Failure { exit, error }
     }
 }

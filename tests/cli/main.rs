@@ -6,6 +6,7 @@ mod configuration;
 mod customer;
 mod demo;
 mod key_files;
+mod payment;
 mod serving;
 
 use std::path::Path;

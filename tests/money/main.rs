@@ -14,6 +14,7 @@ mod lock_kills;
 mod paid;
 mod reconcile;
 mod reports;
+mod sales;
 mod vault;
 mod zaps;
 

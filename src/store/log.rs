@@ -427,7 +427,7 @@ fn last_frame(dir: &Path, first_seq: u64) -> Result<Option<frame::Header>, Error
     let ends_here = |at: usize| {
         let header = frame::header(window.get(at..)?).ok()?;
         let body = window.get(at + HEADER_BYTES..)?;
-        (frame::body_matches(&header, body)).then_some(header)
+        frame::body_matches(&header, body).then_some(header)
     };
     Ok(memchr::memmem::rfind_iter(&window, &frame::MAGIC).find_map(ends_here))
 }

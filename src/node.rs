@@ -60,6 +60,9 @@ pub enum Error {
     Control(#[from] control::Error),
     #[error(transparent)]
     Wallet(#[from] wallet::Error),
+    /// Each key of the configuration with what is wrong with it.
+    #[error("{}", .0.iter().map(|(key, why)| format!("`{key}`: {why}")).collect::<Vec<_>>().join("\n"))]
+    Payment(Vec<(&'static str, String)>),
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
     /// Law 6: what cannot run here is not announced, and a node that can run nothing does not start.
@@ -163,15 +166,18 @@ impl Node {
         backend: Arc<dyn Backend>,
         test: bool,
     ) -> Result<Node, Error> {
+        let all = catalog(&config)?;
         let holder = Holder::new(keys.public_key().to_hex());
         let options = store::Options { blobs_bytes: config.logs.max_bytes, ..store::Options::default() };
         let store = Store::open_with(&config.data_dir, &holder, options)?;
+        if let Some(fault) = store.clock_fault(clock::now_ms()) {
+            tracing::warn!("{fault}; from now on entries have the clock's time");
+        }
         let reaped = backend.reap().await?;
         if reaped > 0 {
             tracing::warn!(reaped, "removed sandboxes that an earlier life of this node left");
         }
         let ceiling = config.limits.policy();
-        let all = catalog(&config)?;
         let (skills, cannot) = runnable(&all, &ceiling, &*backend);
         for why in &cannot {
             tracing::warn!("not served: {why}");
@@ -323,6 +329,11 @@ impl Node {
 
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The wallet that customers pay to; `None`: the node has none.
+    pub fn wallet(&self) -> Option<Arc<dyn wallet::Wallet>> {
+        self.desk.till.as_ref().map(|till| Arc::clone(till.wallet()))
     }
 
     /// Ends in order: the announcement is taken back, no more jobs, the running ones finish or stay open, what is

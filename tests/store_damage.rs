@@ -105,6 +105,23 @@ fn a_missing_or_foreign_segment_is_named() {
 }
 
 #[test]
+fn a_log_of_a_newer_format_is_not_called_damaged() {
+    let house = House::new();
+    let store = house.open();
+    store.append_blocking(vec![accepted(0)]).unwrap();
+    store.close().unwrap();
+    let first = log(&house)[0].clone();
+    fs::OpenOptions::new().write(true).open(&first).unwrap().write_all_at(b"2", 7).unwrap();
+    for e in [
+        Store::read_only(&house.data()).map(|_| ()).unwrap_err(),
+        house.try_open(house.options()).map(|_| ()).unwrap_err(),
+    ] {
+        assert!(matches!(e, Error::Unreadable { .. }), "{e}");
+        assert!(e.to_string().contains("install that version") && !e.to_string().contains("backup"), "{e}");
+    }
+}
+
+#[test]
 fn an_index_that_does_not_open_is_made_again() {
     let house = House::new();
     let store = house.open();

@@ -10,7 +10,8 @@ use serde_json::json;
 use super::common::{Common, Overrides};
 use super::exit::{Exit, Failure, OrExit, Outcome};
 use super::output::{self, Cell, Table, Tone};
-use crate::config::{Config, DEFAULT_TOML, Origin, Value, env_name};
+use crate::config::{Config, DEFAULT_TOML, Fault, Loaded, Origin, Problem, Value, env_name};
+use crate::node;
 use crate::units::Unit;
 
 #[derive(Debug, clap::Args)]
@@ -146,7 +147,7 @@ fn shown(key: &str, value: &Value) -> String {
 
 fn check(common: &Common, file: &std::path::Path, as_json: bool) -> Outcome {
     use crate::config::Error;
-    let result = Config::check(file, &common.sources(Overrides::default()));
+    let result = Config::check(file, &common.sources(Overrides::default())).and_then(job_types);
     if !as_json {
         result.or_exit(Exit::Config)?;
         output::talk(&format!("{}: OK", file.display()));
@@ -161,4 +162,23 @@ fn check(common: &Common, file: &std::path::Path, as_json: bool) -> Outcome {
     };
     output::json(&json!({ "file": file, "ok": result.is_ok(), "problems": problems }))?;
     Ok(if result.is_ok() { Exit::Ok } else { Exit::Config })
+}
+
+/// A file is good when the job types and prices that it names are there, too.
+fn job_types(loaded: Loaded) -> Result<Loaded, crate::config::Error> {
+    let problem = |key: &str, why: String| {
+        let row = loaded.rows.iter().find(|row| row.key == key);
+        let place = row.map_or("configuration".into(), |row| row.origin.to_string());
+        Problem { place, fault: Fault::Bad { key: key.into(), why } }
+    };
+    let problems = match node::catalog(&loaded.config) {
+        Ok(_) => return Ok(loaded),
+        Err(node::Error::Payment(faults)) => faults.into_iter().map(|(key, why)| problem(key, why)).collect(),
+        Err(error) => {
+            let unknown =
+                matches!(error, node::Error::Catalog(crate::market::catalog::Error::Unknown { .. }));
+            vec![problem(if unknown { "skills" } else { "jobs_dir" }, error.to_string())]
+        }
+    };
+    Err(crate::config::Error::Bad(problems))
 }

@@ -1,19 +1,23 @@
 //! `coinop connect`: flags into configuration, then the node. The node itself is `node`'s business.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::common::{Common, Overrides, block_on, low_space, node_key};
 use super::exit::{Exit, Failure, Outcome};
-use super::output;
 use super::signals::Signals;
+use super::{output, payment};
 use crate::config::Config;
 use crate::keys::NodeKey;
 use crate::node::{self, Node};
+use crate::wallet::Wallet;
 
 /// How long the banner waits for relays that have neither connected nor failed.
 const RELAY_PATIENCE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
+/// How long the banner waits for the wallet; what comes later is logged.
+const WALLET_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -73,6 +77,7 @@ impl Args {
 pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start(args.overrides())?;
     needs_relays(&config)?;
+    node::catalog(&config)?;
     let key = node_key(&config)?;
     for warning in warnings(&config)? {
         output::talk(&format!("{} {warning}", output::Paint::stderr().unsure("warning:")));
@@ -81,12 +86,15 @@ pub fn run(args: Args, common: &Common) -> Outcome {
 }
 
 async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
+    let prices = payment::prices_line(&config, &node::catalog(&config)?);
     // From here on a signal means an orderly end, also one that comes while the node starts.
     let mut signals = Signals::new()?;
     let node = Node::start(config, key.keys().clone(), None).await?;
     output::talk(&format!("provider  {}", key.npub()));
     output::talk(&format!("skills    {}", node.skills().join(", ")));
     output::talk(&format!("sandbox   {}: {}", node.identity().backend, node.identity().image));
+    output::talk(&format!("prices    {prices}"));
+    output::talk(&format!("wallet    {}", wallet_line(node.wallet()).await));
     tokio::select! {
         () = signals.next() => {}
         () = first_answer(&node), if once => {}
@@ -113,6 +121,25 @@ async fn serve(config: Config, key: NodeKey, once: bool) -> Outcome {
             Ok(Exit::Ok)
         }
         () = signals.next() => Err(ended_at_once()),
+    }
+}
+
+/// What the wallet says of itself, if it says so soon.
+async fn wallet_line(wallet: Option<Arc<dyn Wallet>>) -> String {
+    let Some(wallet) = wallet else { return "none; credit is what you grant".into() };
+    let name = wallet.identity();
+    let asked = tokio::spawn(async move {
+        let state = payment::wallet_state(&*wallet).await;
+        if let Err(error) = &state {
+            tracing::warn!(wallet = %wallet.identity(), %error, "the wallet cannot be used: no job can be paid for");
+        }
+        state
+    });
+    match tokio::time::timeout(WALLET_PATIENCE, asked).await {
+        Ok(Ok(Ok(state))) => format!("{name}: {state}"),
+        Ok(Ok(Err(error))) => format!("{name}: NOT USABLE: {error}"),
+        Ok(Err(broke)) => format!("{name}: {broke}"),
+        Err(_) => format!("{name}: no answer yet"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `coinop credits {list,show,history,topup,grant,refund,write-off}`: what customers have with this node. A running
+//! `coinop credits {list,owed,show,history,topup,grant,refund,write-off}`: what customers have with this node. A running
 //! node is asked; without one the books are opened here. The rules are the ledger's, the order of things the desk's.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::control::{self, Ask};
 use crate::desk::{Desk, LIST_MOST, Order};
 use crate::job::Till;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, receivable};
 use crate::node;
 use crate::store::{Holder, Store};
 use crate::units;
@@ -32,6 +32,12 @@ pub struct Args {
 pub enum Command {
     /// List customer balances
     List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what customers owe, by age
+    Owed {
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -145,6 +151,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             warn_unanswered(rows.as_array().map_or(&[][..], Vec::as_slice));
             shown(&rows, json, |rows| purses(rows.as_array().map_or(&[][..], Vec::as_slice)))
         }
+        Command::Owed { json } => owed(&config, json),
         Command::Show { customer, json } => {
             let row = ask(&config, &Order::Show { customer })?;
             warn_unanswered(std::slice::from_ref(&row));
@@ -261,6 +268,28 @@ fn purses(rows: &[Value]) -> Table {
 /// As the customer's key was given; the books have it in hex.
 fn npub_of(hex: &str) -> String {
     nostr_sdk::PublicKey::from_hex(hex).map_or_else(|_| hex.to_owned(), |key| crate::keys::npub(&key))
+}
+
+/// Read from the log, whether a node runs or not.
+fn owed(config: &Config, as_json: bool) -> Outcome {
+    let now_ms = clock::now_ms();
+    let rows = receivable::receivables(&config.data_dir, now_ms)?;
+    if as_json {
+        output::json(&rows)?;
+        return Ok(Exit::Ok);
+    }
+    let mut table =
+        Table::new(&["customer", ">owed", ">up to 7 d", ">up to 30 d", ">up to 90 d", ">older", "since"]);
+    for row in &rows {
+        let mut cells = vec![Cell::from(row.customer.as_str()), output::sats(row.owed_msat).into()];
+        cells.extend(row.by_age_msat.iter().map(|msat| Cell::from(output::sats(*msat))));
+        cells.push(output::relative(row.since_ms, now_ms).into());
+        table.row(cells);
+    }
+    table.print()?;
+    let total = rows.iter().fold(0_u64, |sum, row| sum.saturating_add(row.owed_msat));
+    output::talk(&format!("{} owed by {} customers", output::sats(total), rows.len()));
+    Ok(Exit::Ok)
 }
 
 fn history(rows: &Value) -> Table {

@@ -11,6 +11,8 @@ use serde_json::json;
 use super::common::{Common, LOW_SPACE_BYTES, Overrides, block_on, free_space, log_at};
 use super::exit::{Exit, Outcome};
 use super::output::{self, Cell, Table, Tone};
+use super::payment;
+use crate::clock;
 use crate::config::{Config, Loaded, SandboxChoice};
 use crate::control::{self, Ask};
 use crate::keys::{self, NodeKey};
@@ -22,10 +24,11 @@ use crate::sandbox::{Backend, Check, selftest};
 use crate::store::{self, Store};
 
 const RELAY_PATIENCE: Duration = Duration::from_secs(8);
+const WALLET_PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Do not contact the configured relays
+    /// Do not contact the configured relays and the wallet
     #[arg(long)]
     pub offline: bool,
     /// Test every sandbox restriction, as `connect` does when it starts
@@ -55,13 +58,14 @@ pub fn run(args: Args, common: &Common) -> Outcome {
             groups.push(data(&loaded.config));
             groups.push(jobs(&loaded.config));
             groups.extend(sandbox(&loaded.config, &args));
-            if !args.offline && !loaded.config.relays.is_empty() {
-                let config = loaded.config;
-                block_on(async {
+            let config = loaded.config;
+            block_on(async {
+                groups.push(payment(&config, args.offline).await);
+                if !args.offline && !config.relays.is_empty() {
                     groups.push(relays(&config).await);
-                    Ok(Exit::Ok)
-                })?;
-            }
+                }
+                Ok(Exit::Ok)
+            })?;
         }
         Err(failure) => {
             let how = failure.to_string();
@@ -121,14 +125,25 @@ fn data(config: &Config) -> Group {
     let dir = &config.data_dir;
     let mut checks = vec![folder(dir)];
     checks.extend(space(dir));
-    checks.push(match Store::read_only(dir) {
+    match Store::read_only(dir) {
         Ok(store) => {
             let open = store.open_jobs().map_or(0, |jobs| jobs.len());
-            good("log", format!("{} entries, {open} open jobs", output::thousands(store.head().seq)))
+            checks.push(good(
+                "log",
+                format!("{} entries, {open} open jobs", output::thousands(store.head().seq)),
+            ));
+            checks.push(match store.clock_fault(clock::now_ms()) {
+                None => good("clock", "agrees with the log"),
+                Some(fault) => bad(
+                    "clock",
+                    fault.to_string(),
+                    "set the clock, by NTP if you can, before the node starts",
+                ),
+            });
         }
-        Err(store::Error::Missing { .. }) => good("log", "none yet"),
-        Err(error) => bad("log", error.to_string(), "see docs/store.md"),
-    });
+        Err(store::Error::Missing { .. }) => checks.push(good("log", "none yet")),
+        Err(error) => checks.push(bad("log", error.to_string(), "see docs/store.md")),
+    }
     match store::Restored::read(dir) {
         Ok(None) => {}
         Ok(Some(_)) => checks.push(bad(
@@ -293,6 +308,39 @@ fn backend_checks(config: &Config, backend: &dyn Backend) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// What each job type costs, and whether the wallet can be used.
+async fn payment(config: &Config, offline: bool) -> Group {
+    let mut checks = Vec::new();
+    // A catalog that cannot be read is told above.
+    if let Ok(catalog) = node::catalog(config) {
+        let prices = payment::prices(config, &catalog);
+        checks.extend(prices.into_iter().map(|(name, price)| good(&format!("price of {name}"), price)));
+    }
+    checks.extend(match node::open_wallet(config) {
+        Ok(None) => vec![good("wallet", "none; credit is what you grant")],
+        Err(error) => {
+            let mend = "correct payment.wallet, wallet_url or wallet_key_file; see docs/wallets.md";
+            vec![bad("wallet", error.to_string(), mend)]
+        }
+        Ok(Some(wallet)) => {
+            let name = wallet.identity();
+            let key = good("wallet key", "the key file is read, and only its owner may read it");
+            let asked = tokio::time::timeout(WALLET_PATIENCE, payment::wallet_state(&*wallet));
+            let mend = "start the wallet, or correct payment.wallet_url and the key; see docs/wallets.md";
+            let state = match asked {
+                _ if offline => good("wallet", format!("{name}, not asked (--offline)")),
+                asked => match asked.await {
+                    Ok(Ok(state)) => good("wallet", format!("{name}: {state}")),
+                    Ok(Err(error)) => bad("wallet", format!("{name}: {error}"), mend),
+                    Err(_) => bad("wallet", format!("{name}: no answer"), mend),
+                },
+            };
+            vec![key, state]
+        }
+    });
+    Group { name: "payment", checks }
 }
 
 async fn relays(config: &Config) -> Group {

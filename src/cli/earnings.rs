@@ -29,6 +29,7 @@ pub struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Rows {
     Day,
+    Month,
     Skill,
     Customer,
     Repo,
@@ -40,6 +41,7 @@ impl From<Rows> for By {
     fn from(rows: Rows) -> By {
         match rows {
             Rows::Day => By::Day,
+            Rows::Month => By::Month,
             Rows::Skill => By::Skill,
             Rows::Customer => By::Customer,
             Rows::Repo => By::Repo,
@@ -62,7 +64,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     let report = match report::report(&config.data_dir, &window, args.by.into()) {
         Err(store::Error::Missing { .. }) => Report {
             from_ms: window.from_ms,
-            to_ms: window.to_ms,
+            to_ms: window.ends_ms(),
             zone: String::new(),
             by: args.by.into(),
             rows: Vec::new(),

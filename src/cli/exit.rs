@@ -35,6 +35,17 @@ pub const CODES: &[(Exit, &str)] = &[
     (Exit::Store, "no access to the data folder, a full or failing disk, or a damaged log"),
 ];
 
+impl Exit {
+    /// The code of what the store says.
+    pub fn of_store(error: &store::Error) -> Exit {
+        match error {
+            store::Error::Held { .. } | store::Error::KeyHeld { .. } => Exit::Held,
+            store::Error::OtherKey { .. } => Exit::Config,
+            _ => Exit::Store,
+        }
+    }
+}
+
 /// The list for `--help`.
 pub fn help() -> String {
     let rows = CODES.iter().map(|(exit, what)| format!("  {}  {what}", *exit as u8));
@@ -91,14 +102,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 fn exit_of(error: &anyhow::Error) -> Exit {
     use node::Error as Node;
     let of_store = match error.downcast_ref::<Node>() {
-        Some(Node::Catalog(_) | Node::Wallet(wallet::Error::Setup(_))) => return Exit::Config,
+        Some(Node::Catalog(_) | Node::Payment(_) | Node::Wallet(wallet::Error::Setup(_))) => {
+            return Exit::Config;
+        }
         Some(Node::Store(error) | Node::Job(job::Error::Store(error))) => Some(error),
         _ => error.downcast_ref::<store::Error>(),
     };
     match of_store {
-        Some(store::Error::Held { .. } | store::Error::KeyHeld { .. }) => Exit::Held,
-        Some(store::Error::OtherKey { .. }) => Exit::Config,
-        Some(_) => Exit::Store,
+        Some(error) => Exit::of_store(error),
         None if is_of_the_disk(error) => Exit::Store,
         None => Exit::Failure,
     }

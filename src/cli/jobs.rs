@@ -383,7 +383,10 @@ fn record(entry: &Entry, customer: &str) -> String {
         Record::Delivered { relay, answer, event } => {
             format!("{} at {}: {}", output::short(event), output::tame(relay, 200), delivery(answer))
         }
-        Record::Cursor { relay, until } => format!("{} read up to {until}", output::tame(relay, 200)),
+        Record::Cursor { relay, until } => {
+            let until = clock::utc(until.saturating_mul(1_000));
+            format!("{} read up to {until}", output::tame(relay, 200))
+        }
         Record::Transfer(transfer) => {
             let moved: u64 = transfer.legs.iter().map(|leg| leg.msat).sum();
             format!("{moved} msat moved: {}", output::tame(&transfer.id, 200))

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::desk::Order;
 use crate::ledger::{self, Seal, export};
-use crate::store::{self, Store};
+use crate::store::{self, Head, Store};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,6 +33,9 @@ pub enum Command {
     },
     /// Check every entry: checksums, chain, rules of the books, signed heads
     Verify {
+        /// A head that you noted earlier must still be there: a file with what `ledger seal --json` printed, or ENTRY:HASH
+        #[arg(long, value_name = "FILE|ENTRY:HASH")]
+        against: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -93,6 +96,7 @@ pub enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Hledger,
+    Beancount,
     Csv,
     Jsonl,
 }
@@ -101,6 +105,7 @@ impl From<Format> for export::Format {
     fn from(format: Format) -> export::Format {
         match format {
             Format::Hledger => export::Format::Hledger,
+            Format::Beancount => export::Format::Beancount,
             Format::Csv => export::Format::Csv,
             Format::Jsonl => export::Format::Jsonl,
         }
@@ -111,7 +116,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start_quietly(Overrides::default())?;
     match args.command {
         Command::Show { json } => show(&config, json),
-        Command::Verify { json } => verify(&config, json),
+        Command::Verify { against, json } => verify(&config, against.as_deref(), json),
         Command::Seal { json } => seal(&config, json),
         Command::Export { format, span, output } => export(&config, format, &span, output),
         Command::Reconcile { span, book, json } => reconcile(&config, &span, book, json),
@@ -190,8 +195,33 @@ fn seal(config: &Config, as_json: bool) -> Outcome {
     Ok(Exit::Ok)
 }
 
-fn verify(config: &Config, as_json: bool) -> Outcome {
-    match ledger::verify_log(&config.data_dir) {
+/// A head that was noted, and who signed it where it is signed.
+fn noted(note: &str) -> Result<(Head, Option<String>), Failure> {
+    let head = note.split_once(':').and_then(|(seq, hash)| {
+        let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+        is_hash.then_some(Head { seq: seq.parse().ok()?, hash: hash.to_ascii_lowercase() })
+    });
+    if let Some(head) = head {
+        return Ok((head, None));
+    }
+    let text = std::fs::read_to_string(note).map_err(|e| {
+        Failure::say(Exit::Usage, format!("--against {note}: neither ENTRY:HASH nor a file: {e}"))
+    })?;
+    match Seal::from_note(&text) {
+        Some(seal) => Ok((seal.head, Some(seal.by))),
+        None => Err(Failure::say(Exit::Unverified, format!("{note} holds no signed head of a log"))),
+    }
+}
+
+fn verify(config: &Config, against: Option<&str>, as_json: bool) -> Outcome {
+    let noted = against.map(noted).transpose()?;
+    let verified = ledger::verify_log(&config.data_dir).and_then(|verified| {
+        if let Some((head, by)) = &noted {
+            ledger::verify_against(&config.data_dir, &verified, head, by.as_deref())?;
+        }
+        Ok(verified)
+    });
+    match verified {
         Ok(verified) if as_json => output::json(&json!({ "ok": true, "verified": verified }))?,
         Ok(verified) => {
             output::data(&format!(
@@ -205,13 +235,18 @@ fn verify(config: &Config, as_json: bool) -> Outcome {
                 verified.head.hash
             ))?;
             output::talk(&newest(verified.last_seal.as_ref()));
+            if let Some((head, _)) = &noted {
+                output::talk(&format!("entry {} is the one that was noted", head.seq));
+            }
         }
         Err(broken) => {
             if as_json {
                 output::json(&json!({ "ok": false, "error": broken.to_string(), "entry": broken.entry() }))?;
             }
             let exit = match &broken {
-                ledger::Broken::Store(store::Error::Missing { .. }) => Exit::Store,
+                ledger::Broken::Store(store::Error::Missing { .. } | store::Error::Unreadable { .. }) => {
+                    Exit::Store
+                }
                 _ => Exit::Unverified,
             };
             return Err(Failure::new(exit, broken));

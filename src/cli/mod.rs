@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod keys;
 pub mod ledger;
 pub mod output;
+mod payment;
 pub mod request;
 pub mod scan;
 pub mod signals;

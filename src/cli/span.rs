@@ -1,10 +1,12 @@
-//! The flags that name a period: `--from`, `--to`, `--tz`. It is `[from, to)`, and its days are the zone's.
+//! The flags that name a period: `--from`, `--to`, `--last`, `--tz`. It is `[from, to)`, and its days are the
+//! zone's.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::{Timestamp, ToSpan, Zoned};
 
 use super::exit::{Exit, Failure};
+use crate::clock;
 use crate::ledger::report::Window;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -15,6 +17,9 @@ pub struct Span {
     /// End of the period, exclusive [default: none]
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
+    /// The last days, weeks or months, today with it: 7d, 4w, 3mo (this month and the two before)
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["from", "to"])]
+    pub last: Option<String>,
     /// Time zone of the days and of times without an offset: Europe/Berlin, UTC, … [default: this machine's]
     #[arg(long, value_name = "ZONE")]
     pub tz: Option<String>,
@@ -22,6 +27,10 @@ pub struct Span {
 
 impl Span {
     pub fn window(&self) -> Result<Window, Failure> {
+        self.window_at(clock::now_ms())
+    }
+
+    fn window_at(&self, now_ms: u64) -> Result<Window, Failure> {
         let bad = |words: String| Failure::say(Exit::Usage, words);
         let zone = match &self.tz {
             Some(name) => TimeZone::get(name).map_err(|e| bad(format!("--tz {name}: {e}")))?,
@@ -35,7 +44,13 @@ impl Span {
             }),
         }
         };
-        let (from_ms, to_ms) = (at("from", &self.from, 0)?, at("to", &self.to, u64::MAX)?);
+        let (from_ms, to_ms) = match &self.last {
+            None => (at("from", &self.from, 0)?, at("to", &self.to, u64::MAX)?),
+            Some(text) => {
+                let words = || bad(format!("--last {text}: expected a number and d, w or mo, such as 7d"));
+                (first_of_last(text, now_ms, &zone).ok_or_else(words)?, u64::MAX)
+            }
+        };
         if from_ms > to_ms {
             return Err(bad("--from is after --to".into()));
         }
@@ -58,6 +73,21 @@ fn this_machines() -> Result<TimeZone, Failure> {
     })
 }
 
+/// Unix milliseconds at which the last days, weeks or months begin, the present one with them.
+fn first_of_last(text: &str, now_ms: u64, zone: &TimeZone) -> Option<u64> {
+    let unit = text.find(|c: char| !c.is_ascii_digit())?;
+    let (count, unit) = text.split_at(unit);
+    let count = count.parse::<i64>().ok().filter(|count| (1..=10_000).contains(count))?;
+    let today = Timestamp::from_millisecond(i64::try_from(now_ms).ok()?).ok()?.to_zoned(zone.clone()).date();
+    let first = match unit {
+        "d" => today.checked_sub((count - 1).days()).ok()?,
+        "w" => today.checked_sub((count * 7 - 1).days()).ok()?,
+        "mo" => today.first_of_month().checked_sub((count - 1).months()).ok()?,
+        _ => return None,
+    };
+    u64::try_from(first.to_zoned(zone.clone()).ok()?.timestamp().as_millisecond()).ok()
+}
+
 /// Unix milliseconds. A date is its first moment in the zone.
 fn moment(text: &str, zone: &TimeZone) -> Option<u64> {
     let at = match (text.parse::<Zoned>(), text.parse::<Timestamp>()) {
@@ -73,7 +103,26 @@ mod tests {
     use super::*;
 
     fn span(from: &str, to: &str, tz: &str) -> Span {
-        Span { from: Some(from.into()), to: Some(to.into()), tz: Some(tz.into()) }
+        Span { from: Some(from.into()), to: Some(to.into()), last: None, tz: Some(tz.into()) }
+    }
+
+    #[test]
+    fn the_last_days_and_months_begin_at_their_first_moment_in_the_zone() {
+        // 2026-11-28 23:45:12 UTC: the 29th in Berlin.
+        let now_ms = 1_795_909_512_000;
+        let last = |last: &str, tz: &str| {
+            let span = Span { from: None, to: None, last: Some(last.into()), tz: Some(tz.into()) };
+            span.window_at(now_ms).map(|w| clock::utc(w.from_ms)).map_err(|e| e.error.to_string())
+        };
+        assert_eq!(last("1d", "UTC").unwrap(), "2026-11-28 00:00:00 UTC");
+        assert_eq!(last("7d", "UTC").unwrap(), "2026-11-22 00:00:00 UTC");
+        assert_eq!(last("1w", "UTC").unwrap(), "2026-11-22 00:00:00 UTC");
+        assert_eq!(last("1d", "Europe/Berlin").unwrap(), "2026-11-28 23:00:00 UTC");
+        assert_eq!(last("1mo", "UTC").unwrap(), "2026-11-01 00:00:00 UTC");
+        assert_eq!(last("3mo", "Europe/Berlin").unwrap(), "2026-08-31 22:00:00 UTC");
+        for bad in ["", "7", "d", "0d", "7x", "-7d", "99999999999999999999d"] {
+            assert!(last(bad, "UTC").unwrap_err().contains("--last"), "{bad}");
+        }
     }
 
     #[test]

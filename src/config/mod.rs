@@ -18,8 +18,8 @@ use crate::{repo, sandbox};
 
 pub use layers::{Origin, Override, Raw, env_name};
 pub use pattern::RepoPattern;
-pub use settings::Value;
-pub use terms::{Payment, Rent, Rule, Terms, WalletChoice};
+pub use settings::{Value, did_you_mean};
+pub use terms::{Payment, PriceFor, Rent, Rule, Terms, WalletChoice};
 
 /// The lowest layer: every key with its default and what it means.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -95,6 +95,8 @@ pub struct Admission {
     pub max_future_skew_ms: u64,
     /// Signed refusals, all strangers together.
     pub refusals_per_minute: u32,
+    pub quotes_per_minute: u32,
+    pub balances_per_minute: u32,
 }
 
 /// Bounds of the queue in front of the runner.

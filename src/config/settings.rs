@@ -103,6 +103,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     number("admission.max_request_age_ms", 60_000, 30 * DAY_MS),
     number("admission.max_future_skew_ms", 0, DAY_MS),
     number("admission.refusals_per_minute", 0, 100_000),
+    number("admission.quotes_per_minute", 0, 100_000),
+    number("admission.balances_per_minute", 0, 100_000),
     list("payment.rules", payment_rule),
     list("payment.prices", price),
     list("payment.costs", cost),
@@ -175,6 +177,17 @@ pub(super) fn nearest(key: &str) -> Option<&'static str> {
         .max_by(|a, b| a.1.total_cmp(&b.1))
         .filter(|(_, score)| *score > 0.6)
         .map(|(key, _)| key)
+}
+
+/// `; did you mean "…"?` where one of the known words looks like this one, else nothing.
+pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let score = |known: &str| strsim::normalized_damerau_levenshtein(word, known);
+    known
+        .into_iter()
+        .max_by(|a, b| score(a).total_cmp(&score(b)))
+        .filter(|known| score(known) > 0.6)
+        .map(|known| format!("; did you mean {known:?}?"))
+        .unwrap_or_default()
 }
 
 impl Kind {

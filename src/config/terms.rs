@@ -9,9 +9,26 @@ use nostr_sdk::prelude::PublicKey;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use super::settings::did_you_mean;
 use crate::price::{MOST_MSAT, Price, Way};
 use crate::store::money::is_name;
 use crate::units;
+
+/// Backends that rules and costs may name.
+const BACKENDS: [&str; 2] = ["local", "docker"];
+const PRICE_KEYS: [&str; 9] = [
+    "customer",
+    "base_msat",
+    "per_second_msat",
+    "per_1k_tokens_in_msat",
+    "per_1k_tokens_out_msat",
+    "per_gib_hour_msat",
+    "minimum_msat",
+    "ceiling_msat",
+    "free_jobs_per_day",
+];
+const COST_KEYS: [&str; 4] = ["supplier", "per_second", "per_cpu_second", "per_gib_second"];
+const RULE_KEYS: [&str; 4] = ["customer", "skill", "backend", "cap_msat"];
 
 /// One rule: the way, and whom and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +81,16 @@ pub struct Rent {
     pub per_gib_second: u64,
 }
 
+impl Payment {
+    /// Whether this node asks for money at all, as far as this table says.
+    pub fn charges(&self) -> bool {
+        let pays = |rule: &Rule| rule.way != Way::Free;
+        self.wallet != WalletChoice::None
+            || !self.terms.prices.is_empty()
+            || self.terms.rules.iter().any(pays)
+    }
+}
+
 impl Rent {
     /// Nano-dollars for one sandbox; `None` where they hang on a processor time that was not counted.
     pub fn of(&self, wall_ms: u64, cpu_ms: Option<u64>, memory_bytes: u64) -> Option<u64> {
@@ -99,9 +126,27 @@ pub struct Terms {
     /// The first that fits holds; none: [`Way::Invoice`].
     #[serde(deserialize_with = "rules")]
     pub rules: Vec<Rule>,
-    /// By skill, `*` for all others; over the job type's own.
+    /// Over the job type's own. One that is free says so.
     #[serde(deserialize_with = "prices")]
-    pub prices: BTreeMap<String, Price>,
+    pub prices: BTreeMap<PriceFor, Price>,
+}
+
+/// Which jobs a price is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PriceFor {
+    /// `*`: all that have no price of their own.
+    pub skill: String,
+    /// `None`: all who have no price of their own.
+    pub customer: Option<PublicKey>,
+}
+
+impl std::fmt::Display for PriceFor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.customer {
+            None => write!(f, "{}", self.skill),
+            Some(customer) => write!(f, "{} customer={}", self.skill, customer.to_hex()),
+        }
+    }
 }
 
 fn rules<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Rule>, D::Error> {
@@ -109,9 +154,24 @@ fn rules<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Rule>, D::Error> {
     lines.iter().map(|line| line.parse().map_err(D::Error::custom)).collect()
 }
 
-fn prices<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Price>, D::Error> {
-    let lines = Vec::<String>::deserialize(from)?;
-    lines.iter().map(|line| priced(line).map_err(D::Error::custom)).collect()
+fn prices<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<PriceFor, Price>, D::Error> {
+    by_name(&Vec::<String>::deserialize(from)?, priced)
+}
+
+/// Lines by the name that each begins with; a name that comes twice is refused.
+fn by_name<N: Ord + std::fmt::Display, T, E: serde::de::Error>(
+    lines: &[String],
+    read: fn(&str) -> Result<(N, T), String>,
+) -> Result<BTreeMap<N, T>, E> {
+    let mut all = BTreeMap::new();
+    for line in lines {
+        let (name, value) = read(line).map_err(E::custom)?;
+        if all.contains_key(&name) {
+            return Err(E::custom(format!("\"{name}\" is given twice")));
+        }
+        all.insert(name, value);
+    }
+    Ok(all)
 }
 
 impl Terms {
@@ -124,9 +184,26 @@ impl Terms {
         self.rules.iter().find(fits).map_or(Way::Invoice, |rule| rule.way)
     }
 
-    /// What a job of this type costs here.
-    pub fn price<'a>(&'a self, skill: &str, own: &'a Price) -> &'a Price {
-        self.prices.get(skill).or_else(|| self.prices.get("*")).unwrap_or(own)
+    /// Whether somebody has said what this job type costs on this backend, or that it is free.
+    pub fn decides(&self, skill: &str, own: &Price, backend: &str) -> bool {
+        let free = |rule: &Rule| {
+            let fits = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
+            let all = rule.customer.is_none() && fits(&rule.skill, skill) && fits(&rule.backend, backend);
+            all && rule.way == Way::Free
+        };
+        let given = [skill, "*"].into_iter().any(|name| self.given(name, None).is_some());
+        given || !own.is_free() || self.rules.iter().any(free)
+    }
+
+    /// What a job of this type costs this customer here; `None`: whoever has no price of its own.
+    pub fn price<'a>(&'a self, customer: Option<&PublicKey>, skill: &str, own: &'a Price) -> &'a Price {
+        let of =
+            |customer: Option<&PublicKey>| self.given(skill, customer).or_else(|| self.given("*", customer));
+        customer.and_then(|customer| of(Some(customer))).or_else(|| of(None)).unwrap_or(own)
+    }
+
+    fn given(&self, skill: &str, customer: Option<&PublicKey>) -> Option<&Price> {
+        self.prices.get(&PriceFor { skill: skill.to_owned(), customer: customer.copied() })
     }
 }
 
@@ -149,17 +226,17 @@ impl FromStr for Rule {
                     customer.replace(key).is_some()
                 }
                 "skill" => skill.replace(value.to_owned()).is_some(),
-                "backend" => backend.replace(value.to_owned()).is_some(),
+                "backend" => backend.replace(known_backend(value).map_err(|why| bad(&why))?).is_some(),
                 "cap_msat" => {
                     let cap = units::msat(value).ok().filter(|cap| *cap <= MOST_MSAT);
                     cap_msat
                         .replace(cap.ok_or_else(|| bad("cap_msat is no number up to one bitcoin"))?)
                         .is_some()
                 }
-                _ => return Err(bad("the keys are customer, skill, backend and cap_msat")),
+                _ => return Err(bad(&unknown_key(key, &RULE_KEYS))),
             };
             if twice {
-                return Err(bad("a key stands there twice"));
+                return Err(bad(&given_twice(key)));
             }
         }
         let way = match (name, cap_msat) {
@@ -176,9 +253,51 @@ impl FromStr for Rule {
     }
 }
 
+fn known_backend(name: &str) -> Result<String, String> {
+    if BACKENDS.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("unknown backend {name:?}{}", did_you_mean(name, BACKENDS)))
+}
+
+fn unknown_key(key: &str, known: &[&str]) -> String {
+    let hint = did_you_mean(key, known.iter().copied());
+    format!("unknown key {key}{hint} (the keys are {})", known.join(", "))
+}
+
+fn given_twice(key: &str) -> String {
+    format!("the key {key} is given twice")
+}
+
 fn costs<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Rent>, D::Error> {
-    let lines = Vec::<String>::deserialize(from)?;
-    lines.iter().map(|line| rented(line).map_err(D::Error::custom)).collect()
+    by_name(&Vec::<String>::deserialize(from)?, rented)
+}
+
+/// The words after a line's name, as keys with their values; none comes twice.
+fn pairs<'a>(
+    words: impl Iterator<Item = &'a str>,
+    known: &[&str],
+) -> Result<BTreeMap<&'a str, &'a str>, String> {
+    let mut pairs = BTreeMap::new();
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("want key=value, not {word:?}"))?;
+        if !known.contains(&key) {
+            return Err(unknown_key(key, known));
+        }
+        if pairs.insert(key, value).is_some() {
+            return Err(given_twice(key));
+        }
+    }
+    Ok(pairs)
+}
+
+/// The figure under a key, 0 where it is not given.
+fn figure(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64, String> {
+    let Some(value) = pairs.get(key) else { return Ok(0) };
+    match key.ends_with("_msat") {
+        true => units::msat(value).map_err(|why| format!("{key}: {why}")),
+        false => number(value).ok_or_else(|| format!("{key} is no whole number")),
+    }
 }
 
 /// `backend key=value …`: supplier, and nano-dollars per_second, per_cpu_second, per_gib_second.
@@ -186,61 +305,67 @@ fn costs<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Rent>, D
 /// # Errors
 /// A sentence about what is wrong.
 pub fn rented(text: &str) -> Result<(String, Rent), String> {
-    let bad = |why: &str| format!("{text:?} is no cost: {why}");
+    let bad = |why: String| format!("{text:?} is not a valid cost: {why}");
     let mut words = text.split_whitespace();
-    let backend =
-        words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a backend first"))?;
-    let mut rent = Rent { supplier: backend.to_owned(), ..Rent::default() };
-    for word in words {
-        let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the backend"))?;
-        if key == "supplier" {
-            rent.supplier =
-                Some(value).filter(|name| is_name(name)).ok_or_else(|| bad("no supplier's name"))?.into();
-            continue;
+    let backend = words.next().filter(|word| !word.contains('='));
+    let backend = known_backend(backend.ok_or_else(|| bad("name a backend first".into()))?).map_err(bad)?;
+    let read = || {
+        let pairs = pairs(words, &COST_KEYS)?;
+        let supplier = pairs.get("supplier").map_or(backend.as_str(), |name| *name).to_owned();
+        if !is_name(&supplier) {
+            return Err(format!("{supplier:?} is no supplier's name"));
         }
-        let value = number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?;
-        *match key {
-            "per_second" => &mut rent.per_second,
-            "per_cpu_second" => &mut rent.per_cpu_second,
-            "per_gib_second" => &mut rent.per_gib_second,
-            _ => return Err(bad(&format!("{key} is not one of its keys"))),
-        } = value;
-    }
-    Ok((backend.to_owned(), rent))
+        Ok(Rent {
+            supplier,
+            per_second: figure(&pairs, "per_second")?,
+            per_cpu_second: figure(&pairs, "per_cpu_second")?,
+            per_gib_second: figure(&pairs, "per_gib_second")?,
+        })
+    };
+    let rent = read().map_err(bad)?;
+    Ok((backend, rent))
 }
 
-/// `skill key=value …` with the keys of `[price]` in a `job.toml`.
+/// `skill key=value …` with the keys of `[price]` in a `job.toml`, or `skill free`; with `customer=` for one alone.
 ///
 /// # Errors
 /// A sentence about what is wrong.
-pub fn priced(text: &str) -> Result<(String, Price), String> {
-    let bad = |why: &str| format!("{text:?} is no price: {why}");
-    let mut words = text.split_whitespace();
-    let skill =
-        words.next().filter(|word| !word.contains('=')).ok_or_else(|| bad("want a skill, or *, first"))?;
-    let mut price = Price::default();
-    for word in words {
-        let (key, value) = word.split_once('=').ok_or_else(|| bad("want key=value after the skill"))?;
-        let value = match key.ends_with("_msat") {
-            true => units::msat(value).map_err(|why| bad(&format!("{key}: {why}")))?,
-            false => number(value).ok_or_else(|| bad(&format!("{key} is no whole number")))?,
+pub fn priced(text: &str) -> Result<(PriceFor, Price), String> {
+    let bad = |why: String| format!("{text:?} is not a valid price: {why}");
+    let mut words = text.split_whitespace().peekable();
+    let skill = words.next().filter(|word| !word.contains('='));
+    let skill = skill.ok_or_else(|| bad("name a job type, or *, first".into()))?.to_owned();
+    let free = words.next_if_eq(&"free").is_some();
+    let pairs = pairs(words, &PRICE_KEYS).map_err(bad)?;
+    let customer = pairs.get("customer").map(|key| PublicKey::parse(key)).transpose();
+    let customer = customer.map_err(|_| bad("the customer is no npub or hex key".into()))?;
+    let of = PriceFor { skill, customer };
+    if free {
+        return match pairs.keys().find(|key| **key != "customer") {
+            None => Ok((of, Price::default())),
+            Some(more) => Err(bad(format!("{more} after `free`"))),
         };
-        *match key {
-            "base_msat" => &mut price.base_msat,
-            "per_second_msat" => &mut price.per_second_msat,
-            "per_1k_tokens_in_msat" => &mut price.per_1k_tokens_in_msat,
-            "per_1k_tokens_out_msat" => &mut price.per_1k_tokens_out_msat,
-            "per_gib_hour_msat" => &mut price.per_gib_hour_msat,
-            "minimum_msat" => &mut price.minimum_msat,
-            "ceiling_msat" => &mut price.ceiling_msat,
-            "free_jobs_per_day" => &mut price.free_jobs_per_day,
-            _ => return Err(bad(&format!("{key} is not one of its keys"))),
-        } = value;
     }
-    match price.fault() {
-        Some((key, why)) => Err(bad(&format!("{key}: {why}"))),
-        None => Ok((skill.to_owned(), price)),
+    let read = || {
+        Ok(Price {
+            base_msat: figure(&pairs, "base_msat")?,
+            per_second_msat: figure(&pairs, "per_second_msat")?,
+            per_1k_tokens_in_msat: figure(&pairs, "per_1k_tokens_in_msat")?,
+            per_1k_tokens_out_msat: figure(&pairs, "per_1k_tokens_out_msat")?,
+            per_gib_hour_msat: figure(&pairs, "per_gib_hour_msat")?,
+            minimum_msat: figure(&pairs, "minimum_msat")?,
+            ceiling_msat: figure(&pairs, "ceiling_msat")?,
+            free_jobs_per_day: figure(&pairs, "free_jobs_per_day")?,
+        })
+    };
+    let price = read().map_err(bad)?;
+    if let Some((key, why)) = price.fault() {
+        return Err(bad(format!("{key}: {why}")));
     }
+    if price.is_free() {
+        return Err(bad(format!("nothing in it costs anything; what is free is \"{} free\"", of.skill)));
+    }
+    Ok((of, price))
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -287,8 +412,9 @@ mod tests {
             ("line cap_msat=-1", "no number"),
             ("free customer=x", "no npub"),
             ("free skill", "key=value"),
-            ("free skill=a skill=b", "twice"),
+            ("free skill=a skill=b", "skill is given twice"),
             ("free colour=red", "the keys are"),
+            ("free backend=dokcer", "did you mean \"docker\"?"),
         ] {
             let refused = text.parse::<Rule>().unwrap_err();
             assert!(refused.contains(why), "{text}: {refused}");
@@ -297,15 +423,82 @@ mod tests {
 
     #[test]
     fn an_operators_price_stands_over_the_types_own() {
-        let (skill, price) = priced("generic base_msat=1_000 per_second_msat=10 ceiling_msat=50000").unwrap();
-        assert_eq!((skill.as_str(), price.base_msat, price.ceiling_msat), ("generic", 1_000, 50_000));
+        let (of, price) = priced("generic base_msat=1_000 per_second_msat=10 ceiling_msat=50000").unwrap();
+        assert_eq!((of.skill.as_str(), price.base_msat, price.ceiling_msat), ("generic", 1_000, 50_000));
         let own = Price { base_msat: 1, ..Price::default() };
-        let terms = Terms { rules: Vec::new(), prices: [(skill, price.clone())].into() };
-        assert_eq!(terms.price("generic", &own), &price);
-        assert_eq!(terms.price("code", &own), &own);
-        for text in ["", "base_msat=1", "x y", "x base=1", "x base_msat=a", "x minimum_msat=2 ceiling_msat=1"]
-        {
-            assert!(priced(text).is_err(), "{text}");
+        let terms = Terms { rules: Vec::new(), prices: [(of, price.clone())].into() };
+        assert_eq!(terms.price(None, "generic", &own), &price);
+        assert_eq!(terms.price(None, "code", &own), &own);
+    }
+
+    #[test]
+    fn a_customers_own_price_stands_over_the_price_for_all() {
+        let [alice, bob] = [(); 2].map(|()| Keys::generate().public_key());
+        let lines = [
+            "generic base_msat=10".to_owned(),
+            "* base_msat=20".to_owned(),
+            format!("generic base_msat=1 customer={}", alice.to_hex()),
+            format!("* free customer={}", bob.to_hex()),
+        ];
+        let prices = lines.iter().map(|line| priced(line).unwrap()).collect();
+        let (terms, own) = (Terms { rules: Vec::new(), prices }, Price::default());
+        let of = |customer: Option<&PublicKey>, skill| terms.price(customer, skill, &own).base_msat;
+        assert_eq!((of(Some(&alice), "generic"), of(Some(&alice), "code")), (1, 20));
+        assert_eq!((of(Some(&bob), "generic"), of(Some(&bob), "code")), (0, 0));
+        assert_eq!((of(None, "generic"), of(None, "docs")), (10, 20));
+        // What one customer alone gets free is no price for all.
+        let one = Terms { rules: Vec::new(), prices: [priced(&lines[3]).unwrap()].into() };
+        assert!(!one.decides("code", &own, "local"));
+        assert!(priced("generic base_msat=1 customer=npub1x").unwrap_err().contains("no npub"));
+    }
+
+    #[test]
+    fn what_is_no_price_and_no_cost_says_what_is_wrong_with_it() {
+        for (text, why) in [
+            ("", "name a job type"),
+            ("base_msat=1", "name a job type"),
+            ("x y", "want key=value"),
+            ("x base_sat=1", "did you mean \"base_msat\"?"),
+            ("x base_msat=a", "no whole number"),
+            ("x minimum_msat=2 ceiling_msat=1", "above ceiling_msat"),
+            ("x base_msat=1 base_msat=2", "base_msat is given twice"),
+            ("x", "\"x free\""),
+            ("x base_msat=0", "\"x free\""),
+            ("x ceiling_msat=5", "\"x free\""),
+            ("x free base_msat=1", "after `free`"),
+        ] {
+            let refused = priced(text).unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
         }
+        let x = PriceFor { skill: "x".into(), customer: None };
+        assert_eq!(priced("x free"), Ok((x, Price::default())));
+        for (text, why) in [
+            ("", "name a backend"),
+            ("locla per_second=1", "did you mean \"local\"?"),
+            ("docker per_second=1 per_second=2", "per_second is given twice"),
+            ("docker supplier=a supplier=b", "supplier is given twice"),
+            ("docker per_secund=1", "did you mean \"per_second\"?"),
+        ] {
+            let refused = rented(text).unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_job_type_is_decided_by_a_price_or_by_the_word_free_and_by_nothing_else() {
+        let terms = |prices: &[&str], rules: &[&str]| Terms {
+            rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+            prices: prices.iter().map(|line| priced(line).unwrap()).collect(),
+        };
+        let nothing = Price::default();
+        let key = Keys::generate().public_key().to_hex();
+        let to_one = format!("free customer={key}");
+        assert!(!terms(&["generic base_msat=1"], &[&to_one, "credit"]).decides("code", &nothing, "local"));
+        assert!(!terms(&[], &["free skill=code backend=docker"]).decides("code", &nothing, "local"));
+        assert!(terms(&["code base_msat=1"], &[]).decides("code", &nothing, "local"));
+        assert!(terms(&["code free"], &[]).decides("code", &nothing, "local"));
+        assert!(terms(&["* free"], &[]).decides("code", &nothing, "local"));
+        assert!(terms(&[], &["free skill=code"]).decides("code", &nothing, "local"));
+        assert!(terms(&[], &[]).decides("code", &Price { base_msat: 1, ..Price::default() }, "local"));
     }
 }

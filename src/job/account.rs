@@ -3,6 +3,7 @@
 
 use super::dispatcher::Dispatcher;
 use super::engine::Offer;
+use super::intake::Saying;
 use super::{Failure, answer};
 use crate::market::{Code, judge_time};
 use crate::protocol::Scheme;
@@ -17,7 +18,7 @@ impl Dispatcher {
             return self.refuse(request, &refusal, offer);
         }
         let relay = offer.relay.clone();
-        self.answered(offer, |rooms| {
+        self.answered(Saying::Balance, offer, |rooms| {
             let purse = rooms
                 .ledger
                 .purse(&request.customer.to_hex())

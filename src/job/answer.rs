@@ -6,6 +6,7 @@ use nostr_sdk::prelude::{Event, JsonUtil, UnsignedEvent};
 use super::content::{self, Content, Ran, longest};
 use super::till::is_test_network;
 use super::{Failure, Rooms};
+use crate::clock;
 use crate::ledger;
 use crate::market::Code;
 use crate::protocol::{self, Feedback, Proof, Request, Status, feedback, result};
@@ -27,7 +28,7 @@ pub fn quote(
     invoice: &Invoice,
     most_msat: u64,
 ) -> Result<Record, Failure> {
-    let (pay_msat, until_s) = (invoice.amount_msat, invoice.expires_ms / 1_000);
+    let (pay_msat, until) = (invoice.amount_msat, clock::utc(invoice.expires_ms));
     let then = match invoice.hold {
         None => "what is not used is your credit here",
         Some(_) => {
@@ -35,9 +36,8 @@ pub fn quote(
         }
     };
     let network = if is_test_network(&invoice.bolt11) { "; the invoice is for a test network" } else { "" };
-    let words = format!(
-        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until_s} (Unix seconds), and {then}{network}"
-    );
+    let words =
+        format!("the job may cost {most_msat} msat; pay {pay_msat} msat until {until}, and {then}{network}");
     let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
     Ok(queued(rooms, request, relay, &event, &[]))

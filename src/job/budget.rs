@@ -1,5 +1,5 @@
-//! How much strangers may cost us a minute: refusals that are signed, and cancellations of requests that we do not
-//! know. What is over is for `intake` to pass over.
+//! How much others may cost us a minute: refusals, quotes and balances that are signed, and cancellations of requests that
+//! we do not know. What is done about those that are over is for `intake` and `paying` to say.
 
 use std::collections::HashMap;
 
@@ -46,6 +46,76 @@ impl Sample {
     }
 }
 
+/// A budget of a minute that nobody uses up for all: one author has the first half at most, the rest goes in shares of
+/// an eighth. Whoever is in our books has as much again, which keys that cost nothing cannot use up.
+#[derive(Debug, Default)]
+pub(super) struct Fair {
+    all: Shares,
+    regulars: Shares,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    minute: u64,
+    taken: u32,
+    /// No more authors than the minute's budget.
+    by: HashMap<String, u32>,
+}
+
+impl Shares {
+    /// Whether this author may take one more.
+    fn may(&self, minute: u64, author: &str, per_minute: u32) -> bool {
+        if minute != self.minute {
+            return per_minute > 0;
+        }
+        let own = self.by.get(author).copied().unwrap_or_default();
+        self.taken < per_minute && (self.taken < per_minute.div_ceil(2) || own < (per_minute / 8).max(2))
+    }
+
+    fn take(&mut self, minute: u64, author: &str) {
+        if minute != self.minute {
+            *self = Shares { minute, ..Shares::default() };
+        }
+        self.taken += 1;
+        *self.by.entry(author.to_owned()).or_default() += 1;
+    }
+}
+
+impl Fair {
+    /// Whether this author may take one more; `regular` is asked only where it decides.
+    pub(super) fn may(
+        &self,
+        now_ms: u64,
+        author: &str,
+        regular: impl FnOnce() -> bool,
+        per_minute: u32,
+    ) -> bool {
+        let minute = now_ms / 60_000;
+        self.all.may(minute, author, per_minute)
+            || (self.regulars.may(minute, author, per_minute) && regular())
+    }
+
+    /// Takes one, where the author may.
+    pub(super) fn take(
+        &mut self,
+        now_ms: u64,
+        author: &str,
+        regular: impl FnOnce() -> bool,
+        per_minute: u32,
+    ) -> bool {
+        let minute = now_ms / 60_000;
+        let from = if self.all.may(minute, author, per_minute) {
+            &mut self.all
+        } else if self.regulars.may(minute, author, per_minute) && regular() {
+            &mut self.regulars
+        } else {
+            return false;
+        };
+        from.take(minute, author);
+        true
+    }
+}
+
 /// What is left of the minute for cancellations of requests that we do not know.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
@@ -79,6 +149,27 @@ mod tests {
         let told = (0..100_000).filter(|_| sample.tell(60_000).is_some()).count();
         assert_eq!(told, 20);
         assert_eq!((sample.tell(120_000), sample.tell(120_001)), (Some(99_980), Some(0)));
+    }
+
+    #[test]
+    fn one_author_uses_up_half_of_a_minute_and_the_rest_is_shared() {
+        let mut left = Fair::default();
+        let take = |left: &mut Fair, now_ms: u64, author: &str, times: u32, regular: bool| {
+            (0..times).filter(|_| left.take(now_ms, author, || regular, 32)).count()
+        };
+        assert_eq!(take(&mut left, 0, "junk", 100, false), 16);
+        assert_eq!(take(&mut left, 0, "honest", 100, false), 4, "an eighth");
+        let free_keys = (0..100).map(|n| take(&mut left, 59_999, &n.to_string(), 1, false)).sum::<usize>();
+        assert_eq!(free_keys, 12, "all together no more than the minute has");
+        assert_eq!(take(&mut left, 59_999, "stranger", 1, false), 0);
+        assert_eq!(
+            take(&mut left, 59_999, "regular", 100, true),
+            16,
+            "whoever is in the books still has his"
+        );
+        assert_eq!(take(&mut left, 60_000, "stranger", 1, false), 1, "the next minute");
+        assert!(!Fair::default().take(0, "a", || true, 0));
+        assert!(!Fair::default().may(60_000, "a", || true, 0));
     }
 
     #[test]

@@ -9,9 +9,10 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::budget::{Bucket, Sample, Tombstones};
+use super::budget::{Fair, Sample, Tombstones};
 use super::ending;
 use super::engine::{Offer, Progress, Status};
+use super::paying::{Awaited, QuoteLine};
 use super::queue::Queue;
 use super::quota::Quota;
 use super::runner;
@@ -36,7 +37,7 @@ pub(super) enum Message {
     /// An invoice is on its way to the customer, or will not be.
     Quoted {
         job: String,
-        result: Result<Option<u64>, store::Error>,
+        result: Result<Option<Awaited>, store::Error>,
     },
     Paid(Paid),
     Ended {
@@ -95,7 +96,11 @@ pub(super) struct Dispatcher {
     /// Everything begun here: jobs, and records on their way to the disk. They end with the dispatcher.
     workers: JoinSet<()>,
     pub(super) stopped: Option<store::Error>,
-    pub(super) refusals: Bucket,
+    pub(super) refusals: Fair,
+    pub(super) quotes: Fair,
+    pub(super) balances: Fair,
+    /// Words to customers who cannot be served now.
+    pub(super) busy: Fair,
     pub(super) told_refusals: Sample,
     pub(super) quota: Quota,
     pub(super) tombstones: Tombstones,
@@ -103,8 +108,10 @@ pub(super) struct Dispatcher {
     pub(super) withdrawing: HashSet<(String, String)>,
     /// Requests that an invoice is being made for.
     pub(super) quoting: HashSet<String>,
-    /// Requests that are quoted and not paid yet, with the quote's expiry, Unix milliseconds.
-    pub(super) awaiting: HashMap<String, u64>,
+    /// Requests that wait for their quote.
+    pub(super) quote_line: QuoteLine,
+    /// Requests that are quoted and not paid yet.
+    pub(super) awaiting: HashMap<String, Awaited>,
     /// Events that came when nothing was taken any more. Kept, so that they are neither done nor fetched again.
     pub(super) untaken: Vec<Offer>,
     answered: u64,
@@ -129,12 +136,16 @@ impl Dispatcher {
             ending: false,
             workers: JoinSet::new(),
             stopped: None,
-            refusals: Bucket::default(),
+            refusals: Fair::default(),
+            quotes: Fair::default(),
+            balances: Fair::default(),
+            busy: Fair::default(),
             told_refusals: Sample::default(),
             quota: Quota::default(),
             tombstones: Tombstones::default(),
             withdrawing: HashSet::new(),
             quoting: HashSet::new(),
+            quote_line: QuoteLine::default(),
             awaiting: HashMap::new(),
             untaken: Vec::new(),
             answered: 0,
@@ -157,6 +168,7 @@ impl Dispatcher {
                 _ = tick.tick() => {
                     self.end_overdue();
                     self.forget_quotes();
+                    self.quote_those_who_wait();
                     self.look_at_store();
                 }
             }

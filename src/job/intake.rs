@@ -37,6 +37,8 @@ impl Dispatcher {
         let (id, customer) = (offer.event.id.to_hex(), offer.event.pubkey.to_hex());
         match self.rooms.store.knows(&id, &customer) {
             _ if self.open.contains_key(&id) || self.quoting.contains(&id) => return (offer.done)(),
+            // Not done before it is quoted: the next start must see it again.
+            _ if self.quote_line.has(&id) => return,
             _ if self.withdrawing.contains(&(id, customer)) => return (offer.done)(),
             Ok(true) => return (offer.done)(),
             Ok(false) => {}
@@ -70,10 +72,15 @@ impl Dispatcher {
         Ok(if free { Ok(admission.of_quota()) } else { admission.within_bid(request) })
     }
 
-    /// Whether a job on these terms could begin now.
-    pub(super) fn room_for(&self, admission: &Admission, customer: &str) -> Result<(), Failure> {
+    /// Whether the sandbox can hold a job to these terms.
+    pub(super) fn enforceable(&self, admission: &Admission) -> Result<(), Failure> {
         let unenforceable = |e: crate::sandbox::Error| Failure::new(Code::Unsupported, e.to_string());
-        self.rooms.backend.admit(&admission.policy).map_err(unenforceable)?;
+        self.rooms.backend.admit(&admission.policy).map_err(unenforceable)
+    }
+
+    /// Whether a job on these terms could begin now.
+    fn room_for(&self, admission: &Admission, customer: &str) -> Result<(), Failure> {
+        self.enforceable(admission)?;
         let open = self.open.len();
         if open >= self.rooms.options.max_open {
             return Err(Failure::new(Code::RateLimited, format!("{open} jobs are open here already")));
@@ -105,7 +112,7 @@ impl Dispatcher {
             job: job.clone(),
             customer: customer.clone(),
             kind: ticket.request.kind,
-            skill: skill.clone(),
+            skill,
             request: offer.event.as_json(),
             relay: offer.relay.clone(),
             deadline_ms: ticket.deadline_ms,
@@ -128,7 +135,6 @@ impl Dispatcher {
             Ok(feedback) => records.push(feedback),
             Err(error) => tracing::error!(%job, %error, "the processing feedback could not be signed"),
         }
-        tracing::info!(%job, skill, relay = %offer.relay, "job accepted");
         let phase = Phase::Recording(Box::new(ticket), None);
         self.open.insert(job.clone(), Open { customer, phase });
         self.tell_progress();
@@ -148,7 +154,13 @@ impl Dispatcher {
     ) {
         let Some(open) = self.open.remove(&job) else { return };
         match result {
-            Ok(()) => (offer.done)(),
+            Ok(()) => {
+                if let Phase::Recording(ticket, _) = &open.phase {
+                    let skill = &ticket.admission.job_type.manifest.name;
+                    tracing::info!(%job, skill, relay = %ticket.relay, "job accepted");
+                }
+                (offer.done)();
+            }
             Err(ledger::Error::Store(error)) => {
                 self.tell_progress();
                 return self.fail(error);
@@ -216,17 +228,25 @@ impl Dispatcher {
         if !targeted {
             return (offer.done)();
         }
-        self.answered(offer, answer);
+        self.answered(Saying::Refusal, offer, answer);
     }
 
-    /// What is said about a request that becomes no job, unless too much was said this minute.
+    /// What is said about a request that becomes no job, unless too much of it was said this minute.
     pub(super) fn answered(
         &mut self,
+        what: Saying,
         offer: Offer,
         answer: impl FnOnce(&Rooms) -> Result<Vec<Record>, Failure>,
     ) {
         let id = offer.event.id;
-        if !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
+        let (now_ms, author) = (self.rooms.now_ms(), offer.event.pubkey.to_hex());
+        let options = &self.rooms.options;
+        let (budget, per_minute) = match what {
+            Saying::Refusal => (&mut self.refusals, options.refusals_per_minute),
+            Saying::Balance => (&mut self.balances, options.balances_per_minute),
+            Saying::Busy => (&mut self.busy, options.quotes_per_minute),
+        };
+        if !budget.take(now_ms, &author, || is_regular(&self.rooms, &author), per_minute) {
             return (offer.done)();
         }
         let records = match answer(&self.rooms) {
@@ -292,6 +312,10 @@ impl Dispatcher {
         }
         // Asked again: a request that was not known then may have come since, from somebody else.
         for (job, by) in keys {
+            if self.awaiting.get(job).is_some_and(|awaited| awaited.customer == *by) {
+                // What is paid all the same becomes credit.
+                self.rooms.ledger.forget(job);
+            }
             if self.open.get(job).is_some_and(|open| open.customer == *by) {
                 self.stop(job, Stop::Customer);
             }
@@ -344,6 +368,26 @@ impl Dispatcher {
                 sender.send_replace(Some(stop));
                 self.open.insert(job.to_string(), Open { customer, phase: Phase::Running(sender) });
             }
+        }
+    }
+}
+
+/// What is said about a request that becomes no job; each has a budget of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Saying {
+    Refusal,
+    Balance,
+    /// To a customer whose turn for a quote does not come.
+    Busy,
+}
+
+/// Whether this customer is in our books. A key that costs nothing is not.
+pub(super) fn is_regular(rooms: &Rooms, customer: &str) -> bool {
+    match rooms.store.postings(customer, 1) {
+        Ok(postings) => !postings.is_empty(),
+        Err(error) => {
+            tracing::error!(%error, "the customer's past cannot be read");
+            false
         }
     }
 }

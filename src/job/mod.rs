@@ -104,8 +104,10 @@ pub struct Options {
     pub budgets: Budgets,
     /// What the backend's sandboxes cost, where that is booked.
     pub rent: Option<Rented>,
-    /// Signed refusals a minute, all strangers together.
+    /// Signed refusals, quotes and balances a minute, all strangers together.
     pub refusals_per_minute: u32,
+    pub quotes_per_minute: u32,
+    pub balances_per_minute: u32,
 }
 
 /// Capacity that costs something, and what a dollar is.

@@ -1,13 +1,19 @@
 //! What the dispatcher does about money before a job begins: asks for what is missing, takes up the job when it has
 //! come, and gives it to the customer's credit when there is no job for it any more. A quote and its invoice are
-//! written down before the customer is told; a payment, the hold and the job are one batch.
+//! written down before the customer is told; a payment, the hold and the job are one batch. What a quote counts on is set
+//! aside first, so that whoever pays it has the job.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use nostr_sdk::prelude::{Event, JsonUtil};
 
 use super::dispatcher::{Dispatcher, Message, report};
 use super::engine::Offer;
+use super::intake::{Saying, is_regular};
+use super::queue::Queue;
 use super::ticket::Ticket;
-use super::till::{self, Paid};
+use super::till::{self, Paid, Till};
 use super::{Failure, Rooms, answer, locks};
 use crate::ledger;
 use crate::market::{Admission, Code, Way, judge};
@@ -15,6 +21,68 @@ use crate::protocol::request::Request;
 use crate::store;
 use crate::store::Quote;
 use crate::store::record::Record;
+
+/// Requests that may wait for a quote: all together, those of one customer, and how long.
+const WAITING_MOST: usize = 256;
+const WAITING_MOST_OF_ONE: usize = 8;
+const WAITING_MS: u64 = 120_000;
+/// Quotes that may be open when a key that is not in our books gets another one; the till has room for some more.
+const OPEN_TO_STRANGERS: usize = 750;
+
+/// A request that is quoted and not paid yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Awaited {
+    pub(super) customer: String,
+    /// Unix milliseconds.
+    pub(super) expires_ms: u64,
+}
+
+/// Requests that wait for the next minute's quotes, in turns by customer.
+#[derive(Default)]
+pub(super) struct QuoteLine {
+    turns: Queue,
+    waiting: HashMap<String, Unquoted>,
+}
+
+struct Unquoted {
+    ticket: Ticket,
+    offer: Offer,
+    since_ms: u64,
+}
+
+// === impl QuoteLine
+
+impl QuoteLine {
+    pub(super) fn has(&self, job: &str) -> bool {
+        self.waiting.contains_key(job)
+    }
+
+    fn has_room_for(&self, customer: &str) -> bool {
+        let own = self.waiting.values().filter(|w| w.ticket.request.customer.to_hex() == customer).count();
+        self.waiting.len() < WAITING_MOST && own < WAITING_MOST_OF_ONE
+    }
+
+    fn push(&mut self, unquoted: Unquoted) {
+        let request = &unquoted.ticket.request;
+        let job = request.id.to_hex();
+        self.turns.push(&request.customer.to_hex(), job.clone());
+        self.waiting.insert(job, unquoted);
+    }
+
+    fn pop(&mut self, may: impl Fn(&str) -> bool) -> Option<Unquoted> {
+        let job = self.turns.pop(may)?;
+        self.waiting.remove(&job)
+    }
+
+    /// One that has waited too long.
+    fn overdue(&mut self, now_ms: u64) -> Option<Unquoted> {
+        let over = |unquoted: &Unquoted| unquoted.since_ms.saturating_add(WAITING_MS) < now_ms;
+        let job = self.waiting.iter().find(|(_, unquoted)| over(unquoted)).map(|(job, _)| job.clone())?;
+        let unquoted = self.waiting.remove(&job)?;
+        self.turns.remove(&unquoted.ticket.request.customer.to_hex(), &job);
+        Some(unquoted)
+    }
+}
 
 /// Said when there is no job for what is locked.
 const NOT_TAKEN: &str = "nothing of it is taken";
@@ -27,16 +95,14 @@ impl Dispatcher {
             let refusal = Failure::new(Code::OverBudget, error.to_string());
             return self.turn_down(&ticket.request, &refusal, offer, paid);
         }
-        let ledger::Error::Insufficient { available_msat, .. } = error else {
+        let ledger::Error::Insufficient { available_msat, .. } = *error else {
             tracing::error!(job = %ticket.request.id, %error, "the job does not fit the books");
             let refusal = Failure::new(Code::Internal, error.to_string());
             return self.turn_down(&ticket.request, &refusal, offer, paid);
         };
-        let missing_msat = i128::from(most_msat) - available_msat;
-        let missing_msat = u64::try_from(missing_msat).unwrap_or(most_msat);
         let asks = matches!(ticket.admission.agreed.way, Way::Invoice | Way::After { .. }) && paid.is_none();
         match self.rooms.till.clone() {
-            Some(till) if asks => self.ask_for(till, ticket, missing_msat, offer),
+            Some(till) if asks => self.ask_for(till, ticket, offer),
             _ => {
                 let have = match &paid {
                     None => "",
@@ -61,18 +127,82 @@ impl Dispatcher {
 
     // === asking
 
-    fn ask_for(
-        &mut self,
-        till: std::sync::Arc<super::Till>,
-        ticket: Ticket,
-        missing_msat: u64,
-        offer: Offer,
-    ) {
-        let job = ticket.request.id.to_hex();
-        // A quote costs us an invoice, a signature and a record: no more of them a minute than refusals.
-        if !self.refusals.take(self.rooms.now_ms(), self.rooms.options.refusals_per_minute) {
-            return (offer.done)();
+    /// Quotes a request now, or when the minute has quotes left for its customer.
+    fn ask_for(&mut self, till: Arc<Till>, ticket: Ticket, offer: Offer) {
+        let customer = ticket.request.customer.to_hex();
+        let now_ms = self.rooms.now_ms();
+        if !self.may_be_open(&customer) {
+            return self.say_busy(&ticket.request, offer);
         }
+        // A quote costs us an invoice, a signature and a record.
+        let per_minute = self.rooms.options.quotes_per_minute;
+        if self.quotes.take(now_ms, &customer, || is_regular(&self.rooms, &customer), per_minute) {
+            self.begin_quote(till, ticket, offer);
+        } else if self.quote_line.has_room_for(&customer) {
+            self.quote_line.push(Unquoted { ticket, offer, since_ms: now_ms });
+        } else {
+            self.say_busy(&ticket.request, offer);
+        }
+    }
+
+    /// Quotes that are not paid use up the till. Some of it is kept for customers who have dealt with us.
+    fn may_be_open(&self, customer: &str) -> bool {
+        self.awaiting.len() + self.quoting.len() < OPEN_TO_STRANGERS || is_regular(&self.rooms, customer)
+    }
+
+    /// Each second: those who wait for their quote, in turns.
+    pub(super) fn quote_those_who_wait(&mut self) {
+        let Some(till) = self.rooms.till.clone() else { return };
+        let now_ms = self.rooms.now_ms();
+        let per_minute = self.rooms.options.quotes_per_minute;
+        loop {
+            if self.draining || self.ending || self.stopped.is_some() {
+                return;
+            }
+            let (quotes, rooms) = (&self.quotes, &self.rooms);
+            let may = |who: &str| quotes.may(now_ms, who, || is_regular(rooms, who), per_minute);
+            let Some(Unquoted { ticket, offer, .. }) = self.quote_line.pop(may) else { break };
+            let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
+            match self.rooms.store.knows(&job, &customer) {
+                // Taken back while it waited.
+                Ok(true) => (offer.done)(),
+                Ok(false) => {
+                    self.quotes.take(now_ms, &customer, || is_regular(&self.rooms, &customer), per_minute);
+                    self.begin_quote(till.clone(), ticket, offer);
+                }
+                Err(error) => return self.fail(error),
+            }
+        }
+        while let Some(Unquoted { ticket, offer, .. }) = self.quote_line.overdue(now_ms) {
+            self.say_busy(&ticket.request, offer);
+        }
+    }
+
+    fn say_busy(&mut self, request: &Request, offer: Offer) {
+        let reason = "busy: too many orders wait for a quote; order again in some minutes";
+        let refusal = Failure::new(Code::RateLimited, reason);
+        let (request, relay) = (request.clone(), offer.relay.clone());
+        tracing::info!(id = %request.id, "no quote: too many orders wait for one");
+        self.answered(Saying::Busy, offer, |rooms| answer::refusal(rooms, &request, &relay, &refusal));
+    }
+
+    fn begin_quote(&mut self, till: Arc<Till>, ticket: Ticket, offer: Offer) {
+        let (job, customer) = (ticket.request.id.to_hex(), ticket.request.customer.to_hex());
+        let agreed = &ticket.admission.agreed;
+        let line_msat = match agreed.way {
+            Way::Line { cap_msat } | Way::After { cap_msat } => cap_msat,
+            Way::Free | Way::Credit | Way::Invoice => 0,
+        };
+        let now_ms = self.rooms.now_ms();
+        let wants = (agreed.most_msat, line_msat);
+        let budgets = &self.rooms.options.budgets;
+        let missing_msat = match self.rooms.ledger.promise((&job, &customer), wants, budgets, now_ms) {
+            // Credit has come meanwhile.
+            Ok(0) => return self.accept(ticket.request, ticket.admission, offer, None),
+            Ok(missing_msat) => missing_msat,
+            Err(ledger::Error::Store(error)) => return self.fail(error),
+            Err(error) => return self.unpaid(ticket, &error, offer, None),
+        };
         self.quoting.insert(job.clone());
         let (rooms, inbox) = (self.rooms.clone(), self.inbox.clone());
         let Offer { event, relay, done } = offer;
@@ -81,24 +211,31 @@ impl Dispatcher {
             if result.is_ok() {
                 done();
             }
+            let result = result.map(|expires| expires.map(|expires_ms| Awaited { customer, expires_ms }));
             report(&inbox, Message::Quoted { job, result }).await;
         });
     }
 
-    pub(super) fn quoted(&mut self, job: String, result: Result<Option<u64>, store::Error>) {
+    pub(super) fn quoted(&mut self, job: String, result: Result<Option<Awaited>, store::Error>) {
         self.quoting.remove(&job);
         match result {
-            Ok(Some(expires_ms)) => drop(self.awaiting.insert(job, expires_ms)),
-            Ok(None) => {}
+            Ok(Some(awaited)) => drop(self.awaiting.insert(job, awaited)),
+            Ok(None) => self.rooms.ledger.forget(&job),
             Err(error) => self.fail(error),
         }
         self.tell_progress();
     }
 
-    /// Quotes that have run out are not watched for cancels any more.
+    /// Quotes that have run out are not watched for cancels any more, and nothing is set aside for them.
     pub(super) fn forget_quotes(&mut self) {
         let (now_ms, before) = (self.rooms.now_ms(), self.awaiting.len());
-        self.awaiting.retain(|_, expires_ms| expires_ms.saturating_add(till::GRACE_MS) >= now_ms);
+        self.awaiting.retain(|job, awaited| {
+            let counts = awaited.expires_ms.saturating_add(till::GRACE_MS) >= now_ms;
+            if !counts {
+                self.rooms.ledger.forget(job);
+            }
+            counts
+        });
         if self.awaiting.len() != before {
             self.tell_progress();
         }
@@ -193,13 +330,15 @@ impl Dispatcher {
         let refused =
             |failure: Failure| Some(Failure { reason: format!("{}; {credited}", failure.reason), ..failure });
         let admission = judge(&self.rooms.rules, request, quote.quoted_ms / 1_000).map_err(refused)?;
-        self.room_for(&admission, &quote.customer).map_err(refused)?;
+        // How many jobs are open was asked before the quote: what is paid for is not turned away for that.
+        self.enforceable(&admission).map_err(refused)?;
         // What was quoted holds, whatever the price is now.
         Ok(Some(Admission { agreed: quote.agreed.clone(), ..admission }))
     }
 
     /// What was paid becomes credit, and what is locked is given back; who waits for a job that does not come is told why.
     fn credit(&mut self, paid: Paid, turned_down: Option<(Request, String, Failure)>) {
+        paid.invoice.job.iter().for_each(|job| self.rooms.ledger.forget(job));
         let mut records = match locks::settled(&self.rooms.store, &paid) {
             Ok(_) if paid.locked => Vec::new(),
             Ok(records) => records,
@@ -231,7 +370,7 @@ impl Dispatcher {
 /// `None`: there is none, and the customer was told so.
 async fn quote(
     rooms: &Rooms,
-    till: &super::Till,
+    till: &Till,
     ticket: &Ticket,
     missing_msat: u64,
     event: String,

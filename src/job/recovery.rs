@@ -7,7 +7,9 @@ use tokio::sync::watch;
 use super::Failure;
 use super::dispatcher::{Dispatcher, Open, Phase, stopped};
 use super::ending;
+use super::paying::Awaited;
 use super::ticket::{Stop, Ticket};
+use crate::ledger::Promise;
 use crate::market::{Admission, judge};
 use crate::protocol::request::Request;
 use crate::store::{self, JobRow};
@@ -22,7 +24,17 @@ impl Dispatcher {
             if let Some(job) = invoice.job
                 && self.rooms.store.job(&job)?.is_none()
             {
-                self.awaiting.insert(job, invoice.expires_ms);
+                let store = &self.rooms.store;
+                if let Some(quote) = store.quote(&job)?
+                    && !store.is_cancelled(&job, &quote.customer)?
+                {
+                    let most_msat = quote.agreed.most_msat;
+                    let credit_msat = most_msat.saturating_sub(invoice.amount_msat);
+                    let promise = Promise { customer: quote.customer, most_msat, credit_msat };
+                    self.rooms.ledger.promise_again(&job, promise);
+                }
+                let awaited = Awaited { customer: invoice.customer, expires_ms: invoice.expires_ms };
+                self.awaiting.insert(job, awaited);
             }
         }
         self.tell_progress();

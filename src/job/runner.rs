@@ -206,7 +206,9 @@ async fn once(
     ran.artifacts = taken.artifacts;
     let (work, warnings, cap) = (&ran.work, &ran.warnings, rooms.options.max_content_bytes);
     let content = match (ticket.admission.job_type.manifest.output, taken.patch) {
-        (Output::Patch, Some((patch, ignored))) => content::patch(work, patch, ignored, warnings, cap).map(Some),
+        (Output::Patch, Some((patch, ignored))) => {
+            content::patch(work, patch, ignored, warnings, cap).map(Some)
+        }
         (Output::Patch, None) => Err(Failure::new(Code::InvalidInput, "a patch needs a repository")),
         (Output::Report, _) => Ok(None),
         (Output::Json, _) => content::printed(work, true, warnings, cap).map(Some),

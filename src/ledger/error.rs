@@ -13,6 +13,10 @@ pub enum Error {
     Conflict { id: String },
     #[error("{available_msat} msat are there, {wanted_msat} msat are wanted")]
     Insufficient { available_msat: i128, wanted_msat: u64 },
+    #[error(
+        "{owed_msat} msat are owed, {wanted_msat} msat are to be written off; at most what is owed can be"
+    )]
+    NotOwed { owed_msat: i128, wanted_msat: i128 },
     #[error("the job {job} has no open hold: {}", if *.resolved { "it was resolved before" } else { "there never was one" })]
     NoHold { job: String, resolved: bool },
     /// Capture and rest must be the whole hold.
@@ -46,6 +50,10 @@ pub enum Broken {
     Entry { seq: u64, source: Error },
     #[error("entry {seq}: the signed head of entry {of} is not the node's, or of another log")]
     Seal { seq: u64, of: u64 },
+    #[error("entry {seq} is not the one that was noted: the log was changed, or is another one")]
+    OtherHead { seq: u64 },
+    #[error("the head was signed by {by}, which never opened this log")]
+    OtherSigner { by: String },
     /// What is locked is always held by its job.
     #[error("the payment {payment_hash} is locked for the job {job}, which holds nothing")]
     Lock { payment_hash: String, job: String },
@@ -58,8 +66,10 @@ impl Broken {
     pub fn entry(&self) -> Option<u64> {
         match self {
             Broken::Store(store::Error::Corrupt(damage)) => Some(damage.seq),
-            Broken::Entry { seq, .. } | Broken::Seal { seq, .. } => Some(*seq),
-            Broken::Store(_) | Broken::Lock { .. } | Broken::Index { .. } => None,
+            Broken::Entry { seq, .. } | Broken::Seal { seq, .. } | Broken::OtherHead { seq } => Some(*seq),
+            Broken::Store(_) | Broken::OtherSigner { .. } | Broken::Lock { .. } | Broken::Index { .. } => {
+                None
+            }
         }
     }
 }

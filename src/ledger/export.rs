@@ -1,6 +1,7 @@
-//! The books for other programs: an hledger journal, CSV, JSON lines. Each writes entry by entry, so a large ledger
-//! costs time and no memory.
+//! The books for other programs: an hledger journal, a beancount file, CSV, JSON lines. Each writes entry by entry, so a
+//! large ledger costs time and no memory but for the names of its accounts.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::store::{self, Entry, Posted};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Hledger,
+    Beancount,
     Csv,
     Jsonl,
 }
@@ -34,16 +36,19 @@ pub enum Error {
 pub fn export(data_dir: &Path, window: &Window, format: Format, to: &mut dyn Write) -> Result<u64, Error> {
     match format {
         Format::Hledger => writeln!(to, "; amounts in millisatoshi\ncommodity 1000. msat\n")?,
+        Format::Beancount => writeln!(to, "; amounts in millisatoshi\n1970-01-01 commodity MSAT\n")?,
         Format::Csv => writeln!(to, "entry,at_ms,day,transfer,what,from,to,msat,customer,job")?,
         Format::Jsonl => {}
     }
     let mut count = 0;
+    let mut declared = HashSet::new();
     let mut visit = |entry: Entry| {
         let Record::Transfer(transfer) = entry.record else { return Ok::<_, Error>(()) };
         count += 1;
         let day = day(entry.at_ms, &window.zone);
         match format {
-            Format::Hledger => hledger(to, entry.seq, &day, &transfer)?,
+            Format::Hledger => hledger(to, entry.seq, &day, &transfer, &mut declared)?,
+            Format::Beancount => beancount(to, entry.seq, &day, &transfer, &mut declared)?,
             Format::Csv => csv(to, entry.seq, entry.at_ms, &day, &transfer)?,
             Format::Jsonl => {
                 let posted = Posted { seq: entry.seq, at_ms: entry.at_ms, transfer };
@@ -57,13 +62,72 @@ pub fn export(data_dir: &Path, window: &Window, format: Format, to: &mut dyn Wri
     Ok(count)
 }
 
-fn hledger(to: &mut dyn Write, seq: u64, day: &str, transfer: &Transfer) -> io::Result<()> {
+fn hledger(
+    to: &mut dyn Write,
+    seq: u64,
+    day: &str,
+    transfer: &Transfer,
+    declared: &mut HashSet<String>,
+) -> io::Result<()> {
+    for (account, _) in transfer.nets() {
+        let name = name(account);
+        if !declared.contains(&name) {
+            writeln!(to, "account {name}")?;
+            declared.insert(name);
+        }
+    }
     writeln!(to, "{day} * ({seq}) {}", words(&transfer.id))?;
     for (account, net) in transfer.nets() {
         // Two spaces part the account from its amount.
         writeln!(to, "    {}  {net} msat", name(account))?;
     }
     writeln!(to)
+}
+
+fn beancount(
+    to: &mut dyn Write,
+    seq: u64,
+    day: &str,
+    transfer: &Transfer,
+    declared: &mut HashSet<String>,
+) -> io::Result<()> {
+    for (account, _) in transfer.nets() {
+        let name = beancount_name(account);
+        if !declared.contains(&name) {
+            // Entries that were written under a wrong clock may have any day.
+            writeln!(to, "1970-01-01 open {name} MSAT")?;
+            declared.insert(name);
+        }
+    }
+    let words = words(&transfer.id).replace(['"', '\\'], " ");
+    writeln!(to, "{day} * \"{words}\"\n  entry: {seq}")?;
+    for (account, net) in transfer.nets() {
+        writeln!(to, "  {}  {net} MSAT", beancount_name(account))?;
+    }
+    writeln!(to)
+}
+
+/// Beancount's accounts have parts of letters, digits and dashes that begin with a capital letter or a digit.
+fn beancount_name(account: &Account) -> String {
+    let kind = match account.kind() {
+        AccountKind::Asset => "Assets",
+        AccountKind::Liability => "Liabilities",
+        AccountKind::Income => "Income",
+        AccountKind::Expense => "Expenses",
+    };
+    let account = account.to_string();
+    let parts = account.split(':').map(|part| {
+        let mut name = String::new();
+        for c in part.chars() {
+            match c {
+                c if name.is_empty() && c.is_ascii_alphanumeric() => name.push(c.to_ascii_uppercase()),
+                c if c.is_ascii_alphanumeric() || (c == '-' && !name.is_empty()) => name.push(c),
+                c => name.push_str(&format!("X{:02X}", u32::from(c))),
+            }
+        }
+        name
+    });
+    std::iter::once(kind.to_owned()).chain(parts).collect::<Vec<_>>().join(":")
 }
 
 /// As hledger sorts accounts: by the first word.
@@ -105,9 +169,36 @@ fn quoted_job(job: &str) -> String {
     if job.is_empty() { String::new() } else { quoted(job) }
 }
 
-/// A field of CSV (RFC 4180). What a spreadsheet would take for a formula gets a quote in front.
+/// A field of CSV (RFC 4180). What a spreadsheet would take for a formula gets a quote in front; a lone `-`, which stands
+/// for none, is no formula.
 pub fn quoted(field: &str) -> String {
-    let formula = field.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let formula = field != "-" && field.starts_with(['=', '+', '-', '@', '\t', '\r']);
     let field = escape::line(field).replace('"', "\"\"");
     format!("\"{}{field}\"", if formula { "'" } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{beancount_name, quoted};
+    use crate::store::money::Account;
+
+    #[test]
+    fn beancounts_accounts_have_the_letters_that_it_knows() {
+        let key = "ab".repeat(32);
+        let told = |account: Account| beancount_name(&account);
+        assert_eq!(told(Account::Credit(key.clone())), format!("Liabilities:Credit:A{}", &key[1..]));
+        assert_eq!(told(Account::ModelCost("glm-4.6".into())), "Expenses:Cost:Model:Glm-4X2E6");
+        assert_eq!(told(Account::WriteOff), "Expenses:Write-off");
+        let skill = Account::Revenue { skill: "_x".into(), place: "local".into() };
+        assert_eq!(told(skill), "Income:Revenue:X5Fx:Local");
+    }
+
+    #[test]
+    fn a_formula_is_disarmed_and_the_sign_for_none_stays_what_it_is() {
+        assert_eq!(quoted("-"), "\"-\"");
+        for formula in ["=1+1", "-1", "--", "+1", "@x", "\tx"] {
+            assert_eq!(quoted(formula), format!("\"'{formula}\""));
+        }
+        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+    }
 }

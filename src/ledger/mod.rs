@@ -8,6 +8,7 @@
 mod error;
 pub mod export;
 mod pending;
+pub mod receivable;
 pub mod reconcile;
 pub mod report;
 mod rules;
@@ -25,8 +26,9 @@ use crate::store::{self, OpenHold, Posted, Prepared, Store};
 
 pub use error::{Broken, Error};
 pub use seal::{Seal, SealError, last_seal};
-pub use verify::{Verified, verify, verify_log};
+pub use verify::{Verified, verify, verify_against, verify_log};
 
+pub use pending::Promise;
 use pending::{Judged, Pending};
 
 /// A cheap handle of the books.
@@ -135,6 +137,34 @@ impl Ledger {
                 None => landed.await,
             }
         }
+    }
+
+    /// Sets aside what a quote for this job counts on: the part of `most_msat` that the customer's credit, with a line
+    /// of `line_msat`, covers beside what other quotes count on, and room in the budgets. Returns what is missing, msat;
+    /// 0: the job needs no quote, and nothing is set aside. It lasts until the job is held or [`Ledger::forget`], and is
+    /// not written down: the quote is.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`].
+    pub fn promise(
+        &self,
+        (job, customer): (&str, &str),
+        (most_msat, line_msat): (u64, u64),
+        budgets: &Budgets,
+        now_ms: u64,
+    ) -> Result<u64, Error> {
+        let all = (most_msat, line_msat);
+        self.pending().promise(&self.store, (job, customer), all, (budgets, now_ms))
+    }
+
+    /// Sets aside what a quote of an earlier life counts on.
+    pub fn promise_again(&self, job: &str, promise: Promise) {
+        self.pending().promised(job, promise);
+    }
+
+    /// A quote that does not count any more.
+    pub fn forget(&self, job: &str) {
+        self.pending().forget(job);
     }
 
     /// One transfer alone.

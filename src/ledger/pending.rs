@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::rules::{Past, allow, hold_after};
+use super::rules::{Past, allow, allow_new, hold_after};
 use super::{Budgets, Error};
 use crate::store::money::{Account, NODE, Transfer};
 use crate::store::record::Record;
@@ -22,6 +22,18 @@ pub(super) struct Pending {
     transfers: HashMap<String, Arc<Transfer>>,
     ways: HashMap<u64, Plan>,
     next: u64,
+    /// What quotes count on, by job.
+    promises: HashMap<String, Promise>,
+}
+
+/// What a quote that may still be paid counts on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    pub customer: String,
+    /// What its job may cost, against the customer's budget.
+    pub most_msat: u64,
+    /// The part of it that the customer's credit covers.
+    pub credit_msat: u64,
 }
 
 /// Values, each with the number of batches on their way that touch it.
@@ -85,12 +97,52 @@ impl Pending {
                 return Err(Error::Conflict { id: transfer.id.clone() });
             }
             allow(&draft, transfer)?;
+            allow_new(&draft, transfer)?;
             draft.take_in(transfer)?;
         }
         Ok(Judged::New(draft.plan))
     }
 
-    /// Whether the holds of a batch keep to the budgets.
+    /// Sets aside what a quote for this job counts on; returns what is missing, msat. Nothing is set aside when nothing
+    /// is missing.
+    pub(super) fn promise(
+        &mut self,
+        store: &Store,
+        (job, customer): (&str, &str),
+        (most_msat, line_msat): (u64, u64),
+        (budgets, now_ms): (&Budgets, u64),
+    ) -> Result<u64, Error> {
+        self.promises.remove(job);
+        self.keeps_to(store, (job, customer, most_msat), budgets, now_ms)?;
+        let credit = -self.balance(store, &Account::Credit(customer.to_owned()))?;
+        let available = credit + i128::from(line_msat) - i128::from(self.promised_msat(customer, job));
+        let missing_msat = u64::try_from((i128::from(most_msat) - available).max(0)).unwrap_or(most_msat);
+        if missing_msat > 0 {
+            let credit_msat = most_msat.saturating_sub(missing_msat);
+            self.promised(job, Promise { customer: customer.to_owned(), most_msat, credit_msat });
+        }
+        Ok(missing_msat)
+    }
+
+    pub(super) fn promised(&mut self, job: &str, promise: Promise) {
+        self.promises.insert(job.to_owned(), promise);
+    }
+
+    /// The quote was paid, or does not count any more.
+    pub(super) fn forget(&mut self, job: &str) {
+        self.promises.remove(job);
+    }
+
+    fn promises_to<'a>(&'a self, customer: &'a str, job: &'a str) -> impl Iterator<Item = &'a Promise> {
+        let others = self.promises.iter().filter(move |(other, _)| *other != job);
+        others.map(|(_, promise)| promise).filter(move |promise| promise.customer == customer)
+    }
+
+    fn promised_msat(&self, customer: &str, job: &str) -> u64 {
+        self.promises_to(customer, job).map(|promise| promise.credit_msat).fold(0, u64::saturating_add)
+    }
+
+    /// Whether the holds of a batch keep to the budgets. What was quoted was held against them then.
     pub(super) fn within(
         &self,
         store: &Store,
@@ -103,25 +155,42 @@ impl Pending {
         }
         let holds = records.iter().filter_map(transfer_of).filter_map(hold_after);
         for hold in holds.filter_map(|(_, hold)| hold) {
-            let held = -self.balance(store, &Account::Held(hold.customer.clone()))?;
-            let held = u64::try_from(held).unwrap_or_default().saturating_add(hold.msat);
-            let customer = [(1, budgets.customer_day_msat), (7, budgets.customer_week_msat)];
-            let node = [(1, budgets.node_day_msat), (7, budgets.node_week_msat)];
-            let all = customer.map(|bound| (hold.customer.as_str(), held, bound));
-            // What a job will cost the node is not known before: it may begin while anything is left.
-            for (whose, more, (days, budget_msat)) in
-                all.into_iter().chain(node.map(|bound| (NODE, 1, bound)))
-            {
-                if budget_msat == 0 {
-                    continue;
-                }
-                let on_their_way = self.transfers.values().filter_map(|transfer| transfer.spends());
-                let coming = on_their_way.filter(|(who, _)| *who == whose).map(|(_, msat)| msat).sum();
-                let spent = store.spent(whose, now_ms, days)?;
-                let would_msat = spent.saturating_add(coming).saturating_add(more);
-                if would_msat > budget_msat {
-                    return Err(Error::OverBudget { whose: whose.to_owned(), days, budget_msat, would_msat });
-                }
+            if !self.promises.contains_key(&hold.job) {
+                self.keeps_to(store, (&hold.job, &hold.customer, hold.msat), budgets, now_ms)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a hold of so many msat for this job keeps to the budgets, beside what is held and promised.
+    fn keeps_to(
+        &self,
+        store: &Store,
+        (job, customer, msat): (&str, &str, u64),
+        budgets: &Budgets,
+        now_ms: u64,
+    ) -> Result<(), Error> {
+        if *budgets == Budgets::default() {
+            return Ok(());
+        }
+        let held = -self.balance(store, &Account::Held(customer.to_owned()))?;
+        let promised = self.promises_to(customer, job).map(|promise| promise.most_msat);
+        let held = promised.fold(u64::try_from(held).unwrap_or_default(), u64::saturating_add);
+        let held = held.saturating_add(msat);
+        let own = [(1, budgets.customer_day_msat), (7, budgets.customer_week_msat)];
+        let node = [(1, budgets.node_day_msat), (7, budgets.node_week_msat)];
+        let all = own.map(|bound| (customer, held, bound));
+        // What a job will cost the node is not known before: it may begin while anything is left.
+        for (whose, more, (days, budget_msat)) in all.into_iter().chain(node.map(|bound| (NODE, 1, bound))) {
+            if budget_msat == 0 {
+                continue;
+            }
+            let on_their_way = self.transfers.values().filter_map(|transfer| transfer.spends());
+            let coming = on_their_way.filter(|(who, _)| *who == whose).map(|(_, msat)| msat).sum();
+            let spent = store.spent(whose, now_ms, days)?;
+            let would_msat = spent.saturating_add(coming).saturating_add(more);
+            if would_msat > budget_msat {
+                return Err(Error::OverBudget { whose: whose.to_owned(), days, budget_msat, would_msat });
             }
         }
         Ok(())
@@ -133,6 +202,8 @@ impl Pending {
             self.balances.begin(account, *msat);
         }
         for (job, hold) in &plan.holds {
+            // From here on the hold counts, not the promise.
+            self.promises.remove(job);
             self.holds.begin(job, hold.clone());
         }
         for transfer in &plan.transfers {
@@ -259,6 +330,10 @@ impl Draft<'_> {
 }
 
 impl Past for Draft<'_> {
+    fn promised_msat(&self, customer: &str, job: &str) -> u64 {
+        self.pending.promised_msat(customer, job)
+    }
+
     fn balance(&self, account: &Account) -> Result<i128, Error> {
         match self.plan.balances.iter().find(|(known, _)| known == account) {
             Some((_, msat)) => Ok(*msat),

@@ -22,6 +22,8 @@ pub(super) const TRANSFER: &str = "\"record\":\"transfer\"";
 pub enum By {
     /// Days of the report's time zone.
     Day,
+    /// Months of the report's time zone.
+    Month,
     Skill,
     Customer,
     Repo,
@@ -35,6 +37,13 @@ pub struct Window {
     pub from_ms: u64,
     pub to_ms: u64,
     pub zone: TimeZone,
+}
+
+impl Window {
+    /// The end for other programs; `None` where there is none: many of them cannot read a number of that size.
+    pub fn ends_ms(&self) -> Option<u64> {
+        (self.to_ms != u64::MAX).then_some(self.to_ms)
+    }
 }
 
 /// One row, msat. Profit is revenue less model and container cost, fees, grants and what was written off.
@@ -66,7 +75,8 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub from_ms: u64,
-    pub to_ms: u64,
+    /// `None`: without an end.
+    pub to_ms: Option<u64>,
     pub zone: String,
     pub by: By,
     pub rows: Vec<Row>,
@@ -91,7 +101,7 @@ pub fn report(data_dir: &Path, window: &Window, by: By) -> Result<Report, store:
     let rows = rows.into_iter().filter(|(_, sums)| *sums != Sums::default());
     Ok(Report {
         from_ms: window.from_ms,
-        to_ms: window.to_ms,
+        to_ms: window.ends_ms(),
         zone: window.zone.iana_name().map_or_else(|| format!("{:?}", window.zone), str::to_owned),
         by,
         rows: rows.map(|(key, sums)| Row { key, sums }).collect(),
@@ -105,6 +115,7 @@ fn key(transfer: &Transfer, at_ms: u64, by: By, zone: &TimeZone) -> String {
     let repo = about(|a| a.repo.as_deref()).map(canonical_text);
     let found = match by {
         By::Day => return day(at_ms, zone),
+        By::Month => return day(at_ms, zone).chars().take("2026-11".len()).collect(),
         By::Skill => about(|a| Some(&a.skill)),
         By::Customer => transfer.customer(),
         By::Repo => repo.as_deref(),

@@ -11,6 +11,10 @@ pub(super) trait Past {
     fn hold(&self, job: &str) -> Result<Option<OpenHold>, Error>;
     /// The transfer of this id, if it was made.
     fn transfer(&self, id: &str) -> Result<Option<Transfer>, Error>;
+    /// Msat of this customer's credit that quotes for other jobs than this one count on.
+    fn promised_msat(&self, _customer: &str, _job: &str) -> u64 {
+        0
+    }
     fn was_made(&self, id: &str) -> Result<bool, Error> {
         Ok(self.transfer(id)?.is_some())
     }
@@ -27,8 +31,12 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
     allow_kind(past, transfer)?;
     for (account, net) in transfer.nets() {
         let would_msat = past.balance(account)? + net;
+        let promised_msat = match (&transfer.why, account) {
+            (Why::Hold { job, .. }, Account::Credit(customer)) => past.promised_msat(customer, job).into(),
+            _ => 0,
+        };
         let fine = match account {
-            Account::Credit(_) => credit_may_have(transfer, would_msat, net),
+            Account::Credit(_) => credit_may_have(transfer, would_msat + promised_msat, net),
             // These hold what is owed, so they are never above zero.
             Account::Held(_) | Account::Refunding(_) => would_msat <= 0,
             // No more goes back than was locked.
@@ -40,11 +48,31 @@ pub(super) fn allow(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
         }
         if let Account::Credit(_) = account {
             let line = i128::from(line_msat(transfer));
-            let available_msat = net - would_msat + line;
+            let available_msat = net - would_msat + line - promised_msat;
             let wanted_msat = u64::try_from(net).unwrap_or(u64::MAX);
             return Err(Error::Insufficient { available_msat, wanted_msat });
         }
         return Err(Error::Overdrawn { account: account.to_string(), would_msat });
+    }
+    Ok(())
+}
+
+/// What is asked of a new transfer and not of the log, because books of older versions have entries against it.
+///
+/// # Errors
+/// The rule that it breaks.
+pub(super) fn allow_new(past: &dyn Past, transfer: &Transfer) -> Result<(), Error> {
+    let Why::WrittenOff { .. } = &transfer.why else { return Ok(()) };
+    for (account, net) in transfer.nets() {
+        let Account::Credit(customer) = account else { continue };
+        // What open jobs hold, or a refund has set aside, comes back to credit when they fail.
+        let mut owed_msat = 0;
+        for part in [Account::Credit, Account::Held, Account::Refunding] {
+            owed_msat += past.balance(&part(customer.clone()))?;
+        }
+        if owed_msat + net < 0 {
+            return Err(Error::NotOwed { owed_msat: owed_msat.max(0), wanted_msat: -net });
+        }
     }
     Ok(())
 }

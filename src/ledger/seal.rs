@@ -45,6 +45,17 @@ impl Seal {
     }
 }
 
+impl Seal {
+    /// What was noted elsewhere: the seal as `ledger seal --json` prints it, or its event alone. `None`: it is neither, or
+    /// is not signed.
+    pub fn from_note(text: &str) -> Option<Seal> {
+        let note: serde_json::Value = serde_json::from_str(text).ok()?;
+        let event = Event::from_json(note.get("event").unwrap_or(&note).to_string()).ok()?;
+        let head: Head = serde_json::from_str(&event.content).ok()?;
+        Seal::read(head.seq, &event.as_json())
+    }
+}
+
 /// The newest signed head of a store.
 ///
 /// # Errors

@@ -212,6 +212,27 @@ async fn a_credit_line_is_as_long_as_it_is() {
 }
 
 #[tokio::test]
+async fn no_more_is_written_off_than_is_owed_and_nothing_for_a_key_never_seen() {
+    let house = House::new();
+    let ledger = house.open();
+    let written_off = |id: &str, msat| ledger.post(transfer::written_off(id, &alice(), msat, ""));
+    let never_seen = written_off("a", 1).await;
+    assert!(matches!(never_seen, Err(Error::NotOwed { owed_msat: 0, wanted_msat: 1 })), "{never_seen:?}");
+    // An open job's hold is no debt: it comes back when the job fails.
+    ledger.post(hold("j", &alice(), 300, 500, 0)).await.unwrap();
+    assert!(matches!(written_off("b", 1).await, Err(Error::NotOwed { owed_msat: 0, .. })));
+    ledger.post(capture("j", 300, 300, &[(revenue(), 1)], about())).await.unwrap();
+    ledger.post(hold("k", &alice(), 100, 500, 0)).await.unwrap();
+    let too_much = written_off("c", 301).await;
+    assert!(matches!(too_much, Err(Error::NotOwed { owed_msat: 300, wanted_msat: 301 })), "{too_much:?}");
+    written_off("d", 300).await.unwrap();
+    assert!(matches!(written_off("d", 300).await, Ok(Committed::Again(_))), "repeated, it is the same one");
+    ledger.post(transfer::void("k", &alice(), 100, "failed")).await.unwrap();
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 0, "nobody has got credit by it");
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
 async fn a_refund_leaves_credit_before_it_leaves_the_wallet_and_ends_one_way() {
     let house = House::new();
     let ledger = house.open();
@@ -426,7 +447,7 @@ async fn budgets_bound_what_a_customer_and_the_node_spend_in_a_day_and_a_week() 
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_counts_once() {
+async fn a_clock_that_was_wrong_for_a_while_dates_only_what_was_written_meanwhile() {
     let (house, now) = (House::new(), Arc::new(AtomicU64::new(0)));
     let day_ms = 24 * HOUR;
     let sell = async |ledger: &Ledger, n: u64| {
@@ -437,16 +458,15 @@ async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_coun
     };
     // Forward over four days, back by three in the middle of a life, by more than there is between two lives, and on.
     let lives: [&[u64]; 3] = [&[0, 1, 2, 3, 0, 1], &[0, 2], &[1, 4, 5]];
-    let (mut n, mut latest) = (0, 0);
+    let mut n = 0;
     for days in lives {
         let ledger = house.open_at(&now, 2_000);
         for day in days {
-            now.store(1_000 + day * day_ms + n, Ordering::Relaxed);
-            latest = latest.max(1_000 + day * day_ms + n);
+            let now_ms = 1_000 + day * day_ms + n;
+            now.store(now_ms, Ordering::Relaxed);
             sell(&ledger, n).await;
-            // While the clock is behind, time stands still.
             let posted = ledger.transfer(&format!("resolve:j{n}")).unwrap().unwrap();
-            assert_eq!(posted.at_ms, latest);
+            assert_eq!(posted.at_ms, now_ms);
             n += 1;
         }
         verify(ledger.store()).unwrap();
@@ -455,7 +475,6 @@ async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_coun
 
     let all = house.between(0, u64::MAX);
     assert_eq!(all.len() as u64, 3 * n);
-    assert!(all.is_sorted_by_key(|(_, at_ms)| *at_ms), "{all:?}");
     let report = |from_ms, to_ms, by| {
         let window = report::Window { from_ms, to_ms, zone: jiff::tz::TimeZone::UTC };
         report::report(&house.dir.path().join("data"), &window, by).unwrap()
@@ -470,8 +489,89 @@ async fn a_clock_that_is_set_back_moves_no_time_backwards_and_each_transfer_coun
     assert_eq!(days.iter().map(|day| day.revenue_msat).sum::<i128>(), i128::from(wanted));
     let rows: Vec<u64> = whole.rows.iter().map(|row| row.sums.jobs).collect();
     assert_eq!(rows, days.iter().map(|day| day.jobs).filter(|jobs| *jobs > 0).collect::<Vec<_>>());
-    // What was sold while the clock was behind is on the last day that had begun.
-    assert_eq!(rows, [1, 1, 1, 6, 1, 1]);
+    assert_eq!(rows, [3, 3, 2, 1, 1, 1]);
+    // Budgets count by the same days.
+    let ledger = house.open_at(&now, 2_000);
+    for (day, sums) in (0..8).zip(&days) {
+        let spent = ledger.store().spent(&alice(), day * day_ms, 1).unwrap();
+        assert_eq!(i128::from(spent), sums.revenue_msat, "day {day}");
+    }
+}
+
+#[tokio::test]
+async fn credit_behind_a_quote_is_reserved_for_it_until_it_is_paid_or_forgotten() {
+    let house = House::new();
+    let ledger = house.open();
+    let none = Budgets::default();
+    ledger.post(paid("h", "w", Some(&alice()), 1_000)).await.unwrap();
+    let quote = |job: &str, most| ledger.promise((job, &alice()), (most, 0), &none, 0).unwrap();
+    assert_eq!(quote("a", 1_500), 500, "all the credit is behind the first");
+    assert_eq!(quote("a", 1_500), 500, "asked again, it is the same one");
+    assert_eq!(quote("b", 1_200), 1_200, "and none of it behind the second");
+    let beside = ledger.post(hold("c", &alice(), 1, 0, 0)).await;
+    assert!(matches!(beside, Err(Error::Insufficient { available_msat: 0, .. })), "{beside:?}");
+    // Each of them is paid, and each has its job.
+    ledger.post(paid("pb", "w", Some(&alice()), 1_200)).await.unwrap();
+    ledger.post(hold("b", &alice(), 1_200, 0, 0)).await.unwrap();
+    ledger.post(paid("pa", "w", Some(&alice()), 500)).await.unwrap();
+    ledger.post(hold("a", &alice(), 1_500, 0, 0)).await.unwrap();
+    assert_eq!(ledger.purse(&alice()).unwrap().available_msat, 0);
+    // One that is not paid lets go of what it counted on.
+    ledger.post(paid("h2", "w", Some(&alice()), 700)).await.unwrap();
+    assert_eq!(quote("d", 800), 100);
+    assert!(ledger.post(hold("e", &alice(), 700, 0, 0)).await.is_err());
+    ledger.forget("d");
+    assert_eq!(quote("f", 700), 0, "covered, so nothing is set aside");
+    ledger.post(hold("e", &alice(), 700, 0, 0)).await.unwrap();
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
+async fn a_quote_takes_its_part_of_the_budget_before_it_is_paid() {
+    let (house, now) = (House::new(), Arc::new(AtomicU64::new(0)));
+    let ledger = house.open_at(&now, 1 << 20);
+    let budgets = Budgets { customer_day_msat: 1_000, ..Budgets::default() };
+    let quote = |job: &str, most| ledger.promise((job, &alice()), (most, 0), &budgets, 0);
+    assert_eq!(quote("a", 600).unwrap(), 600);
+    assert!(matches!(quote("b", 600), Err(Error::OverBudget { would_msat: 1_200, .. })));
+    assert_eq!(quote("b", 400).unwrap(), 400);
+    // What was quoted is not held against the budget a second time; what was not is.
+    ledger.post(paid("h", "w", Some(&alice()), 1_100)).await.unwrap();
+    let held = |job: &str, msat| {
+        ledger.commit_within(vec![Record::Transfer(hold(job, &alice(), msat, 0, 0))], &budgets, 0)
+    };
+    held("a", 600).await.unwrap();
+    assert!(matches!(held("c", 1).await, Err(Error::OverBudget { would_msat: 1_001, .. })));
+    held("b", 400).await.unwrap();
+    verify(ledger.store()).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_owed_is_told_by_age_and_the_oldest_debt_is_paid_first() {
+    let (house, now) = (House::new(), Arc::new(AtomicU64::new(0)));
+    let day_ms = 24 * HOUR;
+    let ledger = house.open_at(&now, 2_000);
+    let sell = async |day: u64, job: &str, msat: u64| {
+        now.store(1_000 + day * day_ms, Ordering::Relaxed);
+        ledger.post(hold(job, &alice(), msat + 50, 100_000, 0)).await.unwrap();
+        ledger.post(capture(job, msat + 50, msat, &[(revenue(), 1)], about())).await.unwrap();
+    };
+    let owed =
+        |day: u64| receivable::receivables(&house.dir.path().join("data"), 1_000 + day * day_ms).unwrap();
+    ledger.post(paid("a", "w", Some(&alice()), 100)).await.unwrap();
+    sell(0, "covered", 100).await;
+    assert_eq!(owed(0), [], "paid ahead");
+    sell(1, "first", 300).await;
+    sell(90, "second", 200).await;
+    ledger.post(hold("open", &alice(), 1_000, 100_000, 0)).await.unwrap();
+    let [row] = &owed(95)[..] else { panic!("one customer") };
+    assert_eq!((row.owed_msat, row.since_ms), (500, 1_000 + day_ms), "an open hold is no debt");
+    assert_eq!(row.by_age_msat, [200, 0, 0, 300]);
+    assert_eq!(owed(40)[0].by_age_msat[2], 300, "by its age at that time");
+    ledger.post(paid("b", "w", Some(&alice()), 350)).await.unwrap();
+    assert_eq!(owed(95)[0].by_age_msat, [150, 0, 0, 0]);
+    ledger.post(transfer::written_off("x", &alice(), 150, "")).await.unwrap();
+    assert_eq!(owed(95), []);
 }
 
 #[tokio::test]

@@ -26,6 +26,34 @@ pub struct Verified {
     pub last_seal: Option<Seal>,
     /// Msat of all accounts together: 0.
     pub sum_msat: i128,
+    /// Keys that have opened the log.
+    #[serde(skip)]
+    pub nodes: Vec<String>,
+}
+
+/// Holds a checked log against a head that was noted before, with who signed it where it is signed. Blocks.
+///
+/// # Errors
+/// When the log is shorter than it was then, or that entry is another one.
+pub fn verify_against(
+    data_dir: &Path,
+    checked: &Verified,
+    noted: &Head,
+    by: Option<&str>,
+) -> Result<(), Broken> {
+    if let Some(by) = by.filter(|by| !checked.nodes.iter().any(|node| node == by)) {
+        return Err(Broken::OtherSigner { by: by.to_owned() });
+    }
+    if noted.seq > checked.head.seq {
+        let (promised, found) = (noted.seq, checked.head.seq);
+        return Err(store::Error::Shortened { dir: data_dir.to_path_buf(), promised, found }.into());
+    }
+    let same = if noted.seq == checked.head.seq {
+        noted.hash == checked.head.hash
+    } else {
+        store::hash_of(data_dir, noted.seq)?.is_some_and(|hash| hash == noted.hash)
+    };
+    if same { Ok(()) } else { Err(Broken::OtherHead { seq: noted.seq }) }
 }
 
 /// Checks log, chain and books of a store from the first entry to its present head. Blocks.
@@ -105,6 +133,7 @@ impl Books {
             seals: self.seals.len() as u64,
             last_seal: self.seals.pop().map(|(_, seal)| seal),
             sum_msat: self.balances.values().sum(),
+            nodes: self.nodes,
             head,
         }
     }

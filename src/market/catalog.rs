@@ -8,6 +8,7 @@ use std::sync::Arc;
 use include_dir::{Dir, include_dir};
 
 use super::job_type::{Fault, JobType, Manifest};
+use crate::config::did_you_mean;
 
 static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/jobs");
 
@@ -19,8 +20,8 @@ const FILES_CAP: usize = 64;
 pub enum Error {
     #[error("{}{}: {reason}", file.display(), line.map(|l| format!(":{l}")).unwrap_or_default())]
     BadFile { file: PathBuf, line: Option<usize>, reason: String },
-    #[error("there is no job type {name:?}; known: {known}")]
-    Unknown { name: String, known: String },
+    #[error("there is no job type {name:?}{hint}; known: {known}")]
+    Unknown { name: String, hint: String, known: String },
 }
 
 /// Job types by name; each request kind belongs to at most one.
@@ -102,6 +103,7 @@ impl Catalog {
         for name in names {
             let job_type = self.types.get(name).ok_or_else(|| Error::Unknown {
                 name: name.clone(),
+                hint: did_you_mean(name, self.types.keys().map(String::as_str)),
                 known: self.types.keys().cloned().collect::<Vec<_>>().join(", "),
             })?;
             chosen.insert(Arc::clone(job_type));

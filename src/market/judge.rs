@@ -68,7 +68,7 @@ pub fn judge(rules: &Rules, request: &Request, now_s: u64) -> Result<Admission, 
     let policy = policy(&job_type.manifest.limits, &rules.ceiling, &order)?;
     let skill = &job_type.manifest.name;
     let way = rules.terms.way(&request.customer, skill, &rules.backend);
-    let price = rules.terms.price(skill, &job_type.manifest.price).clone();
+    let price = rules.terms.price(Some(&request.customer), skill, &job_type.manifest.price).clone();
     let most_msat = if way == Way::Free { 0 } else { price.of(&metered(&policy, policy.wall_ms)) };
     let agreed = Agreed { way, price, most_msat, of_quota: false };
     Ok(Admission { job_type: Arc::clone(job_type), order, policy, agreed })

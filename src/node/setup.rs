@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::Error;
-use crate::config::{Config, Rule, SandboxChoice, WalletChoice};
+use crate::config::{Config, Rule, SandboxChoice, WalletChoice, did_you_mean};
 use crate::job;
 use crate::ledger::Budgets;
 use crate::market::{Catalog, Rules};
@@ -47,16 +47,45 @@ pub fn docker_options(config: &Config, warm: usize) -> docker::Options {
     }
 }
 
-/// The job types that the configuration names.
+/// The job types that the configuration names, each with what it costs.
 ///
 /// # Errors
-/// A bad file, or a name that is not there.
+/// A bad file, a name that is not there, or a job type whose price nobody has given.
 pub fn catalog(config: &Config) -> Result<Catalog, Error> {
     let all = match &config.jobs_dir {
         Some(folder) => Catalog::with_folder(folder)?,
         None => Catalog::built_in()?,
     };
-    Ok(all.only(&config.skills)?)
+    let chosen = all.only(&config.skills)?;
+    let faults = payment_faults(config, &all, &chosen);
+    if faults.is_empty() { Ok(chosen) } else { Err(Error::Payment(faults)) }
+}
+
+/// What is wrong with `[payment]`, seen beside the job types that there are and those that are served: the key and why.
+fn payment_faults(config: &Config, all: &Catalog, served: &Catalog) -> Vec<(&'static str, String)> {
+    let terms = &config.payment.terms;
+    let names: Vec<&str> = all.types().map(|t| t.manifest.name.as_str()).collect();
+    let unknown = |key, name: &str| {
+        let known = names.join(", ");
+        let hint = did_you_mean(name, names.iter().copied());
+        (key, format!("there is no job type {name:?}{hint} (known: {known})"))
+    };
+    let priced = terms.prices.keys().map(|of| of.skill.as_str()).filter(|name| *name != "*");
+    let ruled = terms.rules.iter().filter_map(|rule| rule.skill.as_deref());
+    let named = priced.map(|name| ("payment.prices", name)).chain(ruled.map(|name| ("payment.rules", name)));
+    let mut faults: Vec<_> =
+        named.filter(|(_, name)| !names.contains(name)).map(|(key, name)| unknown(key, name)).collect();
+    if config.payment.charges() {
+        let own = served.types().map(|t| (&t.manifest.name, &t.manifest.price));
+        let unpriced = own.filter(|(name, own)| !terms.decides(name, own, backend_name(config)));
+        faults.extend(unpriced.map(|(name, _)| {
+            let why = format!(
+                "{name} is served and has no price: add \"{name} base_msat=…\", or \"{name} free\" if it costs nothing"
+            );
+            ("payment.prices", why)
+        }));
+    }
+    faults
 }
 
 /// The operator's own job types that are not among `skills`, and so not served.
@@ -81,7 +110,7 @@ pub fn open_wallet(config: &Config) -> Result<Option<Arc<dyn Wallet>>, Error> {
         WalletChoice::Nwc => wallet::Kind::Nwc,
     };
     let Some(file) = config.payment.wallet_key_file.clone() else {
-        let why = format!("payment.wallet is {kind}, and payment.wallet_key_file names no file");
+        let why = format!("payment.wallet is {kind}, but payment.wallet_key_file is not set");
         return Err(wallet::Error::Setup(why).into());
     };
     let setup = wallet::Setup::new(kind, config.payment.wallet_url.clone(), wallet::Key::File(file));
@@ -188,6 +217,8 @@ pub(super) fn engine_options(config: &Config) -> job::Options {
         },
         rent: rented(config),
         refusals_per_minute: config.admission.refusals_per_minute,
+        quotes_per_minute: config.admission.quotes_per_minute,
+        balances_per_minute: config.admission.balances_per_minute,
     }
 }
 
@@ -211,14 +242,48 @@ mod tests {
     use super::*;
     use crate::config::{Override, Raw, Sources};
 
-    fn lines(settings: &[(&str, &str)]) -> Vec<u64> {
+    fn loaded(settings: &[(&str, &str)]) -> Config {
         let flag = |(key, value): &(&str, &str)| Override {
             key: (*key).into(),
             value: Raw::Text((*value).into()),
             flag: format!("--set {key}"),
         };
         let flags = [("data_dir", "/nowhere")].iter().chain(settings).map(flag).collect();
-        lines_for_strangers(&Config::load(&Sources { flags, ..Sources::default() }).unwrap().config)
+        Config::load(&Sources { flags, ..Sources::default() }).unwrap().config
+    }
+
+    fn lines(settings: &[(&str, &str)]) -> Vec<u64> {
+        lines_for_strangers(&loaded(settings))
+    }
+
+    #[test]
+    fn a_job_type_that_nobody_has_priced_is_refused_where_money_is_asked_for() {
+        let faults = |settings: &[(&str, &str)]| match catalog(&loaded(settings)) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let generic = ("payment.prices", "generic base_msat=1");
+        let said = faults(&[generic]);
+        for name in ["code", "analysis", "docs"] {
+            assert!(said.contains(&format!("{name} is served and has no price")), "{said}");
+        }
+        assert!(!said.contains("generic is served"), "{said}");
+        assert_eq!(faults(&[generic, ("skills", "generic")]), "");
+        assert_eq!(faults(&[("payment.prices", "generic base_msat=1,* free")]), "");
+        assert!(faults(&[("payment.wallet", "lnbits")]).contains("generic is served and has no price"));
+        assert!(faults(&[("payment.rules", "credit")]).contains("generic is served and has no price"));
+        assert_eq!(faults(&[("payment.rules", "free")]), "");
+        assert_eq!(faults(&[]), "", "a node that asks for no money needs no prices");
+    }
+
+    #[test]
+    fn a_misspelt_job_type_in_prices_and_rules_is_refused_with_the_right_one() {
+        for (key, value) in
+            [("payment.prices", "genric base_msat=1,* free"), ("payment.rules", "free skill=genric")]
+        {
+            let said = catalog(&loaded(&[(key, value)])).unwrap_err().to_string();
+            assert!(said.contains(key) && said.contains("did you mean \"generic\"?"), "{said}");
+        }
     }
 
     #[test]

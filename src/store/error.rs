@@ -51,7 +51,7 @@ pub enum Error {
     #[error("the log in {} ends at entry {found}, but entry {promised} was durable; restore a backup", dir.display())]
     Shortened { dir: PathBuf, promised: u64, found: u64 },
     #[error(
-        "the log holds what this version cannot read: {at}: {why}; use the version that wrote it or a newer one"
+        "the log was written by a newer version: {at}: {why}; install that version or a later one (the log is not damaged)"
     )]
     Unreadable { at: Damage, why: String },
     #[error("could not {doing} {}: the disk is full; make room and start the node again", path.display())]

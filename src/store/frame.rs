@@ -35,7 +35,7 @@ pub(super) struct Header {
     pub back: u32,
     /// From 1, without gaps.
     pub seq: u64,
-    /// Unix milliseconds, never smaller than the frame before.
+    /// Unix milliseconds; within a segment never smaller than the frame before.
     pub at_ms: u64,
     pub previous: Hash,
 }
@@ -135,20 +135,30 @@ pub(super) fn segment_header(header: &SegmentHeader) -> [u8; SEGMENT_HEADER_BYTE
     out
 }
 
-/// Reads a segment's head; the error says in a few words what is wrong with it.
-pub(super) fn read_segment_header(bytes: &[u8]) -> Result<SegmentHeader, &'static str> {
+/// Why a segment's head does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadHead {
+    /// It carries the mark of a later format.
+    Newer,
+    /// In a few words.
+    Damaged(&'static str),
+}
+
+/// Reads a segment's head. The rest of another format's head cannot be checked here.
+pub(super) fn read_segment_header(bytes: &[u8]) -> Result<SegmentHeader, BadHead> {
     let bytes: &[u8; SEGMENT_HEADER_BYTES] = bytes
         .get(..SEGMENT_HEADER_BYTES)
         .and_then(|b| b.try_into().ok())
-        .ok_or("segment header cut short")?;
+        .ok_or(BadHead::Damaged("segment header cut short"))?;
     if bytes[..7] != SEGMENT_MAGIC[..7] {
-        return Err("not a segment of a coinop log");
+        return Err(BadHead::Damaged("not a segment of a coinop log"));
     }
     if bytes[7] != SEGMENT_MAGIC[7] {
-        return Err("a log format that this version does not know");
+        let newer = bytes[7].is_ascii_alphanumeric() && bytes[7] > SEGMENT_MAGIC[7];
+        return Err(if newer { BadHead::Newer } else { BadHead::Damaged("no format of a coinop log") });
     }
     if crc32fast::hash(&bytes[..48]) != u32_at(bytes, 48) || bytes[52..] != [0; 12] {
-        return Err("checksum of the segment's header does not match");
+        return Err(BadHead::Damaged("checksum of the segment's header does not match"));
     }
     Ok(SegmentHeader { first_seq: u64_at(bytes, 8), previous: hash_at(bytes, 16) })
 }
@@ -207,5 +217,8 @@ mod tests {
             bad[at / 8] ^= 1 << (at % 8);
             assert!(read_segment_header(&bad).is_err(), "bit {at} went unseen");
         }
+        let mut newer = good;
+        newer[7] = b'2';
+        assert_eq!(read_segment_header(&newer), Err(BadHead::Newer));
     }
 }

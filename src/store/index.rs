@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{self, INDEX_VERSION};
 use super::disk::{self, trouble};
+use super::frame::Hash;
 use super::gather::Gather;
 use super::log::{self, End, Position};
 use super::overlay::{Overlay, SEEN_LINES};
@@ -22,6 +23,8 @@ use super::tail::Placed;
 use super::{Damage, Error};
 
 const MARKER: &str = "CLEAN";
+/// What [`MARKER`] was before the start that is in force: how far the log was durable then. It vouches for no index.
+const PROMISE: &str = "PROMISE";
 const SEEN: &str = "seen";
 /// More than a filter in which every line has something.
 const SEEN_MOST_BYTES: u64 = 4 << 20;
@@ -32,7 +35,7 @@ const REOPEN_AFTER_FRAMES: u64 = 20_000;
 const HANDED_OVER: usize = 128;
 const READ_AHEAD: usize = 8;
 
-/// Written last at an orderly stop, removed first at a start. While it stands, the index is whole and durable.
+/// Written last at an orderly stop, renamed first at a start. While it stands, the index is whole and durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Clean {
     version: u32,
@@ -69,12 +72,16 @@ pub(super) fn open(
     patience: Duration,
 ) -> Result<Opened, Error> {
     disk::make_dir(dir)?;
-    let clean = read_marker(dir)?;
+    let clean = read_marker(dir, MARKER)?;
+    let promise = promise(dir)?;
     if let Some(clean) = &clean {
         let end = log::scan(log_dir, true, &mut |_| Ok(()))?;
-        check_promise(log_dir, clean, &end.position)?;
-        // From here on the index may change, and a crash must not leave a marker that vouches for it.
-        disk::remove(&dir.join(MARKER))?;
+        check_end(log_dir, promise.as_ref(), &end.position)?;
+        // From here on the index may change, and a crash must not leave a marker that vouches for it. What it says of
+        // the log goes on to hold.
+        let marker = dir.join(MARKER);
+        fs::rename(&marker, dir.join(PROMISE)).map_err(trouble("rename", &marker))?;
+        disk::sync_dir(dir)?;
         if clean.seq == end.position.seq && clean.version == INDEX_VERSION {
             let generation = clean.generation.clone();
             let opened = read_seen(dir, clean).and_then(|seen| {
@@ -93,8 +100,63 @@ pub(super) fn open(
             }
         }
     }
-    let (index, end) = rebuild(dir, log_dir, cache_bytes, patience, clean.as_ref())?;
+    let (index, end) = rebuild(dir, log_dir, cache_bytes, patience, promise.as_ref())?;
+    check_end(log_dir, promise.as_ref(), &end.position)?;
     Ok(Opened { index, end, rebuilt: true })
+}
+
+/// How far a log was durable once: whoever reads the log holds it against this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Promise {
+    pub(super) seq: u64,
+    /// Lower-case hex.
+    hash: String,
+}
+
+impl Promise {
+    pub(super) fn of(position: &Position) -> Promise {
+        Promise { seq: position.seq, hash: hex::encode(position.hash) }
+    }
+
+    /// An entry of this number must be the one that was here.
+    pub(super) fn check(&self, log_dir: &Path, seq: u64, hash: &Hash) -> Result<(), Error> {
+        if seq == self.seq && hex::encode(hash) != self.hash { Err(rewritten(log_dir, seq)) } else { Ok(()) }
+    }
+}
+
+/// What the index folder `dir` promises about the log beside it; `None` where nothing was ever put away.
+pub(super) fn promise(dir: &Path) -> Result<Option<Promise>, Error> {
+    let marker = match read_marker(dir, MARKER)? {
+        Some(clean) => Some(clean),
+        None => read_marker(dir, PROMISE)?,
+    };
+    Ok(marker.map(|clean| Promise { seq: clean.seq, hash: clean.hash }))
+}
+
+/// Writes a promise into the index folder of a copy, which has no index yet.
+pub(super) fn promise_in(dir: &Path, promise: &Promise) -> Result<(), Error> {
+    disk::make_dir(dir)?;
+    let Promise { seq, hash } = promise.clone();
+    // The generation is of no meaning here.
+    let clean = Clean { version: INDEX_VERSION, seq, hash, generation: "0".into() };
+    let bytes = serde_json::to_vec(&clean).map_err(|e| Error::Index { why: e.to_string() })?;
+    disk::write_whole(&dir.join(PROMISE), &bytes)
+}
+
+/// Whether a log that ends here is as long as was promised, with the entry that was promised where it is the last.
+pub(super) fn check_end(log_dir: &Path, promise: Option<&Promise>, end: &Position) -> Result<(), Error> {
+    check_length(log_dir, promise, end.seq)?;
+    promise.map_or(Ok(()), |promise| promise.check(log_dir, end.seq, &end.hash))
+}
+
+/// Whether a log that ends with the entry `found` is as long as was promised.
+pub(super) fn check_length(log_dir: &Path, promise: Option<&Promise>, found: u64) -> Result<(), Error> {
+    match promise {
+        Some(Promise { seq: promised, .. }) if found < *promised => {
+            Err(Error::Shortened { dir: log_dir.to_path_buf(), promised: *promised, found })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Index {
@@ -151,7 +213,7 @@ fn read_seen(dir: &Path, clean: &Clean) -> Result<Seen, Error> {
 /// Removes what indexes that were given up have left, and what is out of date from now on.
 fn sweep(dir: &Path, keep: &str) -> Result<(), Error> {
     for name in disk::names(dir)? {
-        if name != keep {
+        if name != keep && name != PROMISE {
             let path = dir.join(&name);
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(trouble("remove", &path))?;
@@ -160,8 +222,8 @@ fn sweep(dir: &Path, keep: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn read_marker(dir: &Path) -> Result<Option<Clean>, Error> {
-    let Some(bytes) = disk::read_small(&dir.join(MARKER), 4096)? else { return Ok(None) };
+fn read_marker(dir: &Path, name: &str) -> Result<Option<Clean>, Error> {
+    let Some(bytes) = disk::read_small(&dir.join(name), 4096)? else { return Ok(None) };
     match serde_json::from_slice::<Clean>(&bytes) {
         // The name becomes a path: only what we make ourselves passes.
         Ok(clean) if clean.generation.bytes().all(|b| b.is_ascii_digit()) && !clean.generation.is_empty() => {
@@ -172,17 +234,6 @@ fn read_marker(dir: &Path) -> Result<Option<Clean>, Error> {
             Ok(None)
         }
     }
-}
-
-/// The marker also vouches for the log: what it has seen must still be there.
-fn check_promise(log_dir: &Path, clean: &Clean, found: &Position) -> Result<(), Error> {
-    if found.seq < clean.seq {
-        return Err(Error::Shortened { dir: log_dir.to_path_buf(), promised: clean.seq, found: found.seq });
-    }
-    if found.seq == clean.seq && clean.seq > 0 && hex::encode(found.hash) != clean.hash {
-        return Err(rewritten(log_dir, clean.seq));
-    }
-    Ok(())
 }
 
 fn rewritten(log_dir: &Path, seq: u64) -> Error {
@@ -196,7 +247,7 @@ fn rebuild(
     log_dir: &Path,
     cache_bytes: u64,
     patience: Duration,
-    clean: Option<&Clean>,
+    promise: Option<&Promise>,
 ) -> Result<(Index, End), Error> {
     // A new folder each time: a thread that hangs in the old database cannot disturb the new one.
     let newest = disk::names(dir)?.iter().filter_map(|n| n.parse::<u64>().ok()).max();
@@ -204,7 +255,7 @@ fn rebuild(
     let path = dir.join(&generation);
     let mut shelf = open_watched(&path, cache_bytes, patience, None)?;
     sweep(dir, &generation)?;
-    let (end, frames, seen) = take_in_all(log_dir, shelf.as_ref(), clean)?;
+    let (end, frames, seen) = take_in_all(log_dir, shelf.as_ref(), promise)?;
     if frames > REOPEN_AFTER_FRAMES {
         put_applied(shelf.as_ref(), &end.position)?;
         shelf.flush()?;
@@ -229,7 +280,11 @@ fn give_back() {
 fn give_back() {}
 
 /// Reads the log while another thread takes in what was read; tells how many frames there were, and which transfers.
-fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Result<(End, u64, Seen), Error> {
+fn take_in_all(
+    log_dir: &Path,
+    shelf: &dyn Shelf,
+    promise: Option<&Promise>,
+) -> Result<(End, u64, Seen), Error> {
     let (hand_over, handed_over) = sync_channel::<Vec<(Placed, Vec<Record>)>>(READ_AHEAD);
     // What was taken in goes back to the reader, which made it, to be freed: two threads that make and free the same
     // memory wait for each other in the allocator.
@@ -253,11 +308,8 @@ fn take_in_all(log_dir: &Path, shelf: &dyn Shelf, clean: Option<&Clean>) -> Resu
         let gone = |_| Error::Index { why: "it does not take in the log".into() };
         let scanned = log::scan(log_dir, false, &mut |met| {
             frames += 1;
-            if let Some(clean) = clean
-                && clean.seq == met.seq
-                && clean.hash != hex::encode(met.hash)
-            {
-                return Err(rewritten(log_dir, met.seq));
+            if let Some(promise) = promise {
+                promise.check(log_dir, met.seq, &met.hash)?;
             }
             let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
             read.push((placed, log::records(log_dir, met)?));

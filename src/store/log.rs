@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk::{names, trouble};
-use super::frame::{self, HEADER_BYTES, Hash, SEGMENT_HEADER_BYTES};
+use super::frame::{self, BadHead, HEADER_BYTES, Hash, SEGMENT_HEADER_BYTES};
 use super::keys::Place;
 use super::record::Record;
 use super::rows::Entry;
@@ -79,12 +79,7 @@ pub(super) fn scan(
     let all = segments(dir)?;
     let skipped = if only_last { all.len().saturating_sub(1) } else { 0 };
     let mut end = End { position: Position::default(), segment: None, offset: 0, torn: None };
-    if let Some(&first) = all.first()
-        && first != 1
-    {
-        let why = "the first segment of the log is missing";
-        return Err(damage(dir, first, 0, 1, why));
-    }
+    first_is_there(dir, &all)?;
     for (nth, &segment) in all.iter().enumerate().skip(skipped) {
         let before = (nth == 0 || nth > skipped).then_some(end.position);
         end = Segment::open(dir, segment, before)?.scan(nth + 1 == all.len(), visit)?;
@@ -137,8 +132,13 @@ impl<'a> Segment<'a> {
             .take(SEGMENT_HEADER_BYTES as u64)
             .read_to_end(&mut head)
             .map_err(trouble("read", &path))?;
-        let found =
-            frame::read_segment_header(&head).map_err(|why| damage(dir, first_seq, 0, first_seq, why))?;
+        let found = frame::read_segment_header(&head).map_err(|bad| match bad {
+            BadHead::Damaged(why) => damage(dir, first_seq, 0, first_seq, why),
+            BadHead::Newer => Error::Unreadable {
+                at: Damage::new(dir, first_seq, 0, first_seq, "the segment has a newer format"),
+                why: format!("version {} knows format 1 only", env!("CARGO_PKG_VERSION")),
+            },
+        })?;
         if found.first_seq != first_seq {
             return Err(damage(dir, first_seq, 0, first_seq, "the segment's name is not its first seq"));
         }
@@ -301,57 +301,110 @@ pub(super) fn hash_before(dir: &Path, seq: u64) -> Result<Option<Hash>, Error> {
     Ok(None)
 }
 
-/// Frames in order, each with its checksums, the chain left to `scan`. Ends before what is not whole: another process
-/// may be writing it.
+/// Frames in order, each with its checksums, the chain left to `scan`; of the segments that have something of a span of
+/// time, and of the last. Ends before what is not whole there: another process may be writing it.
 pub(super) struct Walk<'a> {
     dir: &'a Path,
-    segments: std::vec::IntoIter<u64>,
+    /// Those that are still to be read, each with the one behind it in the log.
+    left: std::vec::IntoIter<(u64, Option<u64>)>,
     segment: Segment<'a>,
+    /// The segment behind this one.
+    following: Option<u64>,
     whole: Vec<u8>,
 }
 
 impl<'a> Walk<'a> {
-    /// From the last segment that begins before `from_ms`; `None` when there is no log.
-    pub(super) fn since(dir: &'a Path, from_ms: u64) -> Result<Option<Self>, Error> {
+    /// `None` when there is no log.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where a segment is missing.
+    pub(super) fn between(dir: &'a Path, from_ms: u64, to_ms: u64) -> Result<Option<Self>, Error> {
         let all = segments(dir)?;
-        // Times never go back, so segments are in the order of their times, too.
-        let (mut low, mut high) = (0, all.len());
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            let first = all.get(middle).map(|first| begins_ms(dir, *first)).transpose()?;
-            if first.flatten().is_some_and(|at_ms| at_ms < from_ms) { low = middle } else { high = middle }
+        first_is_there(dir, &all)?;
+        let mut left = Vec::new();
+        for (nth, &first) in all.iter().enumerate() {
+            let following = all.get(nth + 1).copied();
+            let counts = match following {
+                Some(next) => has_some_of(dir, first, next, from_ms, to_ms)?,
+                None => true,
+            };
+            if counts {
+                left.push((first, following));
+            }
         }
-        let mut segments = all.into_iter().skip(low).collect::<Vec<_>>().into_iter();
-        let Some(first) = segments.next() else { return Ok(None) };
-        Ok(Some(Walk { dir, segments, segment: Segment::open(dir, first, None)?, whole: Vec::new() }))
+        let mut left = left.into_iter();
+        let Some((first, following)) = left.next() else { return Ok(None) };
+        let segment = Segment::open(dir, first, None)?;
+        Ok(Some(Walk { dir, left, segment, following, whole: Vec::new() }))
     }
 
-    pub(super) fn next(&mut self) -> Result<Option<Met<'_>>, Error> {
+    /// The number of the last frame that was read, or of the one before the segment that is being read.
+    pub(super) fn seq(&self) -> u64 {
+        self.segment.position.seq
+    }
+
+    /// The hash is told of a frame that is promised, else it is zero: it costs more than all the rest.
+    pub(super) fn next(&mut self, promised: u64) -> Result<Option<Met<'_>>, Error> {
         let header = loop {
-            match self.segment.next(&mut self.whole)? {
-                Next::Frame(header) => break header,
-                Next::Blank | Next::Half(_) => match self.segments.next() {
-                    Some(following) => self.segment = Segment::open(self.dir, following, None)?,
-                    None => return Ok(None),
-                },
-                Next::Damaged(why) => {
-                    let (segment, at) = (self.segment.first_seq, self.segment.offset);
-                    return Err(damage(self.dir, segment, at, self.segment.position.seq + 1, why));
+            let (segment, at) = (self.segment.first_seq, self.segment.offset);
+            let seq = self.segment.position.seq + 1;
+            match (self.segment.next(&mut self.whole)?, self.following) {
+                (Next::Frame(header), _) if header.seq == seq => break header,
+                (Next::Frame(_), _) => {
+                    return Err(damage(self.dir, segment, at, seq, "the frame carries another seq"));
+                }
+                (Next::Damaged(why), _) | (Next::Half(why), Some(_)) => {
+                    return Err(damage(self.dir, segment, at, seq, why));
+                }
+                (Next::Blank | Next::Half(_), None) => return Ok(None),
+                (Next::Blank, Some(next)) => {
+                    follows(self.dir, self.segment.position.seq, next)?;
+                    let Some((first, following)) = self.left.next() else { return Ok(None) };
+                    self.segment = Segment::open(self.dir, first, None)?;
+                    self.following = following;
                 }
             }
         };
         let offset = self.segment.offset;
         self.segment.offset += self.whole.len() as u64;
         self.segment.position.seq = header.seq;
+        let hash = if header.seq == promised { frame::hash(&self.whole) } else { Hash::default() };
         Ok(Some(Met {
             segment: self.segment.first_seq,
             offset,
             seq: header.seq,
             at_ms: header.at_ms,
-            hash: Hash::default(),
+            hash,
             body: self.whole.get(HEADER_BYTES..).unwrap_or_default(),
         }))
     }
+}
+
+/// Whether a segment that `next` follows has frames of this span. The times of one segment never go back; from one to the
+/// next they may, where a clock was set right.
+fn has_some_of(dir: &Path, first: u64, next: u64, from_ms: u64, to_ms: u64) -> Result<bool, Error> {
+    let (Some(begins_ms), Some(last)) = (begins_ms(dir, first)?, last_frame(dir, first)?) else {
+        return Ok(true);
+    };
+    follows(dir, last.seq, next)?;
+    Ok(last.at_ms >= from_ms && begins_ms < to_ms)
+}
+
+fn first_is_there(dir: &Path, all: &[u64]) -> Result<(), Error> {
+    match all.first() {
+        Some(&first) if first != 1 => {
+            Err(damage(dir, first, 0, 1, "the first segment of the log is missing"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the segment `next` begins behind the entry `last`.
+fn follows(dir: &Path, last: u64, next: u64) -> Result<(), Error> {
+    if next == last + 1 {
+        return Ok(());
+    }
+    Err(damage(dir, next, 0, last + 1, "entries between the segment before and this one are missing"))
 }
 
 /// Unix milliseconds of a segment's first frame.
@@ -360,6 +413,23 @@ fn begins_ms(dir: &Path, first_seq: u64) -> Result<Option<u64>, Error> {
     let mut head = Vec::with_capacity(HEADER_BYTES);
     segment.fill(&mut head, HEADER_BYTES)?;
     Ok(frame::header(&head).ok().map(|header| header.at_ms))
+}
+
+/// The header of the frame with which a segment ends, found from its end; `None` when none is found in the last bytes.
+fn last_frame(dir: &Path, first_seq: u64) -> Result<Option<frame::Header>, Error> {
+    const NEAR_END: u64 = 64 * 1024;
+    let path = segment_path(dir, first_seq);
+    let file = File::open(&path).map_err(trouble("open", &path))?;
+    let bytes = file.metadata().map_err(trouble("read", &path))?.len();
+    let from = bytes.saturating_sub(NEAR_END);
+    let mut window = vec![0; usize::try_from(bytes - from).unwrap_or_default()];
+    file.read_exact_at(&mut window, from).map_err(trouble("read", &path))?;
+    let ends_here = |at: usize| {
+        let header = frame::header(window.get(at..)?).ok()?;
+        let body = window.get(at + HEADER_BYTES..)?;
+        frame::body_matches(&header, body).then_some(header)
+    };
+    Ok(memchr::memmem::rfind_iter(&window, &frame::MAGIC).find_map(ends_here))
 }
 
 /// True when the part of `bytes` (which begin at `offset` of the file) inside some sector is all zero.

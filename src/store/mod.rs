@@ -41,7 +41,7 @@ use self::tail::{Placed, Tail};
 use self::view::{Source, View};
 use self::writer::{Applied, Writer};
 
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, ClockFault};
 
 pub use self::blob::BLOB_MAX_BYTES;
 pub use self::books::{DAY_MS, InvoiceState, OpenHold};
@@ -211,10 +211,15 @@ impl Store {
             return Err(Error::Missing { dir: dir.to_path_buf() });
         }
         let memory = Memory::default();
+        let promise = upkeep::promise_of(&log_dir)?;
         let end = log::scan(&log_dir, false, &mut |met| {
+            if let Some(promise) = &promise {
+                promise.check(&log_dir, met.seq, &met.hash)?;
+            }
             let placed = Placed { seq: met.seq, at_ms: met.at_ms, segment: met.segment, offset: met.offset };
             apply::apply(&memory, &placed, &log::records(&log_dir, met)?)
         })?;
+        index::check_end(&log_dir, promise.as_ref(), &end.position)?;
         let read_up_to =
             Applied { position: end.position, segment: end.segment.unwrap_or_default(), offset: end.offset };
         let inner = Inner {
@@ -321,6 +326,11 @@ impl Store {
     /// The last batch that is durable.
     pub fn head(&self) -> Head {
         head(&self.inner.applied().position)
+    }
+
+    /// Whether this machine's clock is one that the log's times can follow on.
+    pub fn clock_fault(&self, now_ms: u64) -> Option<ClockFault> {
+        ClockFault::between(self.inner.read_up_to.position.at_ms, now_ms)
     }
 
     /// Reads the whole log from disk and checks every checksum and the chain up to the present head.

@@ -11,7 +11,7 @@ use super::record::{Invoice, Record};
 use super::rows::{Entry, Head};
 use super::shelf::Tree;
 use super::view::{Look, View};
-use super::{Error, LOG, Store, upkeep};
+use super::{Error, LOG, Store, index, upkeep};
 use crate::price::Agreed;
 
 /// A transfer as it stands in the log.
@@ -172,11 +172,11 @@ fn log_dir(data_dir: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Shows each record written in `[from_ms, to_ms)` to the log of a data folder, oldest first, whether a node runs on it
-/// or not. Only batches in which `needle` occurs as text are looked into; an empty one lets all through. Begins at the
-/// segment that counts, not at the beginning of the log. Blocks.
+/// or not. Only batches in which `needle` occurs as text are looked into; an empty one lets all through. Reads the
+/// segments that count, not the whole log. Blocks.
 ///
 /// # Errors
-/// The visitor's, and the store's as for any reading.
+/// The visitor's, and the store's as for any reading: also where the log is shorter than it was, or a segment is gone.
 pub fn between<E: From<Error>>(
     data_dir: &Path,
     from_ms: u64,
@@ -185,20 +185,24 @@ pub fn between<E: From<Error>>(
     visit: &mut dyn FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let dir = log_dir(data_dir)?;
-    let Some(mut walk) = log::Walk::since(&dir, from_ms)? else { return Ok(()) };
+    let promise = upkeep::promise_of(&dir)?;
+    let promised = promise.as_ref().map_or(0, |promise| promise.seq);
+    let Some(mut walk) = log::Walk::between(&dir, from_ms, to_ms)? else {
+        return Ok(index::check_length(&dir, promise.as_ref(), 0)?);
+    };
     let finder = memchr::memmem::Finder::new(needle.as_bytes());
-    while let Some(met) = walk.next()? {
-        if met.at_ms >= to_ms {
-            break;
+    while let Some(met) = walk.next(promised)? {
+        if let Some(promise) = &promise {
+            promise.check(&dir, met.seq, &met.hash)?;
         }
-        if met.at_ms < from_ms || finder.find(met.body).is_none() {
+        if !(from_ms..to_ms).contains(&met.at_ms) || finder.find(met.body).is_none() {
             continue;
         }
         for record in log::records(&dir, &met)? {
             visit(Entry { seq: met.seq, at_ms: met.at_ms, record })?;
         }
     }
-    Ok(())
+    Ok(index::check_length(&dir, promise.as_ref(), walk.seq())?)
 }
 
 // === impl View: money

@@ -9,6 +9,7 @@ use super::Error;
 use super::disk::{self, trouble};
 use super::frame::{self, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::log::{End, Position, segment_path};
+use crate::clock::AHEAD_MS;
 
 /// Zeros written ahead of the log. Inside them a group changes no file size, so its sync costs the disk one
 /// write instead of a journal commit as well.
@@ -85,23 +86,27 @@ impl Tail {
         (self.segment, self.end)
     }
 
-    /// Writes one frame a body, all with the time `now_ms` (or the last frame's, if that is later), and syncs
-    /// once. On an error nothing of the group counts, and the caller must not write again.
+    /// Writes one frame a body, all with the time `now_ms`, and syncs once. A clock that was set back a little does not
+    /// count; after more than that a new segment begins, so that the times of one never go back. On an error nothing of the group counts, and the caller must not write again.
     pub(super) fn write<'a>(
         &mut self,
         now_ms: u64,
         bodies: impl Iterator<Item = &'a [u8]>,
     ) -> Result<Vec<Placed>, Error> {
-        if self.end >= self.segment_bytes.min(SEGMENT_MAX_BYTES) {
+        let set_back = self.position.at_ms > now_ms.saturating_add(AHEAD_MS);
+        if self.end >= self.segment_bytes.min(SEGMENT_MAX_BYTES)
+            || (set_back && self.end > SEGMENT_HEADER_BYTES as u64)
+        {
             self.roll()?;
         }
         let mut position = self.position;
+        let at_ms = if set_back { now_ms } else { now_ms.max(position.at_ms) };
         let mut placed = Vec::new();
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         for body in bodies {
             let back = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
-            let (seq, at_ms) = (position.seq + 1, now_ms.max(position.at_ms));
+            let seq = position.seq + 1;
             placed.push(Placed { seq, at_ms, segment: self.segment, offset: self.end + buffer.len() as u64 });
             let hash = frame::encode(&mut buffer, seq, at_ms, back, &position.hash, body);
             position = Position { seq, hash, at_ms };

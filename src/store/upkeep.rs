@@ -7,14 +7,21 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::disk::{self, trouble};
+use super::index::{self, Promise};
 use super::log::{self, Position, segment_path, segments};
 use super::rows::Entry;
 use super::writer::Applied;
 use super::{BLOBS, Damage, Error, INDEX, LOG, Restored};
 
-/// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum and the chain.
+/// Reads the whole log up to `known` (the whole log when `None`) and checks every checksum, the chain, and that what was
+/// durable at the last orderly stop is there.
 pub(super) fn verify(log_dir: &Path, known: Option<Applied>) -> Result<Position, Error> {
     verify_with::<Error>(log_dir, known, &mut |_| Ok(()))
+}
+
+/// What is promised of the log in this folder. Asked before the log is read: meanwhile it can only grow.
+pub(super) fn promise_of(log_dir: &Path) -> Result<Option<Promise>, Error> {
+    log_dir.parent().map_or(Ok(None), |dir| index::promise(&dir.join(INDEX)))
 }
 
 /// As [`verify`], and shows every record on the way, oldest first.
@@ -43,7 +50,11 @@ fn check(
     visit: &mut dyn FnMut(Entry) -> Result<(), Error>,
 ) -> Result<Position, Error> {
     let mut met_known = known.is_none_or(|k| k.position.seq == 0);
+    let promise = promise_of(log_dir)?;
     let end = log::scan(log_dir, false, &mut |met| {
+        if let Some(promise) = &promise {
+            promise.check(log_dir, met.seq, &met.hash)?;
+        }
         if let Some(known) = &known
             && known.position.seq == met.seq
         {
@@ -61,7 +72,10 @@ fn check(
         Ok(())
     });
     match (end, known) {
-        (Ok(end), None) => Ok(end.position),
+        (Ok(end), None) => {
+            index::check_end(log_dir, promise.as_ref(), &end.position)?;
+            Ok(end.position)
+        }
         (Ok(_), Some(known)) if met_known => Ok(known.position),
         (Ok(end), Some(known)) => Err(Error::Shortened {
             dir: log_dir.to_path_buf(),
@@ -91,6 +105,8 @@ pub(super) fn backup(dir: &Path, to: &Path, until: &Applied) -> Result<Position,
         copy_file(&segment_path(&log_from, segment), &segment_path(&log_to, segment), bytes)?;
     }
     copy_blobs(&dir.join(BLOBS), &partial.join(BLOBS))?;
+    // So that a copy that loses its end later is noticed.
+    index::promise_in(&partial.join(INDEX), &Promise::of(&until.position))?;
     disk::sync_tree(&partial)?;
     let found = verify(&log_to, None)?;
     if found.seq != until.position.seq || found.hash != until.position.hash {
@@ -110,7 +126,9 @@ pub(super) fn backup_of(dir: &Path, to: &Path) -> Result<Position, Error> {
     if !disk::is_folder(&log_dir)? {
         return Err(Error::Missing { dir: dir.to_path_buf() });
     }
+    let promise = promise_of(&log_dir)?;
     let end = log::scan(&log_dir, false, &mut |_| Ok(()))?;
+    index::check_end(&log_dir, promise.as_ref(), &end.position)?;
     let until =
         Applied { position: end.position, segment: end.segment.unwrap_or_default(), offset: end.offset };
     backup(dir, to, &until)

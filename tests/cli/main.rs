@@ -8,6 +8,7 @@ mod demo;
 mod key_files;
 mod mistakes;
 mod ordering;
+mod payment;
 #[path = "../support/scripted.rs"]
 #[expect(dead_code, reason = "a part of it is used here")]
 mod scripted;

@@ -16,7 +16,7 @@ use crate::parts::{Part, locate};
 use crate::support::process::Home;
 
 /// What a job costs at these tests' node.
-pub const PRICE: &str = "generic base_msat=20000 per_second_msat=100";
+pub const PRICE: &str = "generic base_msat=20000 per_second_msat=100,* free";
 
 /// How a wallet is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

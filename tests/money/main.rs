@@ -16,6 +16,7 @@ mod paid;
 mod reconcile;
 mod reports;
 mod restored;
+mod sales;
 mod vault;
 mod zaps;
 

@@ -11,7 +11,7 @@ use crate::support::until;
 use crate::zaps::forged_receipt;
 
 pub const SET: [&str; 2] =
-    ["--set", concat!("payment.prices=", "generic base_msat=20000 per_second_msat=100")];
+    ["--set", concat!("payment.prices=", "generic base_msat=20000 per_second_msat=100,* free")];
 
 /// The whole deal: ordered, paid, delivered, booked; what was not used is the customer's credit.
 async fn a_deal_is_made(test: &str, over: Over) {

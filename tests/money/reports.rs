@@ -99,7 +99,7 @@ async fn hledger_balances_the_export_and_its_income_is_our_report() {
         let mut file = std::fs::File::create(&journal).expect("a file");
         let count = export::export(&data, &window, export::Format::Hledger, &mut file).expect("an export");
         assert!(count > 20, "{count}");
-        hledger(&journal, &["check"]);
+        hledger(&journal, &["check", "--strict"]);
         let total = |query: &str| -> i128 {
             let csv = hledger(&journal, &["balance", query, "--depth", "1", "-O", "csv", "-N"]);
             let amounts = csv.lines().skip(1).filter_map(|line| {
@@ -116,6 +116,24 @@ async fn hledger_balances_the_export_and_its_income_is_our_report() {
     let whole = report::report(&data, &window(0, u64::MAX, "UTC"), By::Day).expect("a report");
     assert_eq!((whole.total.fees_msat, whole.total.refunds_msat, whole.total.grants_msat), (3, 1_000, 0));
     ledger::verify(ledger.store()).expect("books that add up");
+}
+
+#[tokio::test]
+async fn beancount_takes_the_export_without_a_complaint() {
+    let test = "beancount_takes_the_export_without_a_complaint";
+    if Command::new("bean-check").arg("--version").output().is_err() {
+        return skip(test, "beancount is not installed; `pip install beancount` installs it");
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let _ledger = books(&dir).await;
+    let path = dir.path().join("books.beancount");
+    let mut file = std::fs::File::create(&path).expect("a file");
+    let window = window(0, u64::MAX, "Europe/Berlin");
+    export::export(&dir.path().join("data"), &window, export::Format::Beancount, &mut file)
+        .expect("an export");
+    let checked = Command::new("bean-check").arg(&path).output().expect("bean-check runs");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && checked.stderr.is_empty(), "{said}");
 }
 
 #[tokio::test]
@@ -138,7 +156,7 @@ async fn a_report_counts_its_first_moment_and_not_its_last_and_its_days_are_the_
     let at = BEGIN_MS + 4 * HOUR_MS;
     assert_eq!(report(at, at + 1, "UTC", By::Day).total.jobs, 1);
     assert_eq!(report(at - HOUR_MS, at, "UTC", By::Day).total.jobs, 0);
-    for by in [By::Day, By::Skill, By::Customer, By::Repo, By::Backend, By::Agent] {
+    for by in [By::Day, By::Month, By::Skill, By::Customer, By::Repo, By::Backend, By::Agent] {
         for zone in ["UTC", "Europe/Berlin", "Asia/Kathmandu"] {
             let rows = report(0, u64::MAX, zone, by);
             let sum: i128 = rows.rows.iter().map(|row| row.sums.profit_msat).sum();
@@ -218,4 +236,138 @@ async fn csv_and_json_lines_carry_every_leg() {
         let found = ledger.transfer(&posted.transfer.id).expect("readable").expect("posted");
         assert_eq!(&found, posted);
     }
+}
+
+/// The segment files, oldest first.
+fn segments(data: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(data.join("log")).expect("a log");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+/// What each reader says of the log: nothing, or why it does not take it.
+fn readers(dir: &TempDir, turn: usize) -> Vec<(&'static str, Option<String>)> {
+    let data = dir.path().join("data");
+    let window = || window(0, u64::MAX, "UTC");
+    let said = |result: Result<(), String>| result.err();
+    vec![
+        ("verify", said(ledger::verify_log(&data).map(drop).map_err(|e| e.to_string()))),
+        ("earnings", said(report::report(&data, &window(), By::Day).map(drop).map_err(|e| e.to_string()))),
+        (
+            "export",
+            said(
+                export::export(&data, &window(), export::Format::Jsonl, &mut std::io::sink())
+                    .map(drop)
+                    .map_err(|e| e.to_string()),
+            ),
+        ),
+        ("show", said(Store::read_only(&data).map(drop).map_err(|e| e.to_string()))),
+        (
+            "backup",
+            said(
+                Store::backup_of(&data, &dir.path().join(format!("copy{turn}")))
+                    .map(drop)
+                    .map_err(|e| e.to_string()),
+            ),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn every_reader_refuses_a_log_that_is_shorter_than_it_was_or_lacks_a_segment() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ledger = books(&dir).await;
+    let data = dir.path().join("data");
+    ledger.store().close().expect("closed");
+    drop(ledger);
+    for (reader, refused) in readers(&dir, 0) {
+        assert_eq!(refused, None, "{reader} reads a whole log");
+    }
+    let files = segments(&data);
+    assert!(files.len() >= 4, "{files:?}");
+    let last = files.last().expect("a last one").clone();
+    let whole = std::fs::read(&last).expect("readable");
+    let aside = dir.path().join("aside");
+    // Cut in a record, cut behind one, and the last segment gone.
+    let cut_to = |bytes: usize| std::fs::write(&last, &whole[..bytes]).expect("written");
+    let mut turn = 0;
+    let mut all_refuse = |what: &str, why: &str| {
+        turn += 1;
+        for (reader, refused) in readers(&dir, turn) {
+            let refused = refused.unwrap_or_else(|| panic!("{reader} reads a log with {what}"));
+            assert!(refused.contains(why), "{reader}, {what}: {refused}");
+        }
+    };
+    cut_to(whole.len() - 40);
+    all_refuse("its last record cut", "was durable");
+    cut_to(64);
+    all_refuse("an empty last segment", "was durable");
+    std::fs::remove_file(&last).expect("removed");
+    all_refuse("its last segment gone", "was durable");
+    cut_to(whole.len());
+    for (nth, why) in [(0, "first segment"), (2, "are missing")] {
+        std::fs::rename(&files[nth], &aside).expect("moved");
+        all_refuse("a segment gone", why);
+        std::fs::rename(&aside, &files[nth]).expect("moved back");
+    }
+    // A start goes on from the same promise, also after a crash, when there is no index to go with it.
+    let options = || Options { key_locks: Some(dir.path().join("locks")), ..Options::default() };
+    let open = || Store::open_with(&data, &Holder::new("a".repeat(64)), options());
+    std::fs::rename(data.join("index/CLEAN"), data.join("index/PROMISE")).expect("as while a node runs");
+    cut_to(64);
+    all_refuse("an empty last segment, and no index", "was durable");
+    for _ in 0..2 {
+        let refused = open().map(drop).expect_err("too short");
+        assert!(matches!(refused, store::Error::Shortened { .. }), "{refused}");
+    }
+    cut_to(whole.len());
+    open().expect("whole again").close().expect("closed");
+    for (reader, refused) in readers(&dir, 99) {
+        assert_eq!(refused, None, "{reader}");
+    }
+    // A backup keeps the promise.
+    let copy = dir.path().join("copy99");
+    let last = segments(&copy).pop().expect("a last one");
+    let bytes = std::fs::read(&last).expect("readable");
+    std::fs::write(&last, &bytes[..bytes.len() - 40]).expect("cut");
+    let refused = Store::restore(&dir.path().join("new"), &copy).map(drop).expect_err("too short");
+    assert!(matches!(refused, store::Error::Shortened { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_check_against_a_noted_head_finds_what_was_cut_off_or_written_anew() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ledger = books(&dir).await;
+    let keys = nostr_sdk::Keys::generate();
+    let data = dir.path().join("data");
+    let seal = ledger.seal(&keys, 1).await.expect("signed");
+    ledger.post(grant("later", &"1".repeat(64), 1, "")).await.expect("given");
+    ledger.store().close().expect("closed");
+    // Signed by a key that never opened this log, so the whole check fails; the head itself is what it was.
+    let head = seal.head.clone();
+    let noted = ledger::Seal::from_note(&serde_json::to_string(&seal).expect("JSON")).expect("a seal");
+    assert_eq!(noted, seal);
+    let event = serde_json::to_string(&seal.event).expect("JSON");
+    assert_eq!(ledger::Seal::from_note(&event), Some(noted));
+    assert_eq!(ledger::Seal::from_note("{}"), None);
+    let checked = ledger::Verified {
+        head: store::Head { seq: head.seq + 2, hash: String::new() },
+        transfers: 0,
+        accounts: 0,
+        open_holds: 0,
+        seals: 0,
+        last_seal: None,
+        sum_msat: 0,
+        nodes: vec!["a".repeat(64)],
+    };
+    let against = |head: &store::Head, by: Option<&str>| ledger::verify_against(&data, &checked, head, by);
+    against(&head, None).expect("it is there");
+    against(&head, Some(&"a".repeat(64))).expect("by a key of this log");
+    let other = against(&head, Some(&keys.public_key().to_hex()));
+    assert!(matches!(other, Err(Broken::OtherSigner { .. })), "{other:?}");
+    let rewritten = against(&store::Head { hash: "0".repeat(64), ..head.clone() }, None);
+    assert!(matches!(rewritten, Err(Broken::OtherHead { seq }) if seq == head.seq), "{rewritten:?}");
+    let cut = against(&store::Head { seq: head.seq + 3, ..head }, None);
+    assert!(matches!(cut, Err(Broken::Store(store::Error::Shortened { .. }))), "{cut:?}");
 }

@@ -92,7 +92,7 @@ async fn a_question_in_the_open_or_about_something_else_gets_a_reason_and_no_num
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_is_said_in_a_minute_than_the_owner_allows() {
-    let (_relay, stage, buyer) = stage(&[("admission.refusals_per_minute", "0")]).await;
+    let (_relay, stage, buyer) = stage(&[("admission.balances_per_minute", "0")]).await;
     let _node = stage.start_on(Backstage::new(&[])).await;
     let asked = buyer.post(&question(&buyer, "balance", Some(Scheme::Nip44))).await;
     // A job that comes after it proves that it was read.

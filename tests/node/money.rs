@@ -12,7 +12,7 @@ use coinop::relay::local::LocalRelay;
 use coinop::store::money::Account;
 use coinop::store::{JobState, Posted};
 
-const PRICE: &str = "generic base_msat=5000 per_second_msat=10";
+const PRICE: &str = "generic base_msat=5000 per_second_msat=10,* free";
 
 async fn stage(settings: &[(&str, &str)]) -> (LocalRelay, Stage, Buyer) {
     let relay = LocalRelay::start().await.expect("a relay");

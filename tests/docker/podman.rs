@@ -69,10 +69,10 @@ async fn on_podman_the_limits_hold_inodes_among_them() {
     let sandbox = sandbox_with(&backend, Policy { inodes: 20, disk_bytes: 1 << 20, ..policy() }, None).await;
     let (out, _) =
         sh(&*sandbox, "i=0; while touch n$i 2>/dev/null; do i=$((i+1)); done; echo $i; rm n*").await;
-    assert_eq!(out, "15\n");
+    assert_eq!(out, "13\n");
     let (out, _) =
         sh(&*sandbox, "dd if=/dev/zero of=f bs=4096 count=10000 2>/dev/null; stat -c %s f; ulimit -n").await;
-    assert_eq!(out, format!("{}\n128\n", (1 << 20) / 16 * 12));
+    assert_eq!(out, format!("{}\n128\n", (1 << 20) / 64 * 44));
     let fork = "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done";
     let (out, _) = rest(&mut start(&*sandbox, fork, Some(Duration::from_secs(10)), false).await).await;
     assert!(String::from_utf8_lossy(&out).contains("fork"), "{}", String::from_utf8_lossy(&out));

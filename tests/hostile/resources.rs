@@ -246,7 +246,9 @@ async fn a_filler_of_inodes_gets_its_own_files(ground: &Ground) -> Outcome {
     let words: Vec<&str> = ["inodes", "5000"].iter().chain(PLACES).copied().collect();
     let check = async |siege: &Siege| {
         let (made, most) = (siege.number(), policy().inodes);
-        assert_eq!(made, most);
+        // A container's runtime folder, which is not filled here, has a share of its own.
+        let least = if ground.engine.is_some() { most - most / 32 } else { most };
+        assert!(made >= least && made <= most, "{made} of {most}");
         format!("{made} of {most} files")
     };
     Ok(hold(ground, policy(), &words, check).await)

@@ -355,7 +355,7 @@ async fn a_list_is_read_whatever_one_row_or_its_total_says_and_the_odd_row_is_na
     odd["amount"] = json!("21000");
     let mut sides = row(&invoice, 21_000, "success");
     for (name, value) in
-        [("created_at", json!(1.5)), ("fee", json!("-7")), ("memo", json!(null)), ("bolt11", json!(9))]
+        [("created_at", json!(1.5)), ("fee", json!(-7)), ("memo", json!(null)), ("bolt11", json!(9))]
     {
         sides[name] = value;
     }

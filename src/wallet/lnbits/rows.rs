@@ -86,7 +86,8 @@ impl Row {
             payment_hash,
             direction: if amount < 0 { Direction::Out } else { Direction::In },
             amount_msat: amount.unsigned_abs(),
-            fee_msat: lenient::fee(value, "fee"),
+            // Of what came in no more can have been kept than came.
+            fee_msat: lenient::fee(value, "fee").filter(|fee| amount < 0 || *fee <= amount.unsigned_abs()),
             status,
             preimage: preimage.filter(|preimage| preimage.payment_hash() == payment_hash),
             created_at_s: created.unwrap_or_default(),

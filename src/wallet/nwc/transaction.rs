@@ -83,12 +83,16 @@ impl Transaction {
         let terms = text("invoice").and_then(|bolt11| bolt11::read(bolt11).ok());
         let terms = terms.filter(|terms| terms.payment_hash == payment_hash);
         let preimage = text("preimage").and_then(Preimage::from_hex);
+        let amount_msat = amount(value, "amount")?.or(terms.as_ref().and_then(|terms| terms.amount_msat));
         Ok(Self {
             payment_hash,
             direction,
             progress,
-            amount_msat: amount(value, "amount")?.or(terms.as_ref().and_then(|terms| terms.amount_msat)),
-            fee_msat: lenient::fee(value, "fees_paid"),
+            amount_msat,
+            // Of what came in no more can have been kept than came.
+            fee_msat: lenient::fee(value, "fees_paid")
+                .filter(|_| value.get("fees_paid").is_some_and(Value::is_u64))
+                .filter(|fee| direction == Direction::Out || amount_msat.is_none_or(|most| *fee <= most)),
             preimage: preimage.filter(|preimage| preimage.payment_hash() == payment_hash),
             created_at_s: lenient::time(value, "created_at")
                 .or(terms.as_ref().map(|terms| terms.created_at_s))

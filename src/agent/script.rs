@@ -154,6 +154,7 @@ fn environment(asked: &BTreeMap<String, String>) -> Result<BTreeMap<String, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::Live;
     use crate::market::Catalog;
     use crate::protocol::Order;
     use crate::sandbox::sim::{Rule, Script, Sim, Step};
@@ -176,8 +177,9 @@ mod tests {
         while sandbox.limit().is_none() {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        let (mut work, never) = (Work::default(), order(&["never"]));
-        run(&*sandbox, Task { job_type, order: &never }, &mut work).await.unwrap();
+        let (mut work, never, live) = (Work::default(), order(&["never"]), Live::default());
+        let feed = live.begin("job");
+        run(&*sandbox, Task { job_type, order: &never, feed: &feed }, &mut work).await.unwrap();
         assert_eq!(
             work.limit().map(|(limit, run)| (limit, run.command.as_str())),
             Some((Limit::Wall, "never"))
@@ -186,7 +188,7 @@ mod tests {
         let policy = Policy { wall_ms: 60_000, ..policy };
         let sandbox = sim.create(Spec { id: "b".into(), base: None, policy }).await.unwrap();
         let (mut work, two) = (Work::default(), order(&["first", "last", "never"]));
-        run(&*sandbox, Task { job_type, order: &two }, &mut work).await.unwrap();
+        run(&*sandbox, Task { job_type, order: &two, feed: &feed }, &mut work).await.unwrap();
         let (limit, last) = work.limit().unwrap();
         assert_eq!((limit, last.command.as_str(), work.commands.len()), (Limit::Wall, "last", 2));
         assert_eq!(last.printed(Stream::Stdout), b"out");
@@ -202,8 +204,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_workdir_and_a_missing_shell_are_told_apart() {
-        use crate::sandbox::sim::{Rule, Script, Sim, Step};
-        use crate::sandbox::{Backend, Spec};
         let sim = Sim::new(Script::default());
         let shell = Rule::new(["sh", "-c", ":"], vec![Step::Exit(Exit::Code { code: 0 })]);
         let env = BTreeMap::from([("PATH".to_string(), "/none".to_string())]);
@@ -221,7 +221,7 @@ mod tests {
             ),
         ] {
             sim.rescript(|script| script.rules = rules);
-            let policy = crate::config::Config::default().limits.policy();
+            let policy = Catalog::built_in().unwrap().for_kind(5000).unwrap().manifest.limits.policy();
             let sandbox = sim.create(Spec { id: "a".to_owned(), base: None, policy }).await.unwrap();
             assert_eq!(what_is_missing(&*sandbox, Path::new(folder), &env, 2).await.unwrap(), said);
         }

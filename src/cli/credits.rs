@@ -127,7 +127,7 @@ pub enum Command {
 impl Command {
     fn customer(&self) -> Option<&str> {
         match self {
-            Command::List { .. } => None,
+            Command::List { .. } | Command::Owed { .. } => None,
             Command::Show { customer, .. }
             | Command::History { customer, .. }
             | Command::Topup { customer, .. }

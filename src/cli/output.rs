@@ -425,6 +425,6 @@ mod tests {
         assert!(!shown(&line, Paint(false)).contains('\x1b'));
         let mut table = Table::pairs();
         table.row(vec!["a\nforged".into(), "\x1b[2J".into()]);
-        assert_eq!(table.lines(Paint(false)), ["a\\nforged  \\u{1b}[2J"]);
+        assert_eq!(table.lines(Paint(false), None), ["a\\nforged  \\u{1b}[2J"]);
     }
 }

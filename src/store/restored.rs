@@ -53,8 +53,8 @@ impl Restored {
         if !dir.is_dir() {
             return Ok(());
         }
-        let Some(mut walk) = log::Walk::since(&dir, 0)? else { return Ok(()) };
-        while let Some(met) = walk.next()? {
+        let Some(mut walk) = log::Walk::between(&dir, 0, u64::MAX)? else { return Ok(()) };
+        while let Some(met) = walk.next(0)? {
             for record in log::records(&dir, &met)? {
                 visit(Entry { seq: met.seq, at_ms: met.at_ms, record });
             }

@@ -13,9 +13,6 @@ mod payment;
 #[expect(dead_code, reason = "a part of it is used here")]
 mod scripted;
 mod serving;
-#[expect(dead_code, reason = "no test here needs git")]
-#[path = "../support/skip.rs"]
-mod skip;
 mod strangers;
 
 use std::path::Path;
@@ -157,27 +154,6 @@ fn doctor_reports_each_check_and_leaves_nothing_behind() {
         assert!(check["ok"] == true || check["mend"].is_string(), "bad without a mend: {check}");
     }
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "doctor only looks");
-}
-
-#[test]
-fn doctor_says_which_tools_break_in_the_sandbox_and_what_helps() {
-    let home = Home::new();
-    // So few processes that a shell runs, and a compiler with its parts does not.
-    let said = home.run(&["doctor", "--offline", "--tools", "--set", "limits.pids=1", "--json"]);
-    let report = said.json();
-    let rows: Vec<_> =
-        report["checks"].as_array().unwrap().iter().filter(|check| check["group"] == "tools").collect();
-    let row = |name: &str| rows.iter().find(|row| row["name"] == name);
-    if rows.iter().all(|row| row["name"] == "sh") {
-        skip::skip("doctor_says_which_tools_break_in_the_sandbox_and_what_helps", "no sandbox here");
-        return;
-    }
-    // The tests need gcc, so it is here.
-    let gcc = row("gcc").expect("a row for gcc");
-    assert_eq!(gcc["ok"], false, "{gcc}");
-    assert!(gcc["how"].as_str().unwrap().contains("exit code"), "{gcc}");
-    assert!(gcc["mend"].as_str().unwrap().contains("limits.pids"), "{gcc}");
-    assert_eq!(said.code, 1);
 }
 
 #[test]

@@ -366,6 +366,7 @@ mod tests {
                 landlock: true,
                 open_files: 1024,
                 swap: true,
+                sockets: true,
                 rooms: vec![Room { path: "/tmp".to_owned(), bytes: 4096, inodes: 0 }],
             }),
             FromShim::Stdout(Vec::new()),

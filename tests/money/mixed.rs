@@ -78,7 +78,7 @@ impl World {
     async fn order(&self, n: usize) -> bool {
         let fate = Fate::of(n);
         // Plain invoices and hold invoices.
-        self.vault.is(if n % 3 == 0 { Mood::MayNotHold } else { Mood::Well });
+        self.vault.is(if n.is_multiple_of(3) { Mood::MayNotHold } else { Mood::Well });
         let buyer = Buyer::at(&[self.relay.url()], self.home.keys.public_key()).await;
         let repo = (fate == Fate::Fails).then_some("http://127.0.0.1:1/nowhere.git");
         let request = buyer.post(&buyer.order(repo, &["echo sold"])).await;

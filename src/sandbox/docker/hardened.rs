@@ -245,7 +245,7 @@ mod tests {
         let places = places(&policy, Size::default(), 5000);
         let room = |bytes, inodes| vec![Room { path: "/workspace".to_owned(), bytes, inodes }];
         let clause = |bytes, inodes| too_large(&places, &room(bytes, inodes)).map(|(clause, _)| clause);
-        let (bytes, inodes) = ((1 << 20) / 64 * 44, 64 / 64 * 44 + 1);
+        let (bytes, inodes) = ((1 << 20) / 64 * 44, 44 + 1);
         assert_eq!(clause(bytes, inodes), None);
         assert_eq!(clause(bytes + 1 + PAGE, inodes), Some("disk_bytes"));
         assert_eq!(clause(0, inodes), Some("disk_bytes"));

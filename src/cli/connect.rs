@@ -77,11 +77,11 @@ impl Args {
 pub fn run(args: Args, common: &Common) -> Outcome {
     let config = common.start(args.overrides())?;
     needs_relays(&config)?;
-    node::catalog(&config)?;
-    let key = node_key(&config)?;
     for warning in warnings(&config)? {
         output::talk(&format!("{} {warning}", output::Paint::stderr().unsure("warning:")));
     }
+    node::catalog(&config)?;
+    let key = node_key(&config)?;
     block_on(serve(config, key, args.once))
 }
 

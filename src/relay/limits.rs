@@ -52,9 +52,10 @@ fn lenient_bool<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<bool>, 
 impl Limits {
     /// Reads a NIP-11 document. Whatever is not there or nonsense is no limit.
     pub(super) fn parse(document: &[u8]) -> Option<Self> {
-        serde_json::from_slice::<Document>(document)
-            .ok()
-            .map(|d| serde_json::from_value(d.limitation).unwrap_or_default())
+        let document: Document = serde_json::from_slice(document).ok()?;
+        // A list would be read as the fields in their order.
+        let limits = Some(document.limitation).filter(serde_json::Value::is_object);
+        Some(limits.and_then(|limits| serde_json::from_value(limits).ok()).unwrap_or_default())
     }
 
     /// Asks the relay, at these addresses only. Takes at most `timeout`; no answer is no limit.

@@ -157,6 +157,37 @@ fn doctor_reports_each_check_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn doctor_tries_the_hosts_toolchains_in_the_sandbox_and_names_those_that_jobs_do_not_see() {
+    use std::os::unix::fs::PermissionsExt;
+    let installed =
+        |name: &&str| ["/usr/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(name).exists());
+    let tried: Vec<&str> = ["git", "gcc", "perl", "make"].into_iter().filter(installed).collect();
+    assert!(!tried.is_empty(), "this machine has no toolchain at all");
+    let unseen = ["Rscript", "gradle", "php", "lua"].into_iter().find(|name| !installed(name)).unwrap();
+    let (home, elsewhere) = (Home::new(), tempfile::tempdir().unwrap());
+    let planted = elsewhere.path().join(unseen);
+    std::fs::write(&planted, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&planted, std::fs::Permissions::from_mode(0o755)).unwrap();
+
+    let mut command = home.coinop(&["doctor", "--offline", "--tools", "--json"]);
+    command.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", elsewhere.path().display()));
+    command.timeout(std::time::Duration::from_secs(240));
+    let report = Said::of(command).json();
+    let row = |name: &str| {
+        let rows = report["checks"].as_array().unwrap();
+        rows.iter().find(|row| row["group"] == "tools" && row["name"] == name).cloned()
+    };
+    for name in tried {
+        let row = row(name).unwrap_or_else(|| panic!("{name} was not tried: {report}"));
+        assert_eq!(row["ok"], true, "{row}");
+    }
+    let row = row(unseen).unwrap();
+    assert_eq!(row["ok"], false, "{row}");
+    assert!(row["how"].as_str().unwrap().contains("where jobs do not see it"), "{row}");
+    assert!(row["mend"].as_str().unwrap().contains("below /usr"), "{row}");
+}
+
+#[test]
 fn doctor_tells_of_a_credit_line_that_every_stranger_gets() {
     let home = Home::new();
     let row = |rule: &str| {

@@ -172,7 +172,7 @@ fn a_request_that_no_relay_took_and_nobody_answered_is_taken_back_and_ends_with_
     assert_eq!(said.code, 8, "{said:?}");
     assert_eq!(said.json()["status"], "not-taken");
     assert!(said.talk.contains("refused: blocked: not you"), "{said:?}");
-    assert!(said.talk.contains("back at 0 of 1 relays"), "{said:?}");
+    assert!(said.talk.contains("deletion sent to 0 of 1 relays"), "{said:?}");
 }
 
 #[test]

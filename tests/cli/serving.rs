@@ -293,10 +293,17 @@ fn connect(home: &Home, relay: &str) -> (Node, BufReader<std::process::ChildStde
     (Node(child), said)
 }
 
-/// Reads on until a line has these words; all that was read.
+/// Reads on until a line has these words; all that was read. A silence of a minute fails.
 fn read_until(said: &mut BufReader<std::process::ChildStderr>, words: &str) -> String {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
     let mut all = String::new();
     while !all.lines().last().is_some_and(|line| line.contains(words)) {
+        if !said.buffer().contains(&b'\n') {
+            let mut more = [PollFd::new(said.get_ref().as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut more, PollTimeout::try_from(60_000).unwrap()).unwrap();
+            assert_eq!(ready, 1, "nothing more within a minute, and no {words:?}:\n{all}");
+        }
         assert!(said.read_line(&mut all).unwrap() > 0, "it ended without {words:?}:\n{all}");
     }
     all
@@ -313,7 +320,7 @@ fn a_node_that_reaches_no_relay_says_so_and_says_when_one_is_there_is_lost_and_i
     assert!(none.code == 7 && none.talk.contains("no node runs"), "{none:?}");
     let (node, mut said) = connect(&home, &url);
     let told = read_until(&mut said, "no relay is connected");
-    assert!(told.contains("0 of 1 relays connected") && !told.contains("serving"), "{told}");
+    assert!(told.contains("0 of 1 relays connected") && !told.contains("Serving"), "{told}");
     assert!(told.contains(&format!("{url}: not reached")), "{told}");
     let status = home.run(&["status"]);
     assert_eq!(status.code, 8, "{status:?}");
@@ -321,7 +328,7 @@ fn a_node_that_reaches_no_relay_says_so_and_says_when_one_is_there_is_lost_and_i
     assert!(status.data.contains("not connected"), "{status:?}");
 
     let relay = runtime.block_on(LocalRelay::start_at(address)).unwrap();
-    let told = told + &read_until(&mut said, "serving");
+    let told = told + &read_until(&mut said, "Serving");
     assert!(told.contains("WARN") && told.contains("relay not reached"), "{told}");
     assert!(told.contains("INFO") && told.contains("relay connected again"), "{told}");
     until("the node's status tells", || home.run(&["status"]).code == 0);
@@ -340,7 +347,7 @@ fn a_node_whose_log_nobody_reads_any_more_still_ends_in_order() {
     let relay = runtime.block_on(LocalRelay::start()).unwrap();
     let home = Home::new();
     let (mut node, mut said) = connect(&home, &relay.url());
-    read_until(&mut said, "serving");
+    read_until(&mut said, "Serving");
     // `connect 2>&1 | tee log`, ended by Ctrl-C: tee goes first.
     drop(said);
     drop(relay);

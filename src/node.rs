@@ -235,7 +235,7 @@ impl Node {
             Arc::clone(&clock),
         );
         let (outbox, inbox) = (relays.clone(), relays.clone());
-        let identity = backend.identity();
+        let (identity, caveats) = (backend.identity(), backend.caveats());
         let live = Arc::new(Live::default());
         let engine = Engine::start(Rooms {
             store: store.clone(),
@@ -274,6 +274,7 @@ impl Node {
                 name: config.announce.name.clone(),
                 about: config.announce.about.clone(),
                 sandbox: report.map(|hash| (identity.backend.clone(), hash)),
+                caveats,
                 ..Announcement::default()
             },
             to: config.relays.clone(),

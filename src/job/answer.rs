@@ -36,11 +36,18 @@ pub fn quote(
         }
     };
     let network = if is_test_network(&invoice.bolt11) { "; the invoice is for a test network" } else { "" };
-    let words =
-        format!("the job may cost {most_msat} msat; pay {pay_msat} msat until {until}, and {then}{network}");
+    let caveats = caveats(rooms);
+    let words = format!(
+        "the job may cost {most_msat} msat; pay {pay_msat} msat until {until}, and {then}{network}{caveats}"
+    );
     let feedback = Feedback::payment_required(pay_msat, Some(invoice.bolt11.clone()), &words);
     let event = sign_feedback(rooms, request, relay, &feedback)?;
     Ok(queued(rooms, request, relay, &event, &[]))
+}
+
+/// What jobs find missing on this host, as the end of a quote's sentence: before anything is paid.
+fn caveats(rooms: &Rooms) -> String {
+    rooms.backend.caveats().iter().map(|caveat| format!("; note: {caveat}")).collect()
 }
 
 /// The signed refusal of a request that is not taken, owed.
@@ -233,7 +240,10 @@ fn sign_error(
 ) -> Result<Event, Failure> {
     let reason = content::cut(failure.reason.as_bytes(), 900);
     let feedback = match failure.quote_msat {
-        Some(msat) => Feedback::payment_required(msat, None, &format!("{}: {reason}", failure.code)),
+        Some(msat) => {
+            let words = format!("{}: {reason}{}", failure.code, caveats(rooms));
+            Feedback::payment_required(msat, None, &words)
+        }
         None => Feedback { content, ..Feedback::error(failure.code, &reason) },
     };
     sign_feedback(rooms, request, relay, &feedback)

@@ -24,6 +24,8 @@ pub struct Announcement {
     pub website: Option<String>,
     /// What runs the jobs, and the sha256 of the report of its self-test.
     pub sandbox: Option<(String, String)>,
+    /// What jobs find missing here that other hosts give them, in words.
+    pub caveats: Vec<String>,
     /// NIP-40, Unix seconds: a node that dies stops being listed.
     pub expiration: Option<u64>,
 }
@@ -54,7 +56,13 @@ pub fn unsigned(announcement: &Announcement, keys: &Keys, now_s: u64) -> Unsigne
             content.insert(key.to_owned(), Value::from(text.as_str()));
         }
     }
-    content.insert("encryptionSupported".to_owned(), Value::Bool(true));
+    if !announcement.caveats.is_empty() {
+        content.insert("caveats".to_owned(), Value::from(announcement.caveats.clone()));
+    }
+    // Clients look for one name or the other.
+    for key in ["encryptionSupported", "supportsEncryption"] {
+        content.insert(key.to_owned(), Value::Bool(true));
+    }
     tags::unsigned(keys, KIND, rows, Value::Object(content).to_string(), now_s)
 }
 

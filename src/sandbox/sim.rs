@@ -71,6 +71,7 @@ pub struct Script {
     pub usage: Usage,
     /// Leftovers that the next `reap` finds.
     pub leftovers: usize,
+    pub caveats: Vec<String>,
 }
 
 /// The backend. Cheap to clone; clones share the script and the count.
@@ -153,6 +154,10 @@ impl Backend for Sim {
             _ => check(name, "scripted: passed where the script says so"),
         }));
         all
+    }
+
+    fn caveats(&self) -> Vec<String> {
+        locked(&self.script).caveats.clone()
     }
 
     fn admit(&self, policy: &Policy) -> Result<(), Error> {

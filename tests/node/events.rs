@@ -8,6 +8,7 @@ use super::support::scripted::Scripted;
 use super::support::stage::{Stage, job, jobs};
 use super::support::{now_s, until};
 use coinop::protocol::draft::Draft;
+use coinop::sandbox::sim::{Script, Sim};
 use coinop::store::JobState;
 use nostr_sdk::prelude::Event;
 
@@ -183,7 +184,9 @@ async fn a_signed_request_with_too_many_tags_is_refused_with_the_reason() {
 async fn the_kinds_announced_are_the_kinds_subscribed_and_the_kinds_that_run() {
     let relay = Scripted::start().await;
     let stage = Stage::new(&[&relay.url], &[("skills", "generic,docs")]);
-    let node = stage.start_on(Backstage::new(&[])).await;
+    let caveat = "jobs can open no sockets here".to_owned();
+    let sim = Sim::new(Script { caveats: vec![caveat.clone()], ..Script::default() });
+    let node = stage.start_on(sim).await;
     let announced = until("the announcement", async || {
         relay.given().into_iter().find(|event| event.kind == Kind::from(31_990u16))
     })
@@ -196,6 +199,9 @@ async fn the_kinds_announced_are_the_kinds_subscribed_and_the_kinds_that_run() {
     };
     let wanted = vec![5000, 5300, 5930];
     assert_eq!(kinds(&announced), wanted);
+    let told: Value = serde_json::from_str(&announced.content).expect("JSON");
+    assert_eq!(told["caveats"], json!([caveat]), "what a host keeps from jobs is announced");
+    assert_eq!((&told["encryptionSupported"], &told["supportsEncryption"]), (&json!(true), &json!(true)));
     let status = stage.ask(coinop::control::Ask::Status).await.expect("an answer");
     assert_eq!(status["kinds"], json!(wanted));
     let mut asked: Vec<u64> = until("the subscription", async || {

@@ -9,6 +9,7 @@ use coinop::ledger::{self, transfer};
 use coinop::node::Node;
 use coinop::protocol::{Code, Status};
 use coinop::relay::local::LocalRelay;
+use coinop::sandbox::sim::{Rule, Script, Sim};
 use coinop::store::money::Account;
 use coinop::store::{JobState, Posted};
 
@@ -104,6 +105,23 @@ async fn without_enough_credit_a_customer_is_told_the_price_and_nothing_runs() {
     let request = buyer.post(&buyer.order(None, &["true"])).await;
     buyer.result(&request).await;
     assert_eq!(available(&node, &buyer), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_keeps_from_jobs_stands_in_the_quote_and_in_the_result() {
+    let (_relay, stage, buyer) = stage(&[("payment.prices", "* base_msat=5000")]).await;
+    let caveat = "jobs can open no sockets here";
+    let rules = vec![Rule::new(["sh"], Vec::new())];
+    let sim = Sim::new(Script { rules, caveats: vec![caveat.into()], ..Script::default() });
+    let node = stage.start_on(sim).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    let told = buyer.feedback(&request, Status::PaymentRequired).await.extra.expect("words");
+    assert!(told.ends_with(&format!("; note: {caveat}")), "{told}");
+    give(&node, &buyer, 5_000).await;
+    let request = buyer.post(&buyer.order(None, &["true"])).await;
+    let report: serde_json::Value =
+        serde_json::from_str(&buyer.result(&request).await.reply.content).expect("a report");
+    assert_eq!(report["warnings"], serde_json::json!([caveat]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

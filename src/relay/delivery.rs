@@ -58,6 +58,9 @@ fn is_about_rights(reason: &str) -> bool {
     ["restricted:", "blocked:"].iter().any(|prefix| reason.starts_with(prefix))
 }
 
+/// The longest pause before an event is sent again to a relay that says nothing to it: about thirty sendings a day.
+const SILENCE_LONGEST: Duration = Duration::from_secs(3600);
+
 /// Everything owed to one relay.
 #[derive(Debug)]
 pub(super) struct Deliveries {
@@ -76,6 +79,8 @@ struct Owed {
     delivery: Delivery,
     state: State,
     retry: Backoff,
+    /// For a relay that says nothing: it may pass on what it neither stores nor confirms.
+    silence: Backoff,
     auth_tries: u32,
     /// The relay said nothing to it in time, and was not asked yet whether it has it.
     unconfirmed: bool,
@@ -113,8 +118,16 @@ impl Deliveries {
             return;
         }
         let id = delivery.id;
-        let (state, retry, trouble) = (State::Ready, self.retry.clone(), String::from("not connected yet"));
-        self.owed.insert(id, Owed { delivery, state, retry, auth_tries: 0, unconfirmed: false, trouble });
+        let owed = Owed {
+            delivery,
+            state: State::Ready,
+            retry: self.retry.clone(),
+            silence: Backoff::new(self.ok_timeout, SILENCE_LONGEST),
+            auth_tries: 0,
+            unconfirmed: false,
+            trouble: "not connected yet".to_owned(),
+        };
+        self.owed.insert(id, owed);
         self.line.push_back(id);
     }
 
@@ -250,7 +263,7 @@ impl Deliveries {
             {
                 owed.trouble = format!("no OK within {} s", self.ok_timeout.as_secs());
                 owed.unconfirmed = true;
-                owed.state = State::After(now + owed.retry.next(jitter));
+                owed.state = State::After(now + owed.silence.next(jitter));
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.line.push_back(*id);
             }
@@ -320,6 +333,18 @@ mod tests {
             assert_eq!(meaning(false, reason), expected, "{reason}");
             assert_eq!(meaning(true, reason), Meaning::Stored);
         }
+    }
+
+    #[test]
+    fn a_relay_that_never_says_ok_is_sent_an_event_some_thirty_times_a_day_and_not_every_20_seconds() {
+        let (mut all, mut now, mut sent) = (deliveries(), Instant::now(), 0);
+        all.push(Delivery { give_up_ms: u64::MAX, ..owed(1) });
+        for _ in 0..24 * 3600 / 10 {
+            sent += u32::from(all.next(now, false).is_some());
+            now += Duration::from_secs(10);
+            assert!(all.tick(now, 0, 1.0).is_empty());
+        }
+        assert!((25..40).contains(&sent), "{sent}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use coinop::store::{self, Head, Store};
 use coinop::wallet::read_bolt11;
 use serde_json::Value;
 
-use super::deal::{Deal, Over};
+use super::deal::{Deal, FREE, Over};
 use super::paid::at_every;
 use super::support::process::Running;
 use super::support::skip::skip;
@@ -86,7 +86,7 @@ struct Errand {
 impl Errand {
     async fn new(market: &Market, what: What) -> Errand {
         market.errands.fetch_add(1, Ordering::SeqCst);
-        let deal = market.deal.another(&["--set", "drain_timeout_ms=500"]).await;
+        let deal = market.deal.another(&[&["--set", "drain_timeout_ms=500"][..], &FREE].concat()).await;
         let bolt11 = match what {
             What::Refund => {
                 let (server, customer) = (deal.server.clone(), deal.customer.clone());

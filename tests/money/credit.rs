@@ -3,13 +3,13 @@
 use nostr_sdk::prelude::Event;
 use serde_json::Value;
 
-use crate::deal::{Deal, Over, json};
+use crate::deal::{Deal, FREE, Over, json};
 use crate::support::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn credit_is_topped_up_by_an_invoice_and_refunded_to_one() {
     let test = "credit_is_topped_up_by_an_invoice_and_refunded_to_one";
-    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let Some(deal) = Deal::open(test, Over::Lnbits, &FREE).await else { return };
     let node = deal.home.start();
     until("the node to serve", async || node.status()).await;
     let key = deal.customer_hex();
@@ -75,7 +75,7 @@ async fn credit_is_topped_up_by_an_invoice_and_refunded_to_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
     let test = "a_grant_is_given_once_whether_the_node_runs_or_not";
-    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let Some(deal) = Deal::open(test, Over::Lnbits, &FREE).await else { return };
     let key = deal.customer_hex();
     let grant = ["credits", "grant", &key, "5000", "--id", "welcome", "--note", "hello", "--json"];
     let first = deal.told(&grant).await;
@@ -103,7 +103,7 @@ async fn a_grant_is_given_once_whether_the_node_runs_or_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_head_is_signed_on_demand_whether_the_node_runs_or_not() {
     let test = "a_head_is_signed_on_demand_whether_the_node_runs_or_not";
-    let Some(deal) = Deal::open(test, Over::Lnbits, &[]).await else { return };
+    let Some(deal) = Deal::open(test, Over::Lnbits, &FREE).await else { return };
     let (key, node_key) = (deal.customer_hex(), deal.provider_hex());
     let granted = deal.told(&["credits", "grant", &key, "5000", "--id", "welcome", "--json"]).await;
     let unsigned = deal.owner(&["ledger", "show"]).await;

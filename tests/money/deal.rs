@@ -40,6 +40,9 @@ pub struct Deal {
     _services: Vec<NwcService>,
 }
 
+/// For a node with a wallet that sells nothing: without prices it would not start.
+pub const FREE: [&str; 2] = ["--set", "payment.prices=* free"];
+
 impl Deal {
     /// `None`: a part is missing, and the test ends.
     pub async fn open(test: &str, over: Over, more: &[&str]) -> Option<Deal> {

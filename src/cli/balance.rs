@@ -34,7 +34,7 @@ pub struct Args {
     /// Provider: npub or hex
     #[arg(long, value_name = "NPUB", value_parser = super::request::provider)]
     pub provider: PublicKey,
-    /// The customer's key: whose account it is
+    /// Key file of the customer whose account to show
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
     /// Relay to publish to and read from; may be repeated [default: `relays` of the configuration]

@@ -19,7 +19,7 @@ pub struct Args {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     pub what: What,
-    /// Rounds of each, the sides of a ratio in turn [default: as docs/SPEC.md says]
+    /// Rounds per side; the sides of a ratio are measured alternately [default: as in docs/SPEC.md]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: Option<u32>,
     /// tti: only these modes; may be repeated
@@ -28,10 +28,10 @@ pub struct Args {
     /// tti: only these lanes; may be repeated
     #[arg(long, value_enum, value_name = "LANE")]
     pub lane: Vec<tti::Name>,
-    /// tti: make and end N sandboxes, too, and see what stays in memory
+    /// tti: also create and destroy N sandboxes and check for memory growth
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub soak: Option<u32>,
-    /// ledger: a ledger of N entries; what is promised is promised of the usual number
+    /// ledger: number of entries; the goals of docs/SPEC.md apply to the default
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(100..=100_000_000))]
     pub entries: u32,
     /// Print JSON
@@ -49,7 +49,7 @@ pub enum What {
     Checkout,
     /// Job published → result received
     Job,
-    /// The node's memory, idle and a running job
+    /// Memory of the idle node and of a running job
     Memory,
     /// Durable commits, and a ledger of a million entries
     Ledger,

@@ -30,7 +30,7 @@ pub enum Command {
     },
     /// Check a file and report everything wrong with it
     Check {
-        /// The file [default: the one in force, see `config path`]
+        /// File to check [default: the one in use, see `config path`]
         file: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]

@@ -50,7 +50,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// A customer's transfers, newest first
+    /// List a customer's transfers, newest first
     History {
         /// npub or hex
         customer: String,
@@ -82,7 +82,7 @@ pub enum Command {
         /// How much: 5sat, or a number of millisatoshi
         #[arg(value_name = "AMOUNT", value_parser = units::msat)]
         msat: u64,
-        /// Why, for the books
+        /// Reason, recorded in the ledger
         #[arg(long, default_value = "")]
         note: String,
         /// Idempotency key: repeating it has no effect
@@ -98,7 +98,7 @@ pub enum Command {
         customer: String,
         /// The customer's bolt11 invoice, with an amount
         bolt11: String,
-        /// The most that the wallet may pay in fees; they are the node's
+        /// Maximum fee that the wallet may pay; the node bears it
         #[arg(long, value_name = "AMOUNT", default_value = "10sat", value_parser = units::msat)]
         max_fee: u64,
         /// Print JSON
@@ -112,7 +112,7 @@ pub enum Command {
         /// How much: 5sat, or a number of millisatoshi
         #[arg(value_name = "AMOUNT", value_parser = units::msat)]
         msat: u64,
-        /// Why, for the books
+        /// Reason, recorded in the ledger
         #[arg(long, default_value = "")]
         note: String,
         /// Idempotency key: repeating it has no effect
@@ -170,7 +170,7 @@ pub fn run(args: Args, common: &Common) -> Outcome {
         Command::Refund { customer, bolt11, max_fee, json } => {
             let row = ask(&config, &Order::Refund { customer, bolt11, max_fee_msat: max_fee })?;
             if row["again"] == true {
-                output::talk("this very refund was ordered before; it is paid once");
+                output::talk("this refund was ordered before; it is paid only once");
             }
             if row["fee_over_max"] == true {
                 let fee = output::sats(row["fee_msat"].as_u64().unwrap_or_default());
@@ -325,7 +325,7 @@ fn topup(config: &Config, customer: String, msat: u64, wait: Option<u64>, as_jso
         }
         output::data(bolt11)?;
         let amount = output::sats(invoice["amount_msat"].as_u64().unwrap_or_default());
-        output::talk(&format!("{amount}; the credit is there as soon as the wallet says that it is paid"));
+        output::talk(&format!("{amount}; it becomes credit as soon as the wallet reports the payment"));
     }
     let Some(wait) = wait else { return Ok(Exit::Ok) };
     let payment_hash = invoice["payment_hash"].as_str().unwrap_or_default().to_owned();

@@ -15,10 +15,10 @@ use crate::store;
 pub struct Args {
     #[command(flatten)]
     pub span: Span,
-    /// What the rows are
+    /// How to group the rows
     #[arg(long, value_enum, default_value = "day")]
     pub by: Rows,
-    /// Form of the report
+    /// Output format
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
     /// Print JSON, as --format json

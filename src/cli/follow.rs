@@ -160,7 +160,7 @@ impl Follow<'_> {
                     let faults: Vec<String> =
                         answer.faults().map(|(what, why)| format!("{what}: {why}")).collect();
                     self.say(&format!(
-                        "a bad result by {}: {}",
+                        "an invalid result by {}: {}",
                         short(&answer.reply.provider),
                         faults.join("; ")
                     ));

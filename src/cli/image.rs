@@ -25,19 +25,19 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum What {
-    /// Make the agent image from Debian packages and put it on the engine; needs mmdebstrap
+    /// Build the agent image from Debian packages and load it into the engine; needs mmdebstrap
     Build(Build),
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Build {
-    /// The image's name on the engine; by default docker.image of the configuration
+    /// Name of the image on the engine [default: docker.image of the configuration]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Where Debian's packages come from; by default where this machine's apt has them from
+    /// Mirror for Debian's packages [default: the one that this machine's apt uses]
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
-    /// The same for security updates
+    /// Mirror for security updates
     #[arg(long, value_name = "URL")]
     pub security: Option<String>,
     /// Print JSON

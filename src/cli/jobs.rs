@@ -26,9 +26,9 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The jobs of this node, newest first
+    /// List this node's jobs, newest first
     List {
-        /// Only jobs without an answer yet
+        /// Only jobs that have no answer yet
         #[arg(long)]
         open: bool,
         #[arg(long, value_enum)]
@@ -40,7 +40,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// One job with its whole history
+    /// Show one job with its whole history
     Show {
         /// The request's id, or its first digits
         job: String,
@@ -48,9 +48,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// What the job's commands printed; of a running job, so far
+    /// Show the output of a job's commands; of a running job, the output so far
     Logs(Logs),
-    /// Stop a job of the running node; its customer gets an error that says so
+    /// Stop a job of the running node; its customer is sent an error with that reason
     Cancel {
         /// The request's id, or its first digits
         job: String,
@@ -64,7 +64,7 @@ pub enum Command {
 pub struct Logs {
     /// The request's id, or its first digits
     pub job: String,
-    /// The bytes as they were printed; without it control characters are escaped, in a pipe as well
+    /// Print the raw bytes; by default control characters are escaped, in a pipe as well
     #[arg(long, conflicts_with = "json")]
     pub raw: bool,
     /// Print JSON

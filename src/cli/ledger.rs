@@ -25,15 +25,15 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Every account with its balance
+    /// List every account with its balance
     Show {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check every entry: checksums, chain, rules of the books, signed heads
+    /// Check every entry: checksums, hash chain, ledger rules, signed heads
     Verify {
-        /// A head that you noted earlier must still be there: a file with what `ledger seal --json` printed, or ENTRY:HASH
+        /// Check that an earlier head is still in the log: a file with the output of `ledger seal --json`, or ENTRY:HASH
         #[arg(long, value_name = "FILE|ENTRY:HASH")]
         against: Option<String>,
         /// Print JSON
@@ -71,7 +71,7 @@ pub enum Command {
     Correct {
         /// Its id, from `credits history --json` or an export
         transfer: String,
-        /// Why, for the books
+        /// Reason, recorded in the ledger
         #[arg(long, default_value = "")]
         note: String,
     },
@@ -361,12 +361,12 @@ fn summary(told: &Value) -> Vec<String> {
     }
     if told["restored"] == true {
         lines.push(
-            "these books are a backup's: refunds wait until `coinop ledger reconcile --book` over all time has booked every payment that left the wallet"
+            "this ledger was restored from a backup: refunds wait until `coinop ledger reconcile --book` over all time has booked every payment that left the wallet"
                 .into(),
         );
     }
     if told["left_out"] != 0 {
-        lines.push(format!("{} more differences are not listed: narrow the span", count("left_out")));
+        lines.push(format!("{} more differences are not listed: narrow the period", count("left_out")));
     }
     lines
 }
@@ -383,7 +383,7 @@ fn restore(config: &Config, from: &std::path::Path, as_json: bool) -> Outcome {
         output::talk(&format!("Kept the old log in {}", aside.display()));
     }
     output::talk(
-        "refunds wait until `coinop ledger reconcile --book` has compared these books with the wallet",
+        "refunds wait until `coinop ledger reconcile --book` has compared the restored ledger with the wallet",
     );
     copied("restored", &head, as_json)
 }

@@ -57,29 +57,29 @@ pub enum Command {
     Request(Box<request::Args>),
     /// List the requests on relays, and which of them this node would take
     Scan(scan::Args),
-    /// What the running node is doing: its relays, its jobs
+    /// Show the state of the running node: its relays, its jobs
     Status(status::Args),
-    /// The jobs of this node
+    /// List, show and cancel the jobs of this node
     Jobs(jobs::Args),
-    /// What a job's commands printed: short for `jobs logs`
+    /// Show the output of a job's commands: short for `jobs logs`
     Logs(jobs::Logs),
-    /// Customer balances, grants, top-ups and refunds
+    /// Manage customer balances, grants, top-ups and refunds
     Credits(credits::Args),
     /// Show your balance with a provider
     Balance(balance::Args),
-    /// Revenue, costs and profit of a period
+    /// Report revenue, costs and profit of a period
     Earnings(earnings::Args),
-    /// The books: balances, check, export, backup
+    /// Work with the ledger: balances, check, export, backup
     Ledger(ledger::Args),
     /// Check a result event: signature, hashes, and that its patch applies
     Verify(verify::Args),
-    /// The node's key
+    /// Manage the node's key
     Keys(keys::Args),
     /// Check this machine, the configuration and the sandbox
     Doctor(doctor::Args),
     /// Run a whole job here: relay, repository, node and customer in one process
     Demo(demo::Args),
-    /// The image that jobs run in, on a Docker engine
+    /// Build the image that jobs run in, on a Docker engine
     Image(image::Args),
     /// Show and check the effective configuration
     Config(config::Args),

@@ -31,7 +31,7 @@ pub struct Args {
     /// Job type to order; sets the event kind
     #[arg(long, value_enum, default_value = "generic")]
     pub skill: Skill,
-    /// The request's kind, whatever the skill
+    /// Event kind of the request; overrides the one of the skill
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5000..=5999))]
     pub kind: Option<u16>,
     /// The git repository to work on
@@ -46,7 +46,7 @@ pub struct Args {
     /// Folder in the repository to run in
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// A variable for the commands; may be repeated
+    /// An environment variable for the commands; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
     /// A file to report with its hash; may be repeated
@@ -58,7 +58,7 @@ pub struct Args {
     /// Any further param; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub param: Vec<(String, String)>,
-    /// Let processes that a command leaves running go on under the next commands; else they end with it
+    /// Keep processes that a command leaves running; by default they are ended before the next command
     #[arg(long)]
     pub keep_background: bool,
     /// Time limit of the job: 90s, 15m, or a number of seconds
@@ -70,26 +70,26 @@ pub struct Args {
     /// Disk limit of the job: 2GiB, or a number of MiB
     #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     pub disk_mb: Option<u64>,
-    /// The form of the result, a MIME type
+    /// Requested MIME type of the result
     #[arg(long, value_name = "MIME")]
     pub output: Option<String>,
     /// Price limit sent to the provider: 5sat, or a number of millisatoshi
     #[arg(long, value_name = "AMOUNT", value_parser = units::msat)]
     pub bid: Option<u64>,
-    /// Pay what --provider asks, once and up to --max, from the wallet of the configuration ([payment]); what is not
-    /// used of it is the credit of --key there
+    /// Pay what --provider asks, once and up to --max, from the configured wallet ([payment]); any unused rest becomes
+    /// credit of --key there
     #[arg(long, requires_all = ["provider", "max", "key"])]
     pub pay: bool,
-    /// The most to pay: 5sat, or a number of millisatoshi
+    /// Maximum to pay: 5sat, or a number of millisatoshi
     #[arg(long, value_name = "AMOUNT", value_parser = units::msat)]
     pub max: Option<u64>,
-    /// The most that the wallet may add in fees
+    /// Maximum fee that the wallet may add
     #[arg(long, value_name = "AMOUNT", default_value = "10sat", value_parser = units::msat)]
     pub max_fee: u64,
     /// Only this provider: npub or hex
     #[arg(long, value_name = "NPUB", value_parser = provider)]
     pub provider: Option<PublicKey>,
-    /// Only the provider can read the request and only you the result; needs --provider
+    /// Encrypt: only the provider can read the request, and only you the result; needs --provider
     #[arg(
         long, value_enum, value_name = "SCHEME", num_args = 0..=1, require_equals = true,
         default_missing_value = "nip44", requires = "provider"

@@ -27,10 +27,10 @@ pub struct Args {
     /// Relay to read; may be repeated [default: `relays` of the configuration]
     #[arg(long, value_name = "URL")]
     pub relay: Vec<String>,
-    /// Judge as a node with only these job types
+    /// Evaluate as a node with only these job types
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skills: Vec<String>,
-    /// Look at these kinds [default: those of the job types]
+    /// Only these kinds [default: those of the job types]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5000..=5999))]
     pub kind: Vec<u16>,
     /// Go back this far: 90s, 15m, 1d, or a number of seconds
@@ -92,7 +92,7 @@ async fn look(args: Args, config: Config, key: NodeKey, rules: Rules) -> Outcome
     if !cut.is_empty() {
         let all = config.relays.len();
         output::talk(&format!(
-            "{} of {all} relays did not tell all they have: {}",
+            "{} of {all} relays did not return all their events: {}",
             cut.len(),
             cut.join(", ")
         ));

@@ -17,7 +17,7 @@ pub struct Span {
     /// End of the period, exclusive [default: none]
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
-    /// The last days, weeks or months, today with it: 7d, 4w, 3mo (this month and the two before)
+    /// The last days, weeks or months, including today: 7d, 4w, 3mo (this month and the two before)
     #[arg(long, value_name = "TIME", conflicts_with_all = ["from", "to"])]
     pub last: Option<String>,
     /// Time zone of the days and of times without an offset: Europe/Berlin, UTC, … [default: this machine's]

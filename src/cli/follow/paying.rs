@@ -113,7 +113,7 @@ impl Follow<'_> {
             }
         }
         if let Some(Paying { payable, .. }) = paying.take() {
-            self.say("the payment is still under way; ask your wallet what became of it");
+            self.say("the payment is still under way; check its outcome in your wallet");
             *paid = Some(Paid { payable, fee_msat: None });
         }
     }

@@ -127,7 +127,7 @@ async fn a_base_beyond_the_limits_comes_on_top_of_them() {
     assert_eq!(soon("the changes", sandbox.changes(1 << 20)).await.unwrap(), []);
     let (out, exit) = sh(&*sandbox, "i=0; while touch n$i 2>/dev/null; do i=$((i+1)); done; echo $i; rm n*; \
         dd if=/dev/zero of=z bs=1k count=700 2>/dev/null && echo fits; dd if=/dev/zero of=y bs=1k count=100 2>/dev/null || echo full").await;
-    assert_eq!((out.as_str(), exit), ("48\nfits\nfull\n", OK));
+    assert_eq!((out.as_str(), exit), ("44\nfits\nfull\n", OK));
     sandbox.destroy().await.unwrap();
 }
 

@@ -44,7 +44,7 @@ async fn the_inodes_are_shared_out_to_the_last() {
     let backend = backend(&host, &name("inodes"), IMAGE, 0).await.unwrap();
     let sandbox = sandbox_with(&backend, Policy { inodes: 20, ..policy() }, None).await;
     let (out, _) = sh(&*sandbox, "i=0; while touch n$i 2>/dev/null; do i=$((i+1)); done; echo $i").await;
-    assert_eq!(out, "15\n");
+    assert_eq!(out, "13\n");
     sandbox.destroy().await.unwrap();
 }
 

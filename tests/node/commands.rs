@@ -65,7 +65,9 @@ async fn a_job_that_a_limit_ended_brings_its_output_its_command_the_figure_and_t
             let runs = &report["command_results"];
             assert_eq!((&runs[0]["stdout"], &runs[0]["exit_code"]), (&"first\n".into(), &0.into()));
             assert!(runs[1]["stdout"].as_str().is_some_and(|out| out.starts_with("begun\n")), "{report}");
-            assert!(runs[1]["stderr"].as_str().is_some_and(|err| err.starts_with("aside\n")), "{report}");
+            // A flood of one stream may use the limit up before anybody reads the other.
+            let aside = runs[1]["stderr"].as_str().is_some_and(|err| err.starts_with("aside\n"));
+            assert!(aside || limit == "output_bytes", "{report}");
             assert!(report["exit_code"] != 0 && report["usage"]["peak_memory_bytes"].is_u64(), "{report}");
             for event in buyer.stored(request).await {
                 assert!(event.as_json().len() <= 48 * 1024, "a feedback takes no more");

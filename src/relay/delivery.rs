@@ -380,7 +380,8 @@ mod tests {
         assert!(all.next(now, false).is_some());
         let later = now + Duration::from_secs(20);
         assert!(all.tick(later, 1, 1.0).is_empty());
-        assert!(all.next(later + Duration::from_secs(1), false).is_some());
+        assert!(all.next(later + Duration::from_secs(19), false).is_none());
+        assert!(all.next(later + Duration::from_secs(20), false).is_some());
         all.disconnected("gone");
         assert!(all.next(later, false).is_some());
         assert!(all.next(later, false).is_none(), "once");
